@@ -1,0 +1,43 @@
+# Everything a person needs is three words: make demo, make test, make install.
+PYTHON ?= python3
+# The pinned torch is the CPU build wherever such a wheel is at hand. Elsewhere, name what you want, for example
+#   make install TORCH="torch==2.13.0 --index-url <PyTorch's index for your CUDA or for the CPU>"
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test test-all check format clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Gatewright needs Python 3.11 or later; found " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")'
+	@echo "[1/3] virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "[2/3] $(TORCH)"
+	@$(BIN)/python -m pip install --disable-pip-version-check $(TORCH)
+	@echo "[3/3] gatewright with everything its tests and recipes use"
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[train,dev]'
+	@touch $@
+
+demo: install
+	@$(BIN)/gatewright train digits --output runs/demo
+
+test: install
+	@$(BIN)/python -m pytest
+
+test-all: install
+	@$(BIN)/python -m pytest
+
+check: install
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/test_imports.py
+
+format: install
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

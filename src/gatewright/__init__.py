@@ -1,0 +1,31 @@
+"""Put a mixture of experts into any PyTorch model, train it, and see what the experts do.
+
+The core, importable with torch alone: four nouns (`Router`, `Dispatcher`, `Experts`, `MoE`) and one record between them
+(`Routing`). Start with `gatewright.reference`, which says in plain loops what all of it computes.
+"""
+
+from gatewright.dispatch import Capacity, Dispatcher, Dropless, ExpertBatch
+from gatewright.experts import Experts, GroupedFeedForward, ModuleExperts
+from gatewright.layer import MoE, aux_loss, moe_layers
+from gatewright.routers import NoisyTopK, Router, TopK
+from gatewright.routing import Routing, RoutingSums
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Capacity",
+    "Dispatcher",
+    "Dropless",
+    "ExpertBatch",
+    "Experts",
+    "GroupedFeedForward",
+    "MoE",
+    "ModuleExperts",
+    "NoisyTopK",
+    "Router",
+    "Routing",
+    "RoutingSums",
+    "TopK",
+    "aux_loss",
+    "moe_layers",
+]

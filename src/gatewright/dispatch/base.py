@@ -1,0 +1,60 @@
+"""The trip to the experts and back: rows grouped by expert, then a weighted sum per token."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gatewright.routing import Routing
+
+
+@dataclass(frozen=True)
+class ExpertBatch:
+    """Rows grouped by expert, in the order of `tokens_per_expert`; rows of dropped assignments stand last.
+
+    It carries all that `combine` needs, so a dispatcher keeps no state and can be used again in between.
+
+    Args:
+        rows: One row per assignment.
+        tokens_per_expert: How many rows each expert has; their sum is less than the rows where some were dropped.
+        routing: The assignments, in the same order as the rows.
+    """
+
+    rows: Float[Tensor, "assignments *item"]
+    tokens_per_expert: Int[Tensor, " experts"]
+    routing: Routing
+
+
+class Dispatcher(ABC):
+    """Brings tokens to experts and their outputs back. Not a module: it has no parameters and keeps no state."""
+
+    @abstractmethod
+    def dispatch(self, x: Float[Tensor, "tokens *item"], routing: Routing, *, training: bool) -> ExpertBatch:
+        """Gather one row per assignment, grouped by expert.
+
+        With `training` false nothing may be dropped: a prediction never depends on what else is in the batch.
+        """
+
+    def combine(
+        self, rows: Float[Tensor, "assignments *out"], batch: ExpertBatch, num_tokens: int
+    ) -> Float[Tensor, "num_tokens *out"]:
+        """Add up each token's rows, times their weights, in at least float32."""
+        weight = batch.routing.weight.reshape(-1, *[1] * (rows.dim() - 1))
+        weighted = rows * weight
+        total = weighted.new_zeros(num_tokens, *rows.shape[1:])
+        return total.index_add(0, batch.routing.token_index, weighted).to(rows.dtype)
+
+
+def group_by_expert(x: Float[Tensor, "tokens *item"], routing: Routing) -> ExpertBatch:
+    """Gather one row per assignment; experts in order, arrivals in order within each, dropped assignments last."""
+    order = routing.expert_index.argsort(stable=True)
+    grouped = Routing(routing.token_index[order], routing.expert_index[order], routing.weight[order], routing.sums)
+    return ExpertBatch(x.index_select(0, grouped.token_index), count(grouped), grouped)
+
+
+def count(routing: Routing) -> Int[Tensor, " experts"]:
+    """Count the assignments of each expert that were not dropped."""
+    counts = routing.expert_index.new_zeros(routing.num_experts + 1)
+    return counts.index_add(0, routing.expert_index, torch.ones_like(routing.expert_index))[:-1]

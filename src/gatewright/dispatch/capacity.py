@@ -1,0 +1,86 @@
+"""Dispatch with a capacity: in training each expert takes a bounded number of rows, and the rest are dropped."""
+
+import math
+import warnings
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from gatewright.dispatch.base import Dispatcher, ExpertBatch, group_by_expert
+from gatewright.routing import Routing
+
+
+class Capacity(Dispatcher):
+    """Give every expert ``max(min_capacity, ceil(assignments / num_experts * capacity_factor))`` rows in training.
+
+    Capacity as in https://arxiv.org/abs/2101.03961 eq. 3. What is dropped is counted in the routing's sums. Evaluation
+    drops nothing.
+
+    Args:
+        capacity_factor: Room over the even share; 1.0 to 1.25 is usual.
+        min_capacity: Least rows per expert, whatever the factor says.
+        priority: Who is served first where room is short: ``"arrival"`` is batch order, all first choices before all
+            second ones (GShard's order); ``"weight"`` is the largest weight first
+            (https://arxiv.org/abs/2106.05974 section 4.1).
+
+    Raises:
+        ValueError: If the factor is not positive, min_capacity is below 1 or priority is unknown.
+    """
+
+    def __init__(
+        self,
+        capacity_factor: float = 1.25,
+        min_capacity: int = 4,
+        priority: Literal["arrival", "weight"] = "arrival",
+    ) -> None:
+        if not capacity_factor > 0 or min_capacity < 1:
+            raise ValueError(
+                f"capacity_factor is above 0 and min_capacity at least 1; got {capacity_factor} and {min_capacity}. "
+                "For no limit at all use Dropless()."
+            )
+        if priority not in ("arrival", "weight"):
+            raise ValueError(f"priority is 'arrival' or 'weight'; got {priority!r}.")
+        self.capacity_factor, self.min_capacity, self.priority = capacity_factor, min_capacity, priority
+        self._warned = False
+
+    def capacity(self, num_assignments: int, num_experts: int) -> int:
+        """Return how many rows each expert takes."""
+        return max(self.min_capacity, math.ceil(num_assignments / num_experts * self.capacity_factor))
+
+    def dispatch(self, x: Float[Tensor, "tokens *item"], routing: Routing, *, training: bool) -> ExpertBatch:
+        """Drop what exceeds the capacity, in training only, and group the rest by expert."""
+        if training:
+            capacity = self.capacity(len(routing.weight), routing.num_experts)
+            self._warn_of_one_row(capacity, len(routing.weight), routing.num_experts)
+            routing = routing.drop(self._over(routing, capacity))
+        return group_by_expert(x, routing)
+
+    def _over(self, routing: Routing, capacity: int) -> Bool[Tensor, " assignments"]:
+        """Mark every assignment that finds its expert full."""
+        served = torch.arange(len(routing.weight), device=routing.weight.device)
+        if self.priority == "weight":
+            served = routing.weight.argsort(descending=True, stable=True)
+        order = served[routing.expert_index[served].argsort(stable=True)]
+        expert = routing.expert_index[order]
+        place = torch.arange(len(order), device=order.device) - torch.searchsorted(expert, expert)
+        return torch.zeros_like(expert, dtype=torch.bool).index_put(
+            (order,), (place >= capacity) & (expert < routing.num_experts)
+        )
+
+    def _warn_of_one_row(self, capacity: int, num_assignments: int, num_experts: int) -> None:
+        if capacity > 1 or num_experts == 1 or num_assignments < 2 or self._warned:
+            return
+        self._warned = True
+        factor = math.ceil(20 * num_experts / num_assignments) / 10
+        warnings.warn(
+            f"A capacity of 1 row per expert ({num_assignments} assignments over {num_experts} experts, "
+            f"capacity_factor {self.capacity_factor}) drops most of the batch. Set capacity_factor={factor} for 2 rows "
+            "or more, a larger min_capacity or batch, or use Dropless().",
+            stacklevel=4,
+        )
+
+    def __repr__(self) -> str:
+        """Show the settings when a layer is printed."""
+        return f"Capacity({self.capacity_factor}, min_capacity={self.min_capacity}, priority={self.priority!r})"

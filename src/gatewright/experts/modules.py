@@ -1,0 +1,142 @@
+"""Any `nn.Module` as an expert: equal or different ones, on items of any shape."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gatewright.experts.base import Experts, Shape
+
+_RESUME = "_gatewright_resume_batch_statistics"
+
+
+class ModuleExperts(Experts):
+    """Experts that are modules of your own.
+
+    A BatchNorm inside an expert sees that expert's real rows and nothing else. Where that is a single value per channel
+    (one row, no spatial extent), of which there is no variance, it uses its running statistics for that call.
+
+    Args:
+        experts: A factory, called once per expert so that each has its own initialisation, or the modules themselves,
+            which may differ in everything but the shapes they take and return.
+        num_experts: How many to make; with modules, leave it out.
+
+    Raises:
+        ValueError: If there is no expert, the factory returns the same module twice, or num_experts is missing or
+            disagrees with the modules given.
+    """
+
+    def __init__(self, experts: Callable[[], nn.Module] | Iterable[nn.Module], num_experts: int | None = None) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(_make(experts, num_experts))
+        self.num_experts = len(self.experts)
+        for module in self.experts.modules():
+            if isinstance(module, _BatchNorm):
+                module.register_forward_pre_hook(_use_running_statistics_for_one_value)
+                module.register_forward_hook(_resume_batch_statistics, always_call=True)
+
+    def output_shape(self, item_shape: Shape) -> Shape:
+        """Run every expert's copy on the meta device with two items, and compare what comes out."""
+        shapes = [_output_shape(index, expert, item_shape) for index, expert in enumerate(self.experts)]
+        for index, shape in enumerate(shapes):
+            if shape != shapes[0]:
+                raise ValueError(
+                    f"Experts of one layer return one shape, because their outputs are added; for items of shape "
+                    f"{item_shape} expert 0 returns {shapes[0]} and expert {index} returns {shape}. Make them agree."
+                )
+        return shapes[0]
+
+    def forward(
+        self, rows: Float[Tensor, "assignments *item"], tokens_per_expert: Int[Tensor, " experts"]
+    ) -> Float[Tensor, "assignments *out"]:
+        """Call each expert that has rows once, on its rows."""
+        counts = tokens_per_expert.tolist()
+        groups = rows.split([*counts, len(rows) - sum(counts)])
+        outputs = [expert(group) for expert, group in zip(self.experts, groups, strict=False) if len(group)]
+        idle = [p for expert, n in zip(self.experts, counts, strict=True) if n == 0 for p in expert.parameters()]
+        return _with_zero_gradient(self._join(outputs, groups[-1]), idle)
+
+    def _join(self, outputs: list[Tensor], dropped: Tensor) -> Tensor:
+        """Concatenate the outputs, with zeros for rows that no expert saw."""
+        if not outputs:
+            return dropped.new_zeros(len(dropped), *self.output_shape(tuple(dropped.shape[1:])))
+        if len(dropped) == 0:
+            return torch.cat(outputs)
+        return torch.cat([*outputs, outputs[0].new_zeros(len(dropped), *outputs[0].shape[1:])])
+
+
+def _make(experts: Callable[[], nn.Module] | Iterable[nn.Module], num_experts: int | None) -> Iterator[nn.Module]:
+    if isinstance(experts, Iterable):
+        modules = list(experts)
+        if num_experts not in (None, len(modules)):
+            raise ValueError(f"num_experts ({num_experts}) is not the number of modules given ({len(modules)}).")
+    elif num_experts is None:
+        raise ValueError("A factory of experts needs num_experts: ModuleExperts(factory, num_experts=8).")
+    else:
+        modules = [experts() for _ in range(num_experts)]
+    if not modules:
+        raise ValueError("A layer needs at least one expert; got none.")
+    if len({id(module) for module in modules}) < len(modules):
+        raise ValueError(
+            "Each expert is a module of its own; the same one was given twice. Pass a factory that makes a new module "
+            "on each call, such as lambda: nn.Linear(84, 84)."
+        )
+    return iter(modules)
+
+
+def _output_shape(index: int, expert: nn.Module, item_shape: Shape) -> Shape:
+    """Shape of one output row, found on the meta device, in evaluation mode so that no buffer changes."""
+    meta = copy.deepcopy(expert).to("meta").eval()
+    dtype = next((p.dtype for p in meta.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    try:
+        with torch.no_grad():
+            output = meta(torch.empty(2, *item_shape, device="meta", dtype=dtype))
+    except Exception as error:
+        raise ValueError(
+            f"Expert {index} ({type(expert).__name__}) does not take items of shape {item_shape}: {error}"
+        ) from error
+    if not isinstance(output, Tensor) or output.dim() < 1 or output.shape[0] != 2:
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(
+            f"An expert returns one tensor with one row per row it gets; for 2 rows of shape {item_shape}, expert "
+            f"{index} ({type(expert).__name__}) returns {found}. Wrap it in a module that does."
+        )
+    return tuple(output.shape[1:])
+
+
+def _use_running_statistics_for_one_value(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+    if norm.training and args[0].numel() == args[0].shape[1]:
+        norm.training = False
+        norm.__dict__[_RESUME] = True
+
+
+def _resume_batch_statistics(norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    if norm.__dict__.pop(_RESUME, False):
+        norm.training = True
+
+
+def _with_zero_gradient(rows: Tensor, idle: list[nn.Parameter]) -> Tensor:
+    trained = [parameter for parameter in idle if parameter.requires_grad]
+    if not trained or not torch.is_grad_enabled():
+        return rows
+    passed: Tensor = _ZeroGradient.apply(rows, *trained)  # type: ignore[no-untyped-call]
+    return passed
+
+
+class _ZeroGradient(torch.autograd.Function):
+    """Pass rows through, and give the parameters a gradient of zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.parameters = parameters
+        return rows.view_as(rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return gradient, *(torch.zeros_like(parameter) for parameter in ctx.parameters)

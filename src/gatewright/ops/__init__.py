@@ -1,0 +1,5 @@
+"""Operations with several back-ends; the choice is made here, in one place."""
+
+from gatewright.ops.grouped_mm import grouped_mm
+
+__all__ = ["grouped_mm"]

@@ -1,0 +1,80 @@
+"""Noisy top-k gating, exactly as Shazeer et al. 2017 define it: https://arxiv.org/abs/1701.06538."""
+
+import warnings
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from gatewright.routers.base import TASK_GRADIENT_HINT, Router, gate_logits
+from gatewright.routing import Routing, top_k_routing
+
+MIN_NOISE_STD = 1e-6
+"""Floor under the noise's standard deviation. The paper has none; below it the gradient of the load would be NaN."""
+
+
+class NoisyTopK(Router):
+    """Keep the top k of logits with learned noise, and weigh them by a softmax over the k kept.
+
+    In training, eqs. 3 to 5 of https://arxiv.org/abs/1701.06538::
+
+        H(x)_i = (x W_gate)_i + N(0, 1) * softplus((x W_noise)_i)
+        G(x)   = softmax(keep_top_k(H(x), k))
+
+    In evaluation there is no noise. Both matrices start at zero, as in the paper's appendix A: the first batches are
+    routed by noise alone, of standard deviation ``softplus(0) = 0.69``, and so evenly.
+
+    Args:
+        dim: Size of the features a token is routed by.
+        num_experts: How many experts there are.
+        top_k: Experts per token, any from 1 to num_experts. With 1 the weight is always 1 and the task does not teach
+            the gate; a warning says so.
+
+    Raises:
+        ValueError: If top_k is above num_experts or a size is below 1.
+    """
+
+    default_losses = MappingProxyType({"importance": 0.1, "load": 0.1})
+
+    def __init__(self, dim: int, num_experts: int, top_k: int = 2) -> None:
+        super().__init__(dim, num_experts, top_k)
+        if top_k == 1 < num_experts:
+            warnings.warn(TASK_GRADIENT_HINT.format(router="NoisyTopK"), stacklevel=2)
+        self.gate = nn.Linear(dim, num_experts, bias=False)
+        self.noise = nn.Linear(dim, num_experts, bias=False)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.noise.weight)
+
+    def forward(self, features: Float[Tensor, "tokens dim"]) -> Routing:
+        """Route every token, with noise in training only."""
+        logits = gate_logits(features, self.gate)
+        noisy_logits, load = logits, None
+        if self.training:
+            noise_std = F.softplus(gate_logits(features, self.noise)).clamp(min=MIN_NOISE_STD)
+            noisy_logits = logits + noise_std * torch.randn_like(logits)
+            load = load_probability(logits, noisy_logits, noise_std, self.top_k)
+        top = noisy_logits.topk(self.top_k)
+        return top_k_routing(top.indices, top.values.softmax(-1), logits, logits.softmax(-1), load)
+
+
+def load_probability(
+    logits: Float[Tensor, "tokens experts"],
+    noisy_logits: Float[Tensor, "tokens experts"],
+    noise_std: Float[Tensor, "tokens experts"],
+    top_k: int,
+) -> Float[Tensor, "tokens experts"]:
+    """Probability that each expert stays among the top k when its own noise is drawn again.
+
+    Eqs. 8 and 9 of https://arxiv.org/abs/1701.06538: ``P(x, i) = Phi((logit_i - kth_excluding(H, k, i)) / std_i)``.
+    The k-th largest noisy logit of the others is the (k+1)-th of all where i is among the top k, and the k-th
+    otherwise. With top_k = experts every probability is 1.
+    """
+    if top_k == logits.shape[-1]:
+        return torch.ones_like(logits)
+    top = noisy_logits.topk(top_k + 1).values
+    kth, next_after = top[:, top_k - 1 : top_k], top[:, top_k : top_k + 1]
+    threshold = torch.where(noisy_logits > next_after, next_after, kth)
+    probability: Tensor = torch.special.ndtr((logits - threshold) / noise_std)
+    return probability

@@ -1,0 +1,79 @@
+"""Top-k routing by softmax or sigmoid scores: Switch, GShard, Mixtral and their kin."""
+
+import warnings
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from gatewright.routers.base import TASK_GRADIENT_HINT, Router, gate_logits
+from gatewright.routing import Routing, top_k_routing
+
+
+class TopK(Router):
+    """Send each token to the k experts of the largest logits.
+
+    Switch (https://arxiv.org/abs/2101.03961 eqs. 1 and 2) is ``top_k=1``; Mixtral is ``top_k=2,
+    score_after_top_k=True``; DeepSeek-V3's scores (https://arxiv.org/abs/2412.19437 eqs. 13 to 15) are
+    ``score="sigmoid", normalize=True``.
+
+    Args:
+        dim: Size of the features a token is routed by.
+        num_experts: How many experts there are.
+        top_k: Experts per token.
+        score: What turns logits into weights.
+        score_after_top_k: Whether the score is taken over the chosen logits alone, instead of over all experts first.
+            For sigmoid, which looks at one logit at a time, it makes no difference.
+        normalize: Whether the k chosen weights are divided by their sum.
+        jitter: In training, features are multiplied by uniform noise in ``[1 - jitter, 1 + jitter]``, as in Switch's
+            code; 1e-2 there.
+
+    Raises:
+        ValueError: If top_k is above num_experts, a size is below 1, jitter is outside ``[0, 1)`` or score is unknown.
+    """
+
+    default_losses = MappingProxyType({"load_balance": 0.01})
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        top_k: int = 1,
+        *,
+        score: Literal["softmax", "sigmoid"] = "softmax",
+        score_after_top_k: bool = False,
+        normalize: bool = False,
+        jitter: float = 0.0,
+    ) -> None:
+        super().__init__(dim, num_experts, top_k)
+        if score not in ("softmax", "sigmoid"):
+            raise ValueError(f"score is 'softmax' or 'sigmoid'; got {score!r}.")
+        if not 0 <= jitter < 1:
+            raise ValueError(f"jitter is at least 0 and below 1; got {jitter}. Switch uses 0.01.")
+        if top_k == 1 < num_experts and (normalize or (score == "softmax" and score_after_top_k)):
+            warnings.warn(TASK_GRADIENT_HINT.format(router="TopK"), stacklevel=2)
+        self.score, self.score_after_top_k, self.normalize, self.jitter = score, score_after_top_k, normalize, jitter
+        self.gate = nn.Linear(dim, num_experts, bias=False)
+        # Switch's initialisation scaled by 0.1: small logits, so that no expert is favoured from the start.
+        nn.init.trunc_normal_(self.gate.weight, std=(0.1 / dim) ** 0.5)
+
+    def forward(self, features: Float[Tensor, "tokens dim"]) -> Routing:
+        """Route every token; jitter in training only."""
+        if self.training and self.jitter:
+            features = features * torch.empty_like(features).uniform_(1 - self.jitter, 1 + self.jitter)
+        logits = gate_logits(features, self.gate)
+        scores = self._score(logits)
+        top = logits.topk(self.top_k)
+        weight = self._score(top.values) if self.score_after_top_k else scores.gather(-1, top.indices)
+        if self.normalize:
+            weight = _normalized(weight)
+        return top_k_routing(top.indices, weight, logits, _normalized(scores))
+
+    def _score(self, logits: Float[Tensor, "tokens choices"]) -> Float[Tensor, "tokens choices"]:
+        return logits.softmax(-1) if self.score == "softmax" else logits.sigmoid()
+
+
+def _normalized(scores: Float[Tensor, "tokens choices"]) -> Float[Tensor, "tokens choices"]:
+    return scores / scores.sum(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
