@@ -1,0 +1,29 @@
+"""Ready-made models, each with its dense twin: the same network with one expert and no router."""
+
+from gatewright.models.classifier import ImageClassifier
+from gatewright.models.cnn import Cnn, CnnConfig
+from gatewright.models.digits import DigitsCnn, DigitsConfig
+from gatewright.models.mixture import MixtureConfig, RouterOption
+from gatewright.models.resnet import RESNETS, ResNetShape
+from gatewright.models.resnets import MixtureOfResNets, ResNetsConfig
+from gatewright.models.together import StartTogether, begin_epoch
+
+ModelConfig = CnnConfig | DigitsConfig | ResNetsConfig
+"""The settings of any ready-made model."""
+
+__all__ = [
+    "RESNETS",
+    "Cnn",
+    "CnnConfig",
+    "DigitsCnn",
+    "DigitsConfig",
+    "ImageClassifier",
+    "MixtureConfig",
+    "MixtureOfResNets",
+    "ModelConfig",
+    "ResNetShape",
+    "ResNetsConfig",
+    "RouterOption",
+    "StartTogether",
+    "begin_epoch",
+]

@@ -1,0 +1,83 @@
+"""What every ready-made model says of its mixture, and the mixture it makes of it."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+from torch import nn
+
+from gatewright.dispatch import Capacity, Dispatcher, Dropless
+from gatewright.experts import ModuleExperts
+from gatewright.layer import MoE
+from gatewright.routers import ROUTERS, Router
+
+RouterOption = bool | int | float | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureConfig:
+    """The settings of a mixture of experts inside a model.
+
+    Args:
+        num_experts: How many experts; 1 makes the dense twin: the expert alone, without a router.
+        top_k: Experts per item.
+        router: A name in `gatewright.routers.ROUTERS`.
+        router_options: The router's further keyword arguments, such as ``{"jitter": 0.01}``.
+        losses: Coefficient per auxiliary loss; None takes the router's own.
+        dispatch: ``"dropless"``, or ``"capacity"`` with the three settings that follow.
+        capacity_factor: Room per expert over the even share, in training.
+        min_capacity: Least rows per expert, in training.
+        priority: Who is served first where room is short.
+    """
+
+    num_experts: int = 8
+    top_k: int = 2
+    router: str = "noisy-top-k"
+    router_options: dict[str, RouterOption] = field(default_factory=dict)
+    losses: dict[str, float] | None = None
+    dispatch: Literal["dropless", "capacity"] = "dropless"
+    capacity_factor: float = 1.25
+    min_capacity: int = 4
+    priority: Literal["arrival", "weight"] = "arrival"
+
+    def build_router(self, dim: int) -> Router:
+        """Make the router for features of a size.
+
+        Raises:
+            ValueError: If the router or one of its options is unknown, or a value does not fit.
+        """
+        make = ROUTERS[_known(self.router, ROUTERS, "router")]
+        accepted = list(inspect.signature(make).parameters)[3:]
+        for option in self.router_options:
+            _known(option, dict.fromkeys(accepted), f"option of the router {self.router}")
+        return make(dim, self.num_experts, self.top_k, **cast(dict[str, Any], self.router_options))
+
+    def build_dispatcher(self) -> Dispatcher:
+        """Make the dispatcher."""
+        if self.dispatch == "dropless":
+            return Dropless()
+        return Capacity(self.capacity_factor, self.min_capacity, self.priority)
+
+    def build_mixture(
+        self, make_expert: Callable[[], nn.Module], *, router_dim: int, item_shape: tuple[int, ...]
+    ) -> nn.Module:
+        """Make the mixture, or with one expert that expert itself."""
+        if self.num_experts == 1:
+            return make_expert()
+        return MoE(
+            self.build_router(router_dim),
+            ModuleExperts(make_expert, self.num_experts),
+            item_shape=item_shape,
+            dispatcher=self.build_dispatcher(),
+            losses=self.losses,
+        )
+
+
+def _known(name: str, names: Mapping[str, object], what: str) -> str:
+    if name not in names:
+        nearest = difflib.get_close_matches(name, names, 1, 0.0)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(f"No {what} is called {name!r}{hint} Known: {', '.join(names) or 'none'}.")
+    return name

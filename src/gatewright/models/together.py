@@ -1,0 +1,68 @@
+"""Start equal, split later: one expert learns from every item first, and is then copied into all of them."""
+
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from gatewright.experts import ModuleExperts
+from gatewright.layer import MoE
+
+
+class StartTogether(nn.Module):
+    """A mixture whose first expert serves every item until an epoch, and whose experts then all start as its copies.
+
+    Experts trained from scratch see ``top_k / num_experts`` of the items each, too few where an expert is a whole
+    network. This is sparse upcycling (https://arxiv.org/abs/2212.05055) in the middle of a run.
+
+    Args:
+        mixture: A mixture of modules of one architecture.
+        split_epoch: The epoch, counted from 0, that begins with separate experts.
+
+    Raises:
+        TypeError: If the experts are not modules.
+    """
+
+    def __init__(self, mixture: MoE, split_epoch: int) -> None:
+        super().__init__()
+        if not isinstance(mixture.experts, ModuleExperts):
+            raise TypeError(f"StartTogether copies modules; got {type(mixture.experts).__name__}.")
+        self.mixture, self.split_epoch, self.together = mixture, split_epoch, True
+
+    def forward(self, x: Float[Tensor, "*shape"], features: Float[Tensor, "*features"] | None = None) -> Tensor:
+        """Ask the first expert, or after the split the mixture."""
+        if self.together:
+            first: Tensor = self._experts[0](x)
+            return first
+        mixed: Tensor = self.mixture(x, features)
+        return mixed
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Split once the epoch has come."""
+        if not self.together or epoch < self.split_epoch:
+            return
+        first, *others = self._experts
+        for expert in others:
+            expert.load_state_dict(first.state_dict())
+        self.together = False
+
+    @property
+    def _experts(self) -> nn.ModuleList:
+        experts = self.mixture.experts
+        assert isinstance(experts, ModuleExperts)
+        return experts.experts
+
+    def get_extra_state(self) -> Any:
+        """Keep in the state dict whether the experts are still one."""
+        return self.together
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take up where the state dict was saved."""
+        self.together = bool(state)
+
+
+def begin_epoch(model: nn.Module, epoch: int) -> None:
+    """Tell every part of a model that changes with the epoch which one begins."""
+    for module in model.modules():
+        if isinstance(module, StartTogether):
+            module.begin_epoch(epoch)

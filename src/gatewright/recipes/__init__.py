@@ -1,0 +1,46 @@
+"""Recipes: functions that return the config of a whole run. A variant is `dataclasses.replace`."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from gatewright.recipes.cifar10_cnn import cifar10_cnn, cifar10_cnn_dense
+from gatewright.recipes.cifar10_resnets import (
+    cifar10_resnet18s,
+    cifar10_resnet34s,
+    cifar10_resnets,
+    cifar10_resnets_article,
+    cifar10_resnets_dense,
+    cifar10_resnets_stem,
+)
+from gatewright.recipes.digits import digits, digits_dense
+from gatewright.train import RunConfig
+
+RECIPES: Mapping[str, Callable[[], RunConfig]] = MappingProxyType(
+    {
+        "cifar10-cnn": cifar10_cnn,
+        "cifar10-cnn-dense": cifar10_cnn_dense,
+        "cifar10-resnet18s": cifar10_resnet18s,
+        "cifar10-resnet34s": cifar10_resnet34s,
+        "cifar10-resnets": cifar10_resnets,
+        "cifar10-resnets-article": cifar10_resnets_article,
+        "cifar10-resnets-dense": cifar10_resnets_dense,
+        "cifar10-resnets-stem": cifar10_resnets_stem,
+        "digits": digits,
+        "digits-dense": digits_dense,
+    }
+)
+"""Every recipe by name. The contract suite runs over all of them."""
+
+__all__ = [
+    "RECIPES",
+    "cifar10_cnn",
+    "cifar10_cnn_dense",
+    "cifar10_resnet18s",
+    "cifar10_resnet34s",
+    "cifar10_resnets",
+    "cifar10_resnets_article",
+    "cifar10_resnets_dense",
+    "cifar10_resnets_stem",
+    "digits",
+    "digits_dense",
+]

@@ -1,0 +1,23 @@
+"""CIFAR-10 with the article's first network: its CNN, with 8 experts in place of fc3, and its dense twin."""
+
+from dataclasses import replace
+
+from gatewright.data import AugmentConfig, DataConfig
+from gatewright.models import CnnConfig
+from gatewright.train import OptimConfig, RunConfig
+
+
+def cifar10_cnn() -> RunConfig:
+    """Eight linear experts, Shazeer's noisy top-2 gate."""
+    return RunConfig(
+        recipe="cifar10-cnn",
+        model=CnnConfig(num_experts=8, top_k=2),
+        data=DataConfig(name="cifar10", holdout=0.05, batch_size=128, augment=AugmentConfig(flip=True, translate=2)),
+        optim=OptimConfig(lr=3e-3, weight_decay=0.01, warmup_epochs=1),
+        epochs=24,
+    )
+
+
+def cifar10_cnn_dense() -> RunConfig:
+    """The dense twin: one linear layer in place of the mixture."""
+    return replace(cifar10_cnn(), recipe="cifar10-cnn-dense", model=CnnConfig(num_experts=1))

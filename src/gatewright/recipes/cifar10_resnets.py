@@ -1,0 +1,59 @@
+"""CIFAR-10 with the article's second network: a gate over whole residual networks, routed per image."""
+
+from dataclasses import replace
+
+from gatewright.data import AugmentConfig, DataConfig
+from gatewright.models import ResNetsConfig
+from gatewright.train import OptimConfig, RunConfig
+
+_MODEL = ResNetsConfig(
+    num_experts=4,
+    top_k=2,
+    router="top-k",
+    router_options={"score_after_top_k": True},
+    losses={"load_balance": 0.02},
+    split_epoch=3,
+)
+
+
+def cifar10_resnets() -> RunConfig:
+    """Four small residual networks without a shared stem; two of them see each image."""
+    return RunConfig(
+        recipe="cifar10-resnets",
+        model=_MODEL,
+        data=DataConfig(name="cifar10", holdout=0.05, batch_size=256, augment=AugmentConfig(flip=True, translate=3)),
+        optim=OptimConfig(
+            name="sgd", lr=0.2, weight_decay=5e-4, warmup_epochs=1, schedule="linear", label_smoothing=0.1
+        ),
+        epochs=5,
+        precision="bfloat16",
+    )
+
+
+def cifar10_resnets_dense() -> RunConfig:
+    """The dense twin: one residual network for all images."""
+    return _variant("cifar10-resnets-dense", replace(_MODEL, num_experts=1))
+
+
+def cifar10_resnets_stem() -> RunConfig:
+    """The experts share their first convolution and block; the router looks at what these see."""
+    return _variant("cifar10-resnets-stem", replace(_MODEL, stem_depth=2))
+
+
+def cifar10_resnets_article() -> RunConfig:
+    """The article's own residual network as experts, each emitting 3,072 numbers."""
+    return _variant("cifar10-resnets-article", replace(_MODEL, resnet="article", feature_size=3072))
+
+
+def cifar10_resnet18s() -> RunConfig:
+    """ResNet-18 as experts: for a GPU."""
+    return replace(_variant("cifar10-resnet18s", replace(_MODEL, resnet="resnet18")), epochs=30)
+
+
+def cifar10_resnet34s() -> RunConfig:
+    """ResNet-34 as experts: for a GPU."""
+    return replace(_variant("cifar10-resnet34s", replace(_MODEL, resnet="resnet34")), epochs=30)
+
+
+def _variant(recipe: str, model: ResNetsConfig) -> RunConfig:
+    return replace(cifar10_resnets(), recipe=recipe, model=model)

@@ -1,0 +1,30 @@
+"""Handwritten digits: a small CNN whose head is a mixture of experts, and its dense twin.
+
+The data are embedded (scikit-learn's 1,797 digits of 8 x 8 pixels), so this runs anywhere in seconds.
+"""
+
+from gatewright.data import AugmentConfig, DataConfig
+from gatewright.models import DigitsConfig
+from gatewright.train import OptimConfig, RunConfig
+
+
+def digits() -> RunConfig:
+    """Four experts, Shazeer's noisy top-2 gate."""
+    return RunConfig(
+        recipe="digits",
+        model=DigitsConfig(num_experts=4, top_k=2),
+        data=DataConfig(name="digits", batch_size=64, augment=AugmentConfig(translate=1)),
+        optim=OptimConfig(lr=3e-3, warmup_epochs=1, label_smoothing=0.05),
+        epochs=30,
+    )
+
+
+def digits_dense() -> RunConfig:
+    """The dense twin: one expert, no router."""
+    return RunConfig(
+        recipe="digits-dense",
+        model=DigitsConfig(num_experts=1),
+        data=digits().data,
+        optim=digits().optim,
+        epochs=digits().epochs,
+    )

@@ -1,0 +1,25 @@
+"""Training, evaluation and what is kept of them. Needs ``pip install 'gatewright[train]'``."""
+
+from gatewright.train.config import OptimConfig, RunConfig, load_config, save_config
+from gatewright.train.engine import TrainingDiverged
+from gatewright.train.evaluate import Evaluation, LayerUse, evaluate
+from gatewright.train.loop import train
+from gatewright.train.restore import Trained, load_run
+from gatewright.train.signals import Interrupted
+from gatewright.train.tracking import TrackingConfig
+
+__all__ = [
+    "Evaluation",
+    "Interrupted",
+    "LayerUse",
+    "OptimConfig",
+    "RunConfig",
+    "TrackingConfig",
+    "Trained",
+    "TrainingDiverged",
+    "evaluate",
+    "load_config",
+    "load_run",
+    "save_config",
+    "train",
+]

@@ -1,0 +1,120 @@
+"""Checkpoints: one safetensors file per step, written atomically, loaded without executing code.
+
+Tensors are stored under their path in the state; everything else is JSON in the file's header. Safetensors is chosen
+because no other common format holds tensors and cannot hold code.
+"""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gatewright.extras import require
+
+FORMAT = "gatewright-checkpoint-1"
+
+
+def save_checkpoint(state: dict[str, Any], folder: Path, step: int, *, keep: int = 2) -> Path:
+    """Write a state of nested dicts, lists, numbers, strings and tensors, and delete all but the newest few.
+
+    The file appears under its name only when it is complete; a failure leaves the older checkpoints as they are.
+
+    Raises:
+        OSError: If the disk is full or the folder cannot be written; the sentence names the newest good checkpoint.
+    """
+    tensors: dict[str, Tensor] = {}
+    skeleton = _pack(state, "", tensors)
+    path = folder / f"step-{step:08d}.safetensors"
+    partial = folder / f"{path.name}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        content = require("safetensors.torch", "train").save(tensors, {"format": FORMAT, "state": json.dumps(skeleton)})
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        good = newest_checkpoint(folder)
+        way_on = f"{good} is intact: go on from it with --resume" if good else "there is no earlier one"
+        raise OSError(
+            f"The checkpoint of step {step} could not be written to {folder}: {error.strerror or error}. Make room, or "
+            f"name another --output; {way_on}."
+        ) from error
+    for old in _checkpoints(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a state that `save_checkpoint` wrote.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is truncated, or not a checkpoint of ours.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint at {path}.")
+    safetensors = require("safetensors", "train")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is truncated or not a safetensors file ({error}). Use an older checkpoint."
+        ) from error
+    if header.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is not a Gatewright checkpoint: its format is {header.get('format')!r}, not {FORMAT!r}."
+        )
+    state: dict[str, Any] = _unpack(json.loads(header["state"]), tensors)
+    return state
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the complete checkpoint of the latest step, if there is any."""
+    found = _checkpoints(folder)
+    return found[-1] if found else None
+
+
+def restore_layout(state: dict[str, Any], parameters: list[Tensor]) -> dict[str, Any]:
+    """Give an optimizer's loaded tensors the memory layout of their parameters, so that resuming is bit-equal."""
+    for index, values in state["state"].items():
+        like = parameters[index]
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == like.shape:
+                values[name] = torch.empty_like(like, dtype=value.dtype).copy_(value)
+    return state
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*.safetensors"))
+
+
+def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """Move tensors out of a state; dicts become lists of pairs, because JSON has no integer keys."""
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().cpu().contiguous().clone()
+        return {"tensor": path}
+    if isinstance(value, dict):
+        return {"dict": [[key, _pack(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_pack(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]
+    return value
+
+
+def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpack(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        return tensors[value["tensor"]]
+    return {key: _unpack(item, tensors) for key, item in value["dict"]}

@@ -1,0 +1,158 @@
+"""The settings of a run: frozen dataclasses, written beside the run and read back from there."""
+
+import difflib
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gatewright.data import DataConfig
+from gatewright.extras import require
+from gatewright.models import ModelConfig, RouterOption
+from gatewright.train.tracking import TrackingConfig
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How weights change.
+
+    Args:
+        name: ``"adamw"``; ``"sgd"``, with Nesterov's momentum; or ``"muon"``, for matrices, with AdamW for the rest.
+        lr: Largest learning rate.
+        adam_lr: Learning rate of the parameters that Muon leaves to AdamW; None takes `lr`.
+        weight_decay: Decay of matrices and filters; biases and norms have none.
+        momentum: Of SGD and Muon.
+        betas: Of AdamW.
+        warmup_epochs: Epochs, or a part of one, in which the rate rises from 0.
+        warmup: The rise: linear, or logarithmic as DeepSpeed's WarmupLR.
+        schedule: The fall to 0 after warm-up: ``"cosine"``, ``"linear"``, or ``"constant"`` for none.
+        clip_norm: Largest norm of all gradients together; None does not clip.
+        accumulation_steps: Micro-batches per optimizer step.
+        ema_decay: Decay per step of the averaged weights that are evaluated in place of the last; None keeps none.
+        label_smoothing: Share of each label spread over all classes.
+    """
+
+    name: Literal["adamw", "sgd", "muon"] = "adamw"
+    lr: float = 1e-3
+    adam_lr: float | None = None
+    weight_decay: float = 0.01
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_epochs: float = 0.0
+    warmup: Literal["linear", "log"] = "linear"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    clip_norm: float | None = None
+    accumulation_steps: int = 1
+    ema_decay: float | None = None
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0 or self.accumulation_steps < 1:
+            raise ValueError(
+                f"lr is above 0 and accumulation_steps at least 1; got {self.lr} and {self.accumulation_steps}."
+            )
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm is above 0, or None for no clipping; got {self.clip_norm}.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay lies between 0 and 1, or is None for no averaging; got {self.ema_decay}.")
+        if not 0 <= self.label_smoothing < 1 or self.warmup_epochs < 0:
+            raise ValueError(
+                f"label_smoothing lies in [0, 1) and warmup_epochs is not negative; got {self.label_smoothing} and "
+                f"{self.warmup_epochs}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that makes a run what it is; the same config and seed give the same weights on CPU.
+
+    Args:
+        recipe: The recipe's name.
+        model: The network.
+        data: The images.
+        optim: The optimizer.
+        tracking: Where metrics go.
+        seed: Of initialisation, order, augmentation and routing noise.
+        epochs: Passes over the training images.
+        precision: ``"float32"``; ``"bfloat16"`` (autocast); ``"float16"`` (autocast with dynamic loss scale).
+        device: ``"auto"`` takes a GPU where there is one; or a torch device such as ``"cpu"``.
+        channels_last: Memory format of images and filters.
+        compile: Whether the network goes through `torch.compile`.
+        checkpoint_every: Epochs between checkpoints.
+        output: The run's folder; None makes one under ``runs``.
+    """
+
+    recipe: str
+    model: ModelConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    seed: int = 0
+    epochs: int = 10
+    precision: Precision = "float32"
+    device: str = "auto"
+    channels_last: bool = True
+    compile: bool = False
+    checkpoint_every: int = 1
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.checkpoint_every < 1:
+            raise ValueError(
+                f"epochs and checkpoint_every are at least 1; got {self.epochs} and {self.checkpoint_every}."
+            )
+        if self.model.num_experts > 1:
+            self.model.build_router(1)  # Refuses what does not fit, such as top_k above num_experts, before any work.
+            self.model.build_dispatcher()
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write a config as YAML."""
+    yaml = require("yaml", "train")
+    path.write_text(yaml.safe_dump(_converter().unstructure(config), sort_keys=False), encoding="utf-8")
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read a config that `save_config` wrote.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is not YAML, or a key or value does not fit; the sentence names the nearest key.
+    """
+    yaml = require("yaml", "train")
+    if not path.is_file():
+        raise FileNotFoundError(f"No run at {path.parent}: it has no {path.name}. Name a folder that train wrote.")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    _refuse_unknown_keys(settings, RunConfig, path)
+    try:
+        config: RunConfig = _converter().structure(settings, RunConfig)
+    except Exception as error:  # cattrs raises groups of errors of many kinds
+        reasons = "; ".join(require("cattrs", "train").transform_error(error))
+        raise ValueError(f"{path} does not describe a run: {reasons}") from error
+    return config
+
+
+def _refuse_unknown_keys(settings: Any, cls: Any, path: Path, prefix: str = "") -> None:
+    """Compare keys, at every level whose class is known, with the fields of that class."""
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} does not describe a run: {prefix or 'it'} is not a mapping of keys to values.")
+    known = {item.name: item.type for item in fields(cls)}
+    for key, value in settings.items():
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, 1, 0.0)[0]
+            raise ValueError(f"{path} has an unknown key {prefix + str(key)!r}; did you mean {prefix + nearest!r}?")
+        if is_dataclass(known[key]):
+            _refuse_unknown_keys(value, known[key], path, f"{prefix}{key}.")
+
+
+def _converter() -> Any:
+    """A cattrs converter: strict, and with the model's class beside its settings."""
+    converter = require("cattrs", "train").Converter(forbid_extra_keys=True)
+    strategies = require("cattrs.strategies", "train")
+    strategies.configure_union_passthrough(RouterOption, converter)
+    strategies.configure_tagged_union(ModelConfig, converter, tag_name="network")
+    return converter

@@ -1,0 +1,209 @@
+"""The plain torch engine: precision, accumulation, clipping, averaging, and one optimizer step at a time."""
+
+import contextlib
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from gatewright.layer import aux_loss, moe_layers
+from gatewright.models import begin_epoch
+from gatewright.train.checkpoint import restore_layout
+from gatewright.train.config import Precision, RunConfig
+from gatewright.train.optim import build_optimizers, clip_gradients, rate_factor, set_learning_rate
+
+Batch = tuple[Tensor, Tensor]
+AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class TrainingDiverged(RuntimeError):  # noqa: N818 - what happened, as users say it
+    """A loss or a gradient was not finite; nothing was saved after the last good checkpoint."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimizer step did.
+
+    Args:
+        task_loss: Mean cross-entropy over the micro-batches, with label smoothing.
+        aux_loss: Mean of the coefficients times the auxiliary losses.
+        learning_rate: Of the first parameter group.
+        gradient_norm: Before clipping.
+    """
+
+    task_loss: float
+    aux_loss: float
+    learning_rate: float
+    gradient_norm: float
+
+
+class TorchEngine:
+    """Trains a model on one process.
+
+    Args:
+        model: Maps images in [0, 1] to logits.
+        config: The run.
+        device: Where to train.
+        steps_per_epoch: Optimizer steps per epoch.
+    """
+
+    def __init__(self, model: nn.Module, config: RunConfig, *, device: torch.device, steps_per_epoch: int) -> None:
+        self.model: nn.Module
+        self.config, self.device, self.steps_per_epoch = config, device, steps_per_epoch
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.model = model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
+        self.optimizers = build_optimizers(self.model, config.optim)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+        self.average = _average(self.model, config.optim.ema_decay)
+        self.step_count = 0
+        self._layout = layout
+        self._forward = torch.compile(self.model) if config.compile else self.model
+        self._has_moe = any(True for _ in moe_layers(self.model))
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model to evaluate: the averaged weights where they are kept, else the last ones."""
+        return self.model if self.average is None else self.average.module
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Let parts of the model that change with the epoch do so."""
+        begin_epoch(self.model, epoch)
+        begin_epoch(self.evaluated, epoch)
+
+    def step(self, micro_batches: Sequence[Batch]) -> StepReport:
+        """Make one optimizer step on one or more micro-batches.
+
+        Raises:
+            TrainingDiverged: If a loss or the gradient is not finite.
+        """
+        self.model.train()
+        num_steps = self.config.epochs * self.steps_per_epoch
+        factor = rate_factor(
+            self.config.optim, self.step_count, num_steps=num_steps, steps_per_epoch=self.steps_per_epoch
+        )
+        set_learning_rate(self.optimizers, factor)
+        losses = [self._backward(batch, len(micro_batches)) for batch in micro_batches]
+        gradient_norm = self._update()
+        task, auxiliary = (sum(values) / len(losses) for values in zip(*losses, strict=True))
+        return StepReport(task, auxiliary, self.optimizers[0].param_groups[0]["lr"], gradient_norm)
+
+    def _backward(self, batch: Batch, num_micro_batches: int) -> tuple[float, float]:
+        images, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+        images = images.contiguous(memory_format=self._layout)
+        with autocast(self.device, self.config.precision):
+            logits = self._forward(images)
+        task = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.optim.label_smoothing)
+        auxiliary = aux_loss(self.model) if self._has_moe else task.new_zeros(())
+        loss = task + auxiliary
+        if not torch.isfinite(loss):
+            raise TrainingDiverged(self._diagnosis("loss", float(loss), images))
+        self.scaler.scale(loss / num_micro_batches).backward()
+        return float(task.detach()), float(auxiliary.detach())
+
+    def _update(self) -> float:
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        norm = clip_gradients(self.model, self.config.optim.clip_norm)
+        # With a dynamic loss scale an overflow is expected: the scaler skips the step and lowers the scale.
+        if not self.scaler.is_enabled() and not torch.isfinite(norm):
+            raise TrainingDiverged(self._diagnosis("gradient norm", float(norm), None))
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+            optimizer.zero_grad()
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.step_count += 1
+        return float(norm)
+
+    def _diagnosis(self, what: str, value: float, images: Tensor | None) -> str:
+        layer = _first_non_finite(self.model, images)
+        return (
+            f"The {what} became {value} at step {self.step_count + 1}; the first layer that is not finite is "
+            f"{layer or 'the loss itself'}. Try a lower --optim.lr, --optim.clip-norm 1.0 or --precision float32."
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the next step depends on, the random state included."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "step_count": self.step_count,
+            "random_state": torch.get_rng_state(),
+            "cuda_random_state": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            ValueError: If it belongs to another model.
+        """
+        load_weights(self.model, state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            optimizer.load_state_dict(restore_layout(saved, parameters))
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.step_count = state["step_count"]
+        torch.set_rng_state(state["random_state"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state_all(state["cuda_random_state"])
+
+
+def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
+    """Run the network in half precision where the run asks for it."""
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=AUTOCAST_DTYPES[precision])
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load a model's state.
+
+    Raises:
+        ValueError: If names or shapes are another model's.
+    """
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"The checkpoint holds another model than this config describes: {error}") from error
+
+
+def _average(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    if decay is None:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def _first_non_finite(model: nn.Module, images: Tensor | None) -> str | None:
+    """Name the first parameter, or else the first layer's output on these images, that is not finite."""
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad if images is None else None
+        if not torch.isfinite(parameter if gradient is None else gradient).all():
+            return name
+    if images is None:
+        return None
+    found: list[str] = []
+    suspect = copy.deepcopy(model)  # Its BatchNorm statistics may change, the model's may not.
+    for name, module in suspect.named_modules():
+        module.register_forward_hook(_reporter(name or "the model", found))
+    with torch.no_grad():
+        suspect(images)
+    return found[0] if found else None
+
+
+def _reporter(name: str, found: list[str]) -> Any:
+    def report(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and not torch.isfinite(output).all():
+            found.append(name)
+
+    return report

@@ -1,0 +1,265 @@
+"""Training, from a config to a result: read `train` from top to bottom."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gatewright.data import (
+    ImageSet,
+    ImageSplits,
+    channel_statistics,
+    evaluation_batches,
+    load_images,
+    num_batches,
+    training_batches,
+)
+from gatewright.layer import moe_layers
+from gatewright.metrics import load_share
+from gatewright.models import ImageClassifier
+from gatewright.report import write_pictures, write_report
+from gatewright.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from gatewright.train.config import RunConfig, save_config
+from gatewright.train.engine import Batch, StepReport, TorchEngine, TrainingDiverged
+from gatewright.train.evaluate import Evaluation, evaluate, take_routing
+from gatewright.train.progress import Progress
+from gatewright.train.result import describe_result, hardware, layer_metrics, versions, write_json
+from gatewright.train.signals import Interrupted, StopRequest
+from gatewright.train.tracking import RunStatus, Tracker, start_tracking
+
+CONFIG = "config.yaml"
+
+
+@dataclass
+class Position:
+    """Where a run stands; with its config this determines everything that is still to come.
+
+    Args:
+        epoch: The epoch under way.
+        step: Optimizer steps made in it.
+        train_seconds: Time in training so far, checkpoints and evaluations on held-out images included.
+        tracking_id: The tracker's name for the run, under which a resumed run goes on.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    train_seconds: float = 0.0
+    tracking_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run holds on to."""
+
+    config: RunConfig
+    output: Path
+    splits: ImageSplits
+    engine: TorchEngine
+    tracker: Tracker
+    position: Position
+
+
+def train(config: RunConfig, *, resume: bool = False) -> tuple[dict[str, Any], Path]:
+    """Train a model, evaluate it on the test set once, and write everything into the run's folder.
+
+    Args:
+        config: The run.
+        resume: Go on from the newest checkpoint in the run's folder; on CPU the weights are bit-equal to those of an
+            uninterrupted run.
+
+    Returns:
+        The content of ``result.json``, and the run's folder.
+
+    Raises:
+        FileExistsError: If the folder holds a run already and `resume` is not set.
+        FileNotFoundError: If there is nothing to resume, or the data are not there.
+        ConnectionError: If the tracking server does not answer at the start.
+        TrainingDiverged: If a loss or a gradient is not finite.
+        Interrupted: If Ctrl-C or SIGTERM stopped the run; it saved itself first.
+    """
+    output = prepare_output(config, resume)
+    saved = _saved_state(output) if resume else None
+    position = Position(**saved["position"]) if saved else Position()
+    torch.manual_seed(config.seed)
+    with _tracking(config, output, position) as tracker:
+        splits = load_images(config.data)
+        engine = build_engine(config, splits)
+        if saved:
+            engine.load_state_dict(saved["engine"])
+        run = Run(config, output, splits, engine, tracker, position)
+        train_epochs(run)
+        return conclude(run), output
+
+
+def prepare_output(config: RunConfig, resume: bool) -> Path:
+    """Make the run's folder and write the resolved config into it."""
+    output = Path(config.output or f"runs/{config.recipe}-{datetime.now():%Y%m%d-%H%M%S}")
+    exists = (output / CONFIG).is_file()
+    if resume and not exists:
+        raise FileNotFoundError(f"There is no run to resume at {output}: name its folder with --output.")
+    if exists and not resume:
+        raise FileExistsError(f"{output} holds a run already. Go on with it by --resume, or name another --output.")
+    output.mkdir(parents=True, exist_ok=True)
+    save_config(config, output / CONFIG)
+    return output
+
+
+def build_engine(config: RunConfig, splits: ImageSplits) -> TorchEngine:
+    """Make the model for these images, and the engine that trains it."""
+    mean, std = channel_statistics(splits.train)
+    channels, height, width = splits.train.images.shape[1:]
+    network = config.model.build((channels, height, width), len(splits.train.class_names))
+    batches = num_batches(len(splits.train), config.data.batch_size)
+    if batches < config.optim.accumulation_steps:
+        raise ValueError(
+            f"An epoch of {len(splits.train)} images has {batches} batches of {config.data.batch_size}, fewer than "
+            f"accumulation_steps ({config.optim.accumulation_steps}). Use smaller batches or fewer accumulation steps."
+        )
+    device = torch.device(config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    steps_per_epoch = batches // config.optim.accumulation_steps
+    model: nn.Module = ImageClassifier(network, mean.tolist(), std.tolist())
+    return TorchEngine(model, config, device=device, steps_per_epoch=steps_per_epoch)
+
+
+def train_epochs(run: Run) -> None:
+    """Train from the run's position to the last epoch, saving after every few epochs and when asked to stop."""
+    config, engine, position = run.config, run.engine, run.position
+    began = time.monotonic() - position.train_seconds
+    with StopRequest() as stop, Progress(config.epochs * engine.steps_per_epoch, engine.step_count) as progress:
+        while position.epoch < config.epochs:
+            engine.begin_epoch(position.epoch)
+            for micro_batches in _steps(run):
+                report = _step(run, micro_batches)
+                progress.advance(report.task_loss)
+                position.train_seconds = time.monotonic() - began
+                if stop.signal_number is not None:
+                    _save(run)
+                    raise Interrupted(_how_to_resume(run), stop.signal_number)
+            position.epoch, position.step = position.epoch + 1, 0
+            progress.line(_log_epoch(run))
+            position.train_seconds = time.monotonic() - began
+            if position.epoch % config.checkpoint_every == 0 or position.epoch == config.epochs:
+                _save(run)
+
+
+def conclude(run: Run) -> dict[str, Any]:
+    """Evaluate on the test set, and write and track the result with its pictures."""
+    evaluation = _evaluate(run, run.splits.test)
+    example = next(evaluation_batches(run.splits.test, min(len(run.splits.test), 256)))[0].to(run.engine.device)
+    result = {
+        "recipe": run.config.recipe,
+        "seed": run.config.seed,
+        "epochs": run.config.epochs,
+        "train_seconds": round(run.position.train_seconds, 2),
+        **describe_result(run.engine.evaluated, evaluation, run.splits.test.class_names, example),
+        "confusion": evaluation.confusion.tolist(),
+        "versions": versions(),
+        "hardware": hardware(run.engine.device),
+    }
+    write_json(result, run.output / "result.json")
+    run.tracker.log_metrics({"test/accuracy": evaluation.accuracy}, run.engine.step_count)
+    files = (*write_pictures(run.output), write_report(run.output), *map(run.output.joinpath, ("result.json", CONFIG)))
+    for path in files:
+        run.tracker.log_artifact(path)
+    return result
+
+
+def _steps(run: Run) -> Iterator[list[Batch]]:
+    """Yield the micro-batches of each optimizer step that the epoch still has."""
+    config, position = run.config, run.position
+    per_step = config.optim.accumulation_steps
+    batches = training_batches(
+        run.splits.train, config.data, seed=config.seed, epoch=position.epoch, start=position.step * per_step
+    )
+    for _ in range(position.step, run.engine.steps_per_epoch):
+        yield list(islice(batches, per_step))
+
+
+def _step(run: Run, micro_batches: list[Batch]) -> StepReport:
+    began = time.monotonic()
+    try:
+        report = run.engine.step(micro_batches)
+    except TrainingDiverged as error:
+        good = newest_checkpoint(run.output / "checkpoints")
+        raise TrainingDiverged(f"{error} The last good checkpoint: {good or 'none yet'}.") from error
+    run.position.step += 1
+    if run.engine.step_count % run.config.tracking.log_interval == 0:
+        images = sum(len(labels) for _, labels in micro_batches)
+        _log_step(run, report, images / (time.monotonic() - began))
+    return report
+
+
+def _log_step(run: Run, report: StepReport, images_per_second: float) -> None:
+    values = {f"train/{name}": value for name, value in asdict(report).items()}
+    values["train/images_per_second"] = images_per_second
+    for name, layer in moe_layers(run.engine.model):
+        values |= {f"layers/{name}/{loss}_loss": float(value) for loss, value in layer.loss_values.items()}
+        routing = take_routing(layer)
+        if routing is not None:
+            values |= layer_metrics(name, routing.sums)
+    run.tracker.log_metrics(values, run.engine.step_count)
+
+
+def _log_epoch(run: Run) -> str:
+    """Evaluate on the held-out images, track it, and return the line to print."""
+    line = f"epoch {run.position.epoch}/{run.config.epochs}  {run.position.train_seconds:.0f} s"
+    if len(run.splits.holdout) == 0:
+        return line
+    evaluation = _evaluate(run, run.splits.holdout)
+    run.tracker.log_metrics({"holdout/accuracy": evaluation.accuracy}, run.engine.step_count)
+    shares = [load_share(use.sums) for use in evaluation.layers.values()]
+    loads = "".join(f"  load {share.min():.1%} to {share.max():.1%}" for share in shares)
+    return f"{line}  held-out accuracy {evaluation.accuracy:.2%}{loads}"
+
+
+def _evaluate(run: Run, images: ImageSet) -> Evaluation:
+    batch_size, precision = run.config.data.eval_batch_size, run.config.precision
+    return evaluate(run.engine.evaluated, images, batch_size=batch_size, precision=precision)
+
+
+def _save(run: Run) -> None:
+    images = run.splits.train
+    state = {
+        "engine": run.engine.state_dict(),
+        "position": asdict(run.position),
+        "class_names": list(images.class_names),
+        "image_shape": list(images.images.shape[1:]),
+    }
+    save_checkpoint(state, run.output / "checkpoints", run.engine.step_count)
+
+
+def _saved_state(output: Path) -> dict[str, Any] | None:
+    """Read the newest checkpoint; None where the run stopped before its first one, and so begins again."""
+    newest = newest_checkpoint(output / "checkpoints")
+    return None if newest is None else load_checkpoint(newest)
+
+
+@contextlib.contextmanager
+def _tracking(config: RunConfig, output: Path, position: Position) -> Iterator[Tracker]:
+    """Track a run, and tell the tracker how it ended."""
+    tracker = start_tracking(config.tracking, output=output, run_name=output.name, resume_id=position.tracking_id)
+    position.tracking_id = tracker.run_id
+    status: RunStatus = "FAILED"
+    try:
+        tracker.log_parameters(asdict(config))
+        yield tracker
+        status = "FINISHED"
+    except (Interrupted, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    finally:
+        tracker.close(status)
+
+
+def _how_to_resume(run: Run) -> str:
+    return (
+        f"Stopped in epoch {run.position.epoch + 1} after {run.position.step} of its steps, and saved. Go on with: "
+        f"gatewright train {run.config.recipe} --output {run.output} --resume"
+    )

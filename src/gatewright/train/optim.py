@@ -1,0 +1,71 @@
+"""Optimizers and the learning rate: torch's own, chosen by name."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Muon, Optimizer
+
+from gatewright.train.config import OptimConfig
+
+
+def build_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
+    """Make the optimizers of a model: one, or with Muon two.
+
+    Muon (https://kellerjordan.github.io/posts/muon/) takes matrices only; torch's refuses filters and vectors, which
+    AdamW takes beside it.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if config.name == "sgd":
+        groups = _groups(parameters, config.lr, config.weight_decay)
+        return [SGD(groups, momentum=config.momentum, nesterov=config.momentum > 0)]
+    if config.name == "adamw":
+        return [AdamW(_groups(parameters, config.lr, config.weight_decay), betas=config.betas)]
+    matrices = [parameter for parameter in parameters if parameter.dim() == 2]
+    if not matrices:
+        raise ValueError("Muon works on matrices and this model has none. Use --optim.name adamw or sgd.")
+    rest = [parameter for parameter in parameters if parameter.dim() != 2]
+    adam_lr = config.lr if config.adam_lr is None else config.adam_lr
+    muon = Muon(matrices, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    return [muon, *([AdamW(_groups(rest, adam_lr, config.weight_decay), betas=config.betas)] if rest else [])]
+
+
+def set_learning_rate(optimizers: Iterable[Optimizer], factor: float) -> None:
+    """Set every group's rate to its largest rate times a factor."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("max_lr", group["lr"]) * factor
+
+
+def rate_factor(config: OptimConfig, step: int, *, num_steps: int, steps_per_epoch: int) -> float:
+    """Share of the largest learning rate at an optimizer step, in [0, 1]: a pure function, so nothing to resume.
+
+    Args:
+        config: Warm-up and schedule.
+        step: Counted from 0.
+        num_steps: Of the whole run.
+        steps_per_epoch: Optimizer steps per epoch.
+    """
+    warmup_steps = min(round(config.warmup_epochs * steps_per_epoch), num_steps)
+    if step < warmup_steps:
+        if config.warmup == "log":
+            return math.log(step + 1) / math.log(warmup_steps) if warmup_steps > 1 else 1.0
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(num_steps - warmup_steps, 1)
+    if config.schedule == "constant":
+        return 1.0
+    return 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _groups(parameters: list[nn.Parameter], lr: float, weight_decay: float) -> list[dict[str, object]]:
+    """Split parameters into those that decay and vectors, which do not."""
+    decayed = [parameter for parameter in parameters if parameter.dim() > 1]
+    kept = [parameter for parameter in parameters if parameter.dim() <= 1]
+    groups = [(decayed, weight_decay), (kept, 0.0)]
+    return [{"params": members, "lr": lr, "weight_decay": decay} for members, decay in groups if members]
+
+
+def clip_gradients(model: nn.Module, max_norm: float | None) -> torch.Tensor:
+    """Scale all gradients down to a total norm, and return the norm they had."""
+    return nn.utils.clip_grad_norm_(model.parameters(), math.inf if max_norm is None else max_norm)

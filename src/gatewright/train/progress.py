@@ -1,0 +1,48 @@
+"""What a person sees while a run trains: a live bar on a terminal, a line per epoch anywhere."""
+
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Self
+
+from gatewright.extras import require
+
+
+class Progress(AbstractContextManager["Progress"]):
+    """A bar over the optimizer steps of a run, with a line above it for each finished epoch.
+
+    Args:
+        total_steps: Of the whole run.
+        done: Steps made before this one began, in a resumed run.
+    """
+
+    def __init__(self, total_steps: int, done: int = 0) -> None:
+        columns = require("rich.progress", "train")
+        self.console = require("rich.console", "train").Console()
+        self._bar = columns.Progress(
+            columns.TextColumn("{task.description}"),
+            columns.BarColumn(),
+            columns.MofNCompleteColumn(),
+            columns.TextColumn("loss {task.fields[loss]}"),
+            columns.TimeElapsedColumn(),
+            columns.TimeRemainingColumn(),
+            console=self.console,
+            # Without a terminal a bar would be one more line of noise; the lines per epoch remain.
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("training", total=total_steps, completed=done, loss="-")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._bar.stop()
+
+    def advance(self, loss: float) -> None:
+        """Show one more step."""
+        self._bar.update(self._task, advance=1, loss=f"{loss:.3f}")
+
+    def line(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(text, highlight=False, soft_wrap=True)

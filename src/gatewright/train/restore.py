@@ -1,0 +1,57 @@
+"""A trained model from a run's folder, ready to evaluate or predict; the data set is not needed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from gatewright.models import ImageClassifier
+from gatewright.train.checkpoint import load_checkpoint, newest_checkpoint
+from gatewright.train.config import RunConfig, load_config
+from gatewright.train.engine import load_weights
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and what it was trained for.
+
+    Args:
+        config: The run.
+        model: In evaluation mode, with averaged weights where the run kept them.
+        class_names: In the order of the logits.
+        image_shape: ``(channels, height, width)``.
+    """
+
+    config: RunConfig
+    model: nn.Module
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+
+
+def load_run(output: Path) -> Trained:
+    """Load the newest checkpoint of a run.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run, or no checkpoint yet.
+        ValueError: If config or checkpoint are broken, or do not belong together.
+    """
+    config = load_config(output / "config.yaml")
+    path = newest_checkpoint(output / "checkpoints")
+    if path is None:
+        raise FileNotFoundError(f"The run at {output} has no checkpoint yet. Go on with it: train --output {output}.")
+    state = load_checkpoint(path)
+    channels, height, width = state["image_shape"]
+    class_names = tuple(state["class_names"])
+    network = config.model.build((channels, height, width), len(class_names))
+    model = ImageClassifier(network, [0.0] * channels, [1.0] * channels)
+    load_weights(model, _evaluated_weights(state["engine"]))
+    return Trained(config, model.eval(), class_names, (channels, height, width))
+
+
+def _evaluated_weights(engine: dict[str, Any]) -> dict[str, Any]:
+    if engine["average"] is None:
+        weights: dict[str, Any] = engine["model"]
+        return weights
+    prefix = "module."
+    return {name.removeprefix(prefix): value for name, value in engine["average"].items() if name.startswith(prefix)}

@@ -1,0 +1,118 @@
+"""The result of a run: what `result.json` holds, and where its numbers come from."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata as package
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from gatewright import metrics
+from gatewright.layer import moe_layers
+from gatewright.train.evaluate import Evaluation, LayerUse
+
+
+def describe_result(
+    model: nn.Module, evaluation: Evaluation, class_names: tuple[str, ...], example: Tensor
+) -> dict[str, Any]:
+    """Return the part of the result that a model and its evaluation determine.
+
+    Args:
+        model: The evaluated model.
+        evaluation: Of the test set.
+        class_names: In the order of the labels.
+        example: A batch of images in [0, 1], to count arithmetic on.
+    """
+    per_class = zip(class_names, evaluation.accuracy_per_class.tolist(), strict=True)
+    return {
+        "test_accuracy": evaluation.accuracy,
+        "test_accuracy_per_class": dict(per_class),
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "num_active_parameters": num_active_parameters(model),
+        "active_flops_per_image": active_flops_per_image(model, example),
+        "layers": {name: describe_layer(use) for name, use in evaluation.layers.items()},
+    }
+
+
+def describe_layer(use: LayerUse) -> dict[str, Any]:
+    """Return what `result.json` says of one MoE layer."""
+    return {
+        "tokens_per_expert": [int(count) for count in use.sums.tokens_per_expert],
+        "load_cv": float(metrics.load_cv(use.sums)),
+        "max_over_mean_load": float(metrics.max_over_mean_load(use.sums)),
+        "dropped_fraction": float(metrics.drop_rate(use.sums)),
+        "dead_experts": metrics.dead_experts(use.sums).nonzero().flatten().tolist(),
+        "class_by_expert": use.class_by_expert.tolist(),
+    }
+
+
+def layer_metrics(name: str, sums: Any) -> dict[str, float]:
+    """Return the tracked metrics of one MoE layer and one batch."""
+    values = {
+        "load_cv": metrics.load_cv(sums),
+        "max_over_mean_load": metrics.max_over_mean_load(sums),
+        "drop_rate": metrics.drop_rate(sums),
+        "router_entropy": metrics.router_entropy(sums),
+        "dead_experts": metrics.dead_experts(sums).sum(),
+    }
+    values |= {f"load/{index:02d}": share for index, share in enumerate(metrics.load_share(sums))}
+    return {f"layers/{name}/{metric}": float(value) for metric, value in values.items()}
+
+
+def num_active_parameters(model: nn.Module) -> int:
+    """Count the parameters that one item uses: all of them, but of each layer's experts only top_k, of mean size."""
+    active = float(sum(parameter.numel() for parameter in model.parameters()))
+    for _, layer in moe_layers(model):
+        expert_parameters = sum(parameter.numel() for parameter in layer.experts.parameters())
+        active -= expert_parameters * (1 - layer.router.top_k / layer.router.num_experts)
+    return round(active)
+
+
+@torch.no_grad()
+def active_flops_per_image(model: nn.Module, images: Tensor) -> int:
+    """Count the multiplications and additions of one image's forward, over a batch that is really routed.
+
+    Counted by torch: matrix products and convolutions; an addition and a multiplication are two.
+    """
+    was_training = model.training
+    model.eval()
+    with FlopCounterMode(display=False) as counter:
+        model(images)
+    model.train(was_training)
+    return int(counter.get_total_flops() / len(images))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a number depends on."""
+    names = ("gatewright", "torch", "numpy", "datasets", "mlflow", "scikit-learn")
+    return {"python": platform.python_version()} | {name: package.version(name) for name in names}
+
+
+def hardware(device: torch.device) -> dict[str, str | int]:
+    """Return what the run ran on."""
+    found: dict[str, str | int] = {"processor": _processor(), "cores": os.cpu_count() or 1}
+    found |= {"threads": torch.get_num_threads(), "device": str(device)}
+    if device.type == "cuda":
+        found["accelerator"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def write_json(content: Mapping[str, Any], path: Path) -> None:
+    """Write a file that is either complete or absent."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
