@@ -24,7 +24,9 @@ REENTRANT = (
 
 
 class MoE(nn.Module):
-    """A mixture of experts in place of a module: ``y = sum_i G(x)_i E_i(x)``, https://arxiv.org/abs/1701.06538 eq. 1.
+    """A mixture of experts in place of a module: ``y = sum_i G(x)_i E_i(x)``.
+
+    Eq. 1 of https://arxiv.org/abs/1701.06538, with any router, experts and dispatch.
 
     Leading dimensions are free, and so is the shape of an item: with ``item_shape=(84,)`` an input of ``(batch, 84)`` or
     ``(batch, time, 84)`` is routed per vector, with ``item_shape=(3, 32, 32)`` whole images are.

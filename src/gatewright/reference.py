@@ -18,14 +18,15 @@ def mixture(
     """``y = sum_i G(x)_i E_i(x)``, calling an expert for the tokens whose gate is not 0.
 
     https://arxiv.org/abs/1701.06538 eq. 1. An expert sees its tokens as one batch, because BatchNorm makes that matter.
+    A token without an expert gets zero.
     """
-    outputs: list[Tensor | float] = [0.0] * len(x)
+    outputs = [x.new_zeros(())] * len(x)
     for index, expert in enumerate(experts):
         tokens = [token for token in range(len(x)) if gates[token, index] != 0]
         if tokens:
             for token, row in zip(tokens, expert(x[tokens]), strict=True):
                 outputs[token] = outputs[token] + gates[token, index] * row
-    return torch.stack([torch.as_tensor(output) for output in outputs])
+    return torch.stack(torch.broadcast_tensors(*outputs))
 
 
 def noisy_top_k(
@@ -37,7 +38,7 @@ def noisy_top_k(
     """``softmax(keep_top_k(logits + noise * noise_std))``: https://arxiv.org/abs/1701.06538 eqs. 3 to 5."""
     gates = []
     for row in logits + noise * noise_std:
-        kept = sorted(range(len(row)), key=lambda i: -float(row[i]))[:top_k]
+        kept = sorted(range(len(row)), key=lambda i: -row[i].item())[:top_k]
         total = sum(row[i].exp() for i in kept)
         gates.append(torch.stack([row[i].exp() / total if i in kept else row[i] * 0 for i in range(len(row))]))
     return torch.stack(gates)
@@ -56,7 +57,7 @@ def load_probability(
     for clean, std, noisy in zip(logits, noise_std, logits + noise * noise_std, strict=True):
         row = []
         for i in range(len(clean)):
-            others = sorted((noisy[j] for j in range(len(noisy)) if j != i), key=lambda value: -float(value))
+            others = sorted((noisy[j] for j in range(len(noisy)) if j != i), key=lambda value: -value.item())
             row.append(0.5 * (1 + torch.erf((clean[i] - others[top_k - 1]) / (std[i] * math.sqrt(2)))))
         rows.append(torch.stack(row))
     return torch.stack(rows)
@@ -73,7 +74,7 @@ def top_k(
     """Scores of the k largest logits, 0 elsewhere: https://arxiv.org/abs/2101.03961 eqs. 1 and 2, and its variants."""
     gates = []
     for row in logits:
-        kept = sorted(range(len(row)), key=lambda i: -float(row[i]))[:top_k]
+        kept = sorted(range(len(row)), key=lambda i: -row[i].item())[:top_k]
         scored = kept if score_after_top_k else range(len(row))
         if score == "softmax":
             total = sum(row[i].exp() for i in scored)

@@ -56,12 +56,14 @@ class TopK(Router):
             warnings.warn(TASK_GRADIENT_HINT.format(router="TopK"), stacklevel=2)
         self.score, self.score_after_top_k, self.normalize, self.jitter = score, score_after_top_k, normalize, jitter
         self.gate = nn.Linear(dim, num_experts, bias=False)
-        # Switch's initialisation scaled by 0.1: small logits, so that no expert is favoured from the start.
-        nn.init.trunc_normal_(self.gate.weight, std=(0.1 / dim) ** 0.5)
+        # Switch's initialisation scaled by 0.1, cut at two deviations: no expert is favoured from the start.
+        std = (0.1 / dim) ** 0.5
+        nn.init.trunc_normal_(self.gate.weight, std=std, a=-2 * std, b=2 * std)
 
     def forward(self, features: Float[Tensor, "tokens dim"]) -> Routing:
         """Route every token; jitter in training only."""
         if self.training and self.jitter:
+            features = features.to(torch.promote_types(features.dtype, torch.float32))
             features = features * torch.empty_like(features).uniform_(1 - self.jitter, 1 + self.jitter)
         logits = gate_logits(features, self.gate)
         scores = self._score(logits)

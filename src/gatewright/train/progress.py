@@ -46,3 +46,4 @@ class Progress(AbstractContextManager["Progress"]):
     def line(self, text: str) -> None:
         """Print a line above the bar."""
         self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.file.flush()  # A log file is read while the run goes on.

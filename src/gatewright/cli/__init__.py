@@ -1,0 +1,5 @@
+"""The command line: ``gatewright train | evaluate | predict | list``."""
+
+from gatewright.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,55 @@
+"""The entry point: one command, its exit status, and its errors as one sentence each."""
+
+import sys
+from collections.abc import Sequence
+
+from gatewright import __version__
+from gatewright.cli.names import known
+
+USAGE = f"""\
+gatewright {__version__}: train mixtures of experts, and see what the experts do
+
+  gatewright train RECIPE [--output RUN] [--epochs N] [--seed N] ...   train; RECIPE --help lists every setting
+  gatewright train RECIPE --output RUN --resume                        go on with a run that was stopped
+  gatewright evaluate RUN [--flip] [--data.path FOLDER]                evaluate a run on the whole test set
+  gatewright predict RUN IMAGE [IMAGE ...]                             classify image files, and name their experts
+  gatewright list                                                      recipes, data sets, routers, experts
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 1 if training diverged, 2 for bad input, 128 + n after signal n."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if words[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        return _run(words[0], words[1:])
+    # What a person can mend is one sentence; anything else is our fault and keeps its traceback.
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def _run(command: str, words: list[str]) -> int:
+    # Imported here, so that help and errors do not wait for torch, and a missing extra is a sentence.
+    try:
+        from gatewright.cli.commands import COMMANDS
+        from gatewright.train import Interrupted, TrainingDiverged
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{error.name} is not installed: pip install 'gatewright[train]'") from error
+    try:
+        COMMANDS[known(command, COMMANDS, "command")](words)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.signal_number
+    except TrainingDiverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,27 @@
+"""Image data sets: loading, splitting, augmenting and batching."""
+
+from gatewright.data.augment import augment, random_crop, random_flip, random_translate
+from gatewright.data.batches import evaluation_batches, num_batches, training_batches
+from gatewright.data.config import BUILT_IN_NAMES, AugmentConfig, DataConfig
+from gatewright.data.decode import decode_image
+from gatewright.data.images import ImageSet, ImageSplits, as_floats, channel_statistics
+from gatewright.data.load import load_images
+
+__all__ = [
+    "BUILT_IN_NAMES",
+    "AugmentConfig",
+    "DataConfig",
+    "ImageSet",
+    "ImageSplits",
+    "as_floats",
+    "augment",
+    "channel_statistics",
+    "decode_image",
+    "evaluation_batches",
+    "load_images",
+    "num_batches",
+    "random_crop",
+    "random_flip",
+    "random_translate",
+    "training_batches",
+]

@@ -1,0 +1,130 @@
+"""Images in parquet files with the schema of the Hugging Face hub."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gatewright.data.sources import TEST_NAMES, EncodedImage, ImageSource, SplitFiles
+from gatewright.extras import require
+
+SPLIT_NAME = re.compile(rf"(train|{'|'.join(TEST_NAMES)})(?![a-z])")
+# Of several class labels one of these is learnt; CIFAR-100 has fine_label and coarse_label.
+LABEL_NAMES = ("label", "fine_label")
+
+
+class _Columns(NamedTuple):
+    image: str
+    label: str
+    class_names: tuple[str, ...]
+
+
+def find_parquet_files(folder: Path) -> SplitFiles:
+    """Find the parquet files of each split in a folder and below it.
+
+    A file belongs to the split that its name, or else its folder's name, begins with: `train-00000.parquet`,
+    `plain_text/test.parquet`, `train/0000.parquet`. Validation files stand in for test files where there are none.
+
+    Raises:
+        FileNotFoundError: the folder, or a split's files, are missing.
+        ValueError: one split's files lie in several folders, as when a data set has several configurations.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"data.path must be a folder of parquet files; there is no folder {folder}")
+    files = sorted(folder.rglob("*.parquet"))
+    train = _of_split("train", files, folder)
+    test = next((found for name in TEST_NAMES if (found := _of_split(name, files, folder))), [])
+    for split, found in (("train", train), ("test", test)):
+        if not found:
+            names = ", ".join(str(file.relative_to(folder)) for file in files[:5]) or "none"
+            raise FileNotFoundError(f"{folder} needs {split}*.parquet, in itself or a folder below; it has {names}")
+    return SplitFiles(train, test)
+
+
+def read_parquet(files: SplitFiles) -> ImageSource:
+    """Read the encoded images and the labels of parquet files.
+
+    The files are read with pyarrow, on which `datasets` stands: `Dataset.from_parquet` would first write a second copy
+    of them to a cache of its own.
+
+    Raises:
+        ImportError: datasets is not installed.
+        ValueError: a file is damaged, has other columns or classes than it should, or has a row that is no image with
+            a label. The message names the file and the row.
+    """
+    columns = {file: _find_columns(file) for file in [*files.train, *files.test]}
+    first = files.train[0]
+    for file, found in columns.items():
+        if found.class_names != columns[first].class_names:
+            raise ValueError(
+                f"every file must have the same classes in the same order; {file} has {_brief(found.class_names)} and "
+                f"{first} has {_brief(columns[first].class_names)}: keep files of one data set in the folder"
+            )
+    train, test = ([row for file in split for row in _rows(file, columns[file])] for split in (files.train, files.test))
+    return ImageSource(train, test, columns[first].class_names)
+
+
+def _of_split(split: str, files: Sequence[Path], folder: Path) -> list[Path]:
+    found = [file for file in files if _split_name(file) == split]
+    folders = sorted({str(file.parent) for file in found})
+    if len(folders) > 1:
+        raise ValueError(
+            f"{folder} has {split} files in several folders ({', '.join(folders)}): give one as --data.path"
+        )
+    return found
+
+
+def _split_name(file: Path) -> str | None:
+    match = SPLIT_NAME.match(file.name) or SPLIT_NAME.match(file.parent.name)
+    return match[1] if match else None
+
+
+def _find_columns(file: Path) -> _Columns:
+    """Read which columns hold images and labels from the description that `datasets` leaves in the file."""
+    datasets, parquet = require("datasets", "train"), require("pyarrow.parquet", "train")
+    with _readable(file):
+        features = datasets.Features.from_arrow_schema(parquet.read_schema(file))
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if len(labels) > 1:
+        labels = [name for name in LABEL_NAMES if name in labels][:1]
+    if len(images) != 1 or len(labels) != 1:
+        columns = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
+        raise ValueError(
+            f"{file} must have one Image column and one ClassLabel column (of several, one named "
+            f"{' or '.join(LABEL_NAMES)}); it has {columns}: write it with the datasets library and these features"
+        )
+    return _Columns(images[0], labels[0], tuple(features[labels[0]].names))
+
+
+def _rows(file: Path, columns: _Columns) -> Iterator[EncodedImage]:
+    with _readable(file):
+        table = require("pyarrow.parquet", "train").ParquetFile(file).read([columns.image, columns.label])
+    rows = zip(table[columns.image].to_pylist(), table[columns.label].to_pylist(), strict=True)
+    for row, (image, label) in enumerate(rows):
+        yield _encoded(f"{file}, row {row}", image, label, len(columns.class_names))
+
+
+def _encoded(place: str, image: Any, label: Any, num_classes: int) -> EncodedImage:
+    if not isinstance(label, int) or not 0 <= label < num_classes:
+        rule = f"labels must lie between 0 and {num_classes - 1}, as there are {num_classes} classes"
+        raise ValueError(f"{place}: {rule}; got {label}: correct the label or remove the row")
+    data = image.get("bytes") if isinstance(image, dict) else None
+    if not isinstance(data, bytes):
+        raise ValueError(f"{place}: the image must be stored as bytes; got {_brief(image)}: embed it or remove the row")
+    return EncodedImage(place, data, label)
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    arrow = require("pyarrow", "train")
+    try:
+        yield
+    except (OSError, arrow.ArrowException) as error:
+        raise ValueError(f"{file} is not a whole parquet file ({error}): copy or download it again") from error
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,17 @@
+"""Pictures, tables and a page about a run. Needs ``pip install 'gatewright[train]'``."""
+
+from gatewright.report.page import write_report
+from gatewright.report.pictures import write_pictures
+from gatewright.report.plots import plot_class_by_expert, plot_confusion, plot_load_over_time, plot_training_curves
+from gatewright.report.tables import expert_table, result_table
+
+__all__ = [
+    "expert_table",
+    "plot_class_by_expert",
+    "plot_confusion",
+    "plot_load_over_time",
+    "plot_training_curves",
+    "result_table",
+    "write_pictures",
+    "write_report",
+]

@@ -1,0 +1,54 @@
+"""All pictures of a finished run, from the files in its folder."""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+
+from gatewright.report.plots import (
+    Curves,
+    plot_class_by_expert,
+    plot_confusion,
+    plot_load_over_time,
+    plot_training_curves,
+    read_metrics,
+)
+
+
+def write_pictures(output: Path) -> list[Path]:
+    """Draw what `result.json` and `metrics.jsonl` hold: the curves, the confusion, and two pictures per MoE layer.
+
+    Args:
+        output: The run's folder, where the pictures go too.
+    """
+    result = json.loads((output / "result.json").read_text(encoding="utf-8"))
+    class_names = list(result["test_accuracy_per_class"])
+    curves = read_metrics(output / "metrics.jsonl")
+    written = [plot_training_curves(output / "metrics.jsonl", output / "curves.png")]
+    if result.get("confusion"):
+        written.append(plot_confusion(torch.tensor(result["confusion"]), class_names, output / "confusion.png"))
+    for name, layer in result["layers"].items():
+        written += _load_over_time(output, name, curves)
+        if layer["class_by_expert"]:
+            counts = torch.tensor(layer["class_by_expert"])
+            title = f"Classes and experts, layer {name}"
+            written.append(plot_class_by_expert(counts, class_names, picture_path(output, "classes", name), title))
+    return written
+
+
+def picture_path(output: Path, kind: str, layer_name: str) -> Path:
+    """Return where a layer's picture lies; `kind` is "load" or "classes"."""
+    plain_name = re.sub(r"[^\w.-]", "_", layer_name)
+    return output / f"{kind}-{plain_name}.png"
+
+
+def _load_over_time(output: Path, layer_name: str, curves: Curves) -> list[Path]:
+    prefix = f"layers/{layer_name}/load/"
+    names = sorted((name for name in curves if name.startswith(prefix)), key=lambda name: int(name[len(prefix) :]))
+    if not names:
+        return []
+    steps = sorted(curves[names[0]])
+    loads = torch.tensor([[curves[name][step] for name in names] for step in steps])
+    title = f"Load over time, layer {layer_name}"
+    return [plot_load_over_time(steps, loads, picture_path(output, "load", layer_name), title)]

@@ -1,0 +1,189 @@
+"""Pictures of a run and of what its experts do. Each function writes one PNG and returns its path."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gatewright.report.figure import (
+    COLOURS,
+    GREY,
+    MAX_ANNOTATED_COLUMNS,
+    MAX_ROOMY_CLASSES,
+    draw_shares,
+    label,
+    legend_beside,
+    name_rows,
+    new_figure,
+    save,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Metric -> optimizer step -> value.
+Curves = dict[str, dict[int, float]]
+
+# Behind a word that a line may cross.
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+# What belongs into which panel: "loss", "train/task_loss", "val_accuracy", but not a layer's auxiliary losses.
+CURVES = {
+    "loss": r"(\w+[/.])?((task|train|val|test|holdout)_)?(loss|cross_entropy)",
+    "accuracy (%)": r"(\w+[/.])?((train|val|test|holdout)_)?(accuracy|acc)",
+    "learning rate": r"(\w+[/.])?(lr|learning_rate)",
+}
+
+
+def plot_load_over_time(steps: Sequence[int], loads: Float[Tensor, "points experts"], path: Path, title: str) -> Path:
+    """Draw each expert's share of the assignments against the optimizer step.
+
+    Up to eight experts have a colour each. Of more, the four busiest and the four idlest at the end have one. The
+    legend gives the last share.
+
+    Args:
+        steps: The optimizer step of each point.
+        loads: Shares in [0, 1], a row per point.
+        path: The PNG to write.
+        title: The heading.
+    """
+    percent = 100 * loads.double().cpu().numpy()
+    num_experts = percent.shape[1]
+    ranking = loads[-1].argsort(descending=True, stable=True).tolist()
+    half = len(COLOURS) // 2
+    named = range(num_experts) if num_experts <= len(COLOURS) else ranking[:half] + ranking[-half:]
+    figure = new_figure(9, 4.5)
+    axes = figure.add_subplot()
+    for expert in set(range(num_experts)).difference(named):
+        axes.plot(steps, percent[:, expert], color=GREY, linewidth=0.7)
+    for colour, expert in zip(COLOURS, named, strict=False):
+        axes.plot(
+            steps,
+            percent[:, expert],
+            color=colour,
+            linewidth=1.7,
+            label=f"expert {expert} ({percent[-1, expert]:.1f}%)",
+        )
+    if num_experts > len(named):
+        axes.plot([], [], color=GREY, label=f"{num_experts - len(named)} others")
+    even = 100 / num_experts
+    axes.axhline(even, color="black", linestyle="--", linewidth=1.2, label=f"even share ({even:.3g}%)")
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.01)
+    label(axes, title=title, x="optimizer step", y="share of assignments (%)")
+    legend_beside(axes)
+    return save(figure, path)
+
+
+def plot_class_by_expert(
+    counts: Int[Tensor, "classes experts"], class_names: Sequence[str], path: Path, title: str
+) -> Path:
+    """Draw which share of each class's images goes to each expert, and above it each expert's load.
+
+    A class without images is a grey row.
+
+    Args:
+        counts: Images of a class that chose an expert.
+        class_names: In the order of the rows.
+        path: The PNG to write.
+        title: The heading.
+    """
+    counts = counts.double().cpu()
+    num_classes, num_experts = counts.shape
+    percent = 100 * counts / counts.sum(1, keepdim=True)
+    load = 100 * counts.sum(0) / counts.sum().clamp(min=1)
+    row_height = 0.34 if num_classes <= MAX_ROOMY_CLASSES else 0.12
+    column_width = 0.62 if num_experts <= MAX_ANNOTATED_COLUMNS else 0.22
+    heights = [1.0, num_classes * row_height]
+    figure = new_figure(max(6.0, 2.8 + num_experts * column_width), 1.4 + sum(heights))
+    strip, cells = figure.subplots(2, 1, sharex=True, height_ratios=heights)
+    _draw_load(strip, load)
+    label(strip, title=title, y="load (%)")
+    texts = [[f"{share:.0f}" for share in row] for row in percent.tolist()]
+    draw_shares(cells, percent, texts, "share of the class (%)")
+    label(cells, x="expert", y="class")
+    name_rows(cells, class_names)
+    every = 1 if num_experts <= MAX_ANNOTATED_COLUMNS else 4
+    cells.set_xticks(range(0, num_experts, every))
+    return save(figure, path)
+
+
+def _draw_load(axes: "Axes", percent: Float[Tensor, " experts"]) -> None:
+    even = 100 / len(percent)
+    axes.bar(range(len(percent)), percent.numpy(), color=COLOURS[0], width=0.8)
+    axes.axhline(even, color="black", linestyle="--", linewidth=1)
+    axes.text(1.01, even, "even", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+    for expert in (percent == 0).nonzero().flatten().tolist():
+        axes.text(
+            expert, even / 20, "dead", rotation=90, ha="center", va="bottom", fontsize=8, color=COLOURS[1], bbox=PAPER
+        )
+
+
+def plot_confusion(matrix: Int[Tensor, "classes classes"], class_names: Sequence[str], path: Path) -> Path:
+    """Draw how many images of each true class (rows) were predicted as each class (columns).
+
+    Args:
+        matrix: Counts of images.
+        class_names: In the order of the rows and the columns.
+        path: The PNG to write.
+    """
+    matrix = matrix.cpu()
+    num_classes = len(class_names)
+    percent = 100 * matrix.double() / matrix.sum(1, keepdim=True)
+    accuracy = float(matrix.diagonal().sum() / matrix.sum().clamp(min=1))
+    cell = 0.5 if num_classes <= MAX_ROOMY_CLASSES else 0.12
+    figure = new_figure(3.2 + num_classes * cell, 2.4 + num_classes * cell)
+    axes = figure.add_subplot()
+    texts = [[str(count) if count else "" for count in row] for row in matrix.tolist()]
+    draw_shares(axes, percent, texts, "share of the true class (%)")
+    label(axes, title=f"Confusion: {accuracy:.2%} right", x="predicted class", y="true class")
+    name_rows(axes, class_names)
+    size = 9 if num_classes <= MAX_ROOMY_CLASSES else 6
+    axes.set_xticks(range(num_classes), class_names, fontsize=size, rotation=90, parse_math=False)
+    return save(figure, path)
+
+
+def plot_training_curves(metrics_path: Path, path: Path) -> Path:
+    """Draw the losses, accuracies and the learning rate against the optimizer step.
+
+    Args:
+        metrics_path: The run's `metrics.jsonl`.
+        path: The PNG to write.
+    """
+    curves = read_metrics(metrics_path)
+    figure = new_figure(9, 7.5)
+    panels = figure.subplots(len(CURVES), 1, sharex=True, height_ratios=(3, 3, 2))
+    for axes, (quantity, pattern) in zip(panels, CURVES.items(), strict=True):
+        names = [name for name in curves if re.fullmatch(pattern, name)]
+        for colour, name in zip(COLOURS, names, strict=False):
+            steps, values = zip(*sorted(curves[name].items()), strict=True)
+            scale = 100 if "%" in quantity else 1
+            marker = "o" if len(steps) < 40 else ""
+            axes.plot(steps, [scale * value for value in values], color=colour, marker=marker, markersize=4, label=name)
+        label(axes, y=quantity)
+        axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
+        if names:
+            legend_beside(axes)
+    panels[-1].set_xlabel("optimizer step", fontsize=10)
+    return save(figure, path)
+
+
+def read_metrics(path: Path) -> Curves:
+    """Return name -> step -> value of a `metrics.jsonl`.
+
+    A resumed run repeats the steps after its checkpoint: the later line counts. A line that a killed run left
+    unfinished is passed over.
+    """
+    curves: Curves = defaultdict(dict)
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            point = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        for name, value in point["values"].items():
+            curves[name][point["step"]] = float(value)
+    return dict(curves)

@@ -1,0 +1,59 @@
+"""Tables for the terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from gatewright.extras import require
+from gatewright.report.facts import expert_facts, result_facts
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+BAR_WIDTH = 16
+
+
+def expert_table(
+    name: str,
+    tokens_per_expert: Int[Tensor, " experts"],
+    class_by_expert: Int[Tensor, "classes experts"] | None,
+    class_names: Sequence[str],
+) -> "Table":
+    """Return a row per expert: its share of the images, and its favourite classes.
+
+    Args:
+        name: The layer's.
+        tokens_per_expert: Assignments.
+        class_by_expert: Images of a class that chose an expert, where the classes are known.
+        class_names: In the order of the rows of `class_by_expert`.
+    """
+    text = require("rich.text", "train").Text
+    table: Table = require("rich.table", "train").Table(title=text(f"Experts of {name}"), title_justify="left")
+    table.add_column("expert", justify="right")
+    table.add_column("share of images")
+    table.add_column("favourite classes, and the share of their images it takes")
+    facts = expert_facts(tokens_per_expert, class_by_expert, class_names)
+    highest = max(expert.share for expert in facts) or 1
+    for expert in facts:
+        bar = "█" * round(BAR_WIDTH * expert.share / highest)
+        share = text.assemble(f"{expert.share:6.1%} ", (bar, "blue"))
+        favourites = text("dead", style="bold red") if expert.dead else text(expert.favourites_text)
+        table.add_row(str(expert.index), share, favourites)
+    return table
+
+
+def result_table(result: Mapping[str, Any]) -> "Table":
+    """Return the run's result in a few lines.
+
+    Args:
+        result: The content of `result.json`.
+    """
+    text = require("rich.text", "train").Text
+    table: Table = require("rich.table", "train").Table(show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column()
+    for label, value in result_facts(result):
+        table.add_row(text(label), text(value))
+    return table
