@@ -1,7 +1,7 @@
 # Everything a person needs is three words: make demo, make test, make install.
 PYTHON ?= python3
-# The pinned torch is the CPU build wherever such a wheel is at hand. Elsewhere, name what you want, for example
-#   make install TORCH="torch==2.13.0 --index-url <PyTorch's index for your CUDA or for the CPU>"
+# The pinned torch is the CPU build where such a wheel is at hand. Elsewhere, name what you want:
+#   make install TORCH="torch==2.13.0 --index-url INDEX"   with the index PyTorch's installation page gives
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 demo: install
-	@$(BIN)/gatewright train digits --output runs/demo
+	@$(BIN)/gatewright train digits
 
 test: install
 	@$(BIN)/python -m pytest
