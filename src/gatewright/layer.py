@@ -28,8 +28,8 @@ class MoE(nn.Module):
 
     Eq. 1 of https://arxiv.org/abs/1701.06538, with any router, experts and dispatch.
 
-    Leading dimensions are free, and so is the shape of an item: with ``item_shape=(84,)`` an input of ``(batch, 84)`` or
-    ``(batch, time, 84)`` is routed per vector, with ``item_shape=(3, 32, 32)`` whole images are.
+    Leading dimensions are free, and so is the shape of an item: with ``item_shape=(84,)`` an input of ``(batch, 84)``
+    or ``(batch, time, 84)`` is routed per vector, with ``item_shape=(3, 32, 32)`` whole images are.
 
     In training, add `gatewright.aux_loss(model)` to the loss: it holds the balance losses that keep experts alive. A
     step that forgets it fails in backward.
@@ -102,7 +102,7 @@ class MoE(nn.Module):
         pending, self._pending = self._pending, []
         if not pending and self.training and self._lost:
             raise RuntimeError(REENTRANT)
-        losses = {name: sum((LOSSES[name](sums) for sums in pending), _zero(self)) for name in self.losses}
+        losses = {name: sum((LOSSES[name](sums) for sums in pending), torch.zeros(())) for name in self.losses}
         self.loss_values = {name: loss.detach() for name, loss in losses.items()}
         return losses
 
@@ -176,11 +176,7 @@ def aux_loss(model: nn.Module) -> Float[Tensor, ""]:
     if not layers:
         raise ValueError("aux_loss found no MoE layer in this model; pass the model that contains them.")
     taken = [(layer.losses[name], loss) for layer in layers for name, loss in layer.take_losses().items()]
-    return sum((coefficient * loss for coefficient, loss in taken), _zero(layers[0]))
-
-
-def _zero(layer: MoE) -> Tensor:
-    return torch.zeros((), device=next(layer.parameters()).device)
+    return sum((coefficient * loss for coefficient, loss in taken), torch.zeros(()))
 
 
 def _checked_losses(losses: Mapping[str, float]) -> dict[str, float]:

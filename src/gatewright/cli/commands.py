@@ -1,5 +1,6 @@
 """What each command does: read arguments, call the library, print."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,7 +91,7 @@ def train_command(words: list[str]) -> None:
     console.print(result_table(result))
     pictures = ", ".join(path.name for path in sorted(output.glob("*.png")))
     console.print(f"\nThe run is in {output}: report.html, {pictures}", highlight=False, soft_wrap=True)
-    print(_next_commands(arguments.run, output))
+    print(f"{result['tracking']}\n{_next_commands(arguments.run, output)}")
 
 
 def parse_train(config: RunConfig, words: list[str]) -> TrainArguments:
@@ -184,10 +185,11 @@ def _print_experts(console: Console, result: dict[str, Any]) -> None:
 
 
 def _next_commands(config: RunConfig, output: Path) -> str:
+    run = shlex.quote(str(output))
     return (
         "Next:\n"
-        f"  gatewright evaluate {output} --flip            # with test-time augmentation\n"
-        f"  gatewright predict {output} IMAGE.png          # classify a file, and see which experts it goes to\n"
+        f"  gatewright evaluate {run} --flip            # with test-time augmentation\n"
+        f"  gatewright predict {run} IMAGE.png          # classify a file, and see which experts it goes to\n"
         f"  gatewright train {config.recipe} --model.num-experts 16 # more experts\n"
         "  gatewright list                                # other recipes, CIFAR-10 among them"
     )

@@ -27,7 +27,7 @@ def cache_name(name: str, image_size: int | None, files: Sequence[Path]) -> str:
         image_size: side to which its images are resized.
         files: that it is read from; their paths, sizes and times of change count. Empty for the hub.
     """
-    seen = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    seen = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     key = hashlib.sha256(json.dumps([FORMAT, name, image_size, seen]).encode()).hexdigest()
     return f"{name.replace('/', '--')}-{key[:16]}.safetensors"
 

@@ -15,6 +15,9 @@ class AugmentConfig:
         flip: mirror each image left to right with probability one half.
         translate: largest shift in pixels, either way, along each side; the rim is filled by reflection.
         crop: smallest share of each side that a random crop keeps, in (0, 1]; the crop is resized back.
+
+    Raises:
+        ValueError: a setting is out of range.
     """
 
     flip: bool = False
@@ -41,6 +44,9 @@ class DataConfig:
         eval_batch_size: images per evaluation batch, 1 or more.
         cache: folder for decoded images; by default `$GATEWRIGHT_CACHE`, or else `~/.cache/gatewright`.
         augment: random changes made to training images.
+
+    Raises:
+        ValueError: a setting is out of range, or `path` is missing or not wanted.
     """
 
     name: str = "digits"
@@ -54,6 +60,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check_source(self.name, self.path)
+        if self.name == "digits" and (self.path is not None or self.image_size is not None):
+            given = f"path={self.path!r}, image_size={self.image_size}"
+            raise ValueError(f"the digits are embedded, 8x8 pixels, and take neither; got {given}: leave them out")
         if not 0.0 <= self.holdout < 1.0:
             raise ValueError(f"holdout is a share of the training images in [0, 1); got {self.holdout}: try 0.1")
         for setting in ("image_size", "batch_size", "eval_batch_size"):
@@ -63,13 +72,9 @@ class DataConfig:
 
 
 def _check_source(name: str, path: str | None) -> None:
-    if name not in BUILT_IN_NAMES and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if name not in BUILT_IN_NAMES and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         nearest = difflib.get_close_matches(name, BUILT_IN_NAMES, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else "a hub data set is written owner/name"
         raise ValueError(f"data.name must be one of {', '.join(BUILT_IN_NAMES)} or owner/name; got {name!r}: {hint}")
     if name == "folder" and path is None:
         raise ValueError("data.name 'folder' needs data.path, the folder that holds train/<class>/ and test/<class>/")
-    if name == "digits" and path is not None:
-        raise ValueError(
-            f"the digits are embedded and take no data.path; got {path!r}: leave it out or name another set"
-        )

@@ -25,7 +25,7 @@ def load_images(config: DataConfig) -> ImageSplits:
     without asking the hub; that of local files is made anew when a file changes.
 
     Args:
-        config: what to load; `image_size` is not applied to the digits, which are 8x8.
+        config: what to load, and the share to hold out.
 
     Raises:
         ConnectionError: the hub cannot be reached; the message lists local alternatives.

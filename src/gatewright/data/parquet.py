@@ -66,7 +66,7 @@ def read_parquet(files: SplitFiles) -> ImageSource:
 
 
 def _of_split(split: str, files: Sequence[Path], folder: Path) -> list[Path]:
-    found = [file for file in files if _split_name(file) == split]
+    found = [file for file in files if _split_name(file.relative_to(folder)) == split]
     folders = sorted({str(file.parent) for file in found})
     if len(folders) > 1:
         raise ValueError(

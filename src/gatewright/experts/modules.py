@@ -59,7 +59,7 @@ class ModuleExperts(Experts):
         groups = rows.split([*counts, len(rows) - sum(counts)])
         outputs = [expert(group) for expert, group in zip(self.experts, groups, strict=False) if len(group)]
         idle = [p for expert, n in zip(self.experts, counts, strict=True) if n == 0 for p in expert.parameters()]
-        return _with_zero_gradient(self._join(outputs, groups[-1]), idle)
+        return _with_zero_gradient(self._join(outputs, groups[-1]), [groups[-1], *idle])
 
     def _join(self, outputs: list[Tensor], dropped: Tensor) -> Tensor:
         """Concatenate the outputs, with zeros for rows that no expert saw."""
@@ -115,13 +115,13 @@ def _use_running_statistics_for_one_value(norm: nn.Module, args: tuple[Tensor, .
         norm.__dict__[_RESUME] = True
 
 
-def _resume_batch_statistics(norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+def _resume_batch_statistics(norm: nn.Module, args: tuple[Tensor, ...], output: Tensor | None) -> None:
     if norm.__dict__.pop(_RESUME, False):
         norm.training = True
 
 
-def _with_zero_gradient(rows: Tensor, idle: list[nn.Parameter]) -> Tensor:
-    trained = [parameter for parameter in idle if parameter.requires_grad]
+def _with_zero_gradient(rows: Tensor, unused: list[Tensor]) -> Tensor:
+    trained = [tensor for tensor in unused if tensor.requires_grad]
     if not trained or not torch.is_grad_enabled():
         return rows
     passed: Tensor = _ZeroGradient.apply(rows, *trained)  # type: ignore[no-untyped-call]
@@ -129,14 +129,14 @@ def _with_zero_gradient(rows: Tensor, idle: list[nn.Parameter]) -> Tensor:
 
 
 class _ZeroGradient(torch.autograd.Function):
-    """Pass rows through, and give the parameters a gradient of zeros."""
+    """Pass rows through, and give unused tensors a gradient of zeros."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.parameters = parameters
+    def forward(ctx: Any, rows: Tensor, *unused: Tensor) -> Tensor:
+        ctx.save_for_backward(*unused)
         return rows.view_as(rows)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        return gradient, *(torch.zeros_like(parameter) for parameter in ctx.parameters)
+        return gradient, *(torch.zeros_like(tensor) for tensor in ctx.saved_tensors)

@@ -48,11 +48,14 @@ class MixtureConfig:
         Raises:
             ValueError: If the router or one of its options is unknown, or a value does not fit.
         """
-        make = ROUTERS[_known(self.router, ROUTERS, "router")]
+        make = ROUTERS[known(self.router, ROUTERS, "router")]
         accepted = list(inspect.signature(make).parameters)[3:]
         for option in self.router_options:
-            _known(option, dict.fromkeys(accepted), f"option of the router {self.router}")
-        return make(dim, self.num_experts, self.top_k, **cast(dict[str, Any], self.router_options))
+            known(option, dict.fromkeys(accepted), f"option of the router {self.router}")
+        try:
+            return make(dim, self.num_experts, self.top_k, **cast(dict[str, Any], self.router_options))
+        except TypeError as error:
+            raise ValueError(f"An option of the router {self.router} has a wrong type: {error}.") from error
 
     def build_dispatcher(self) -> Dispatcher:
         """Make the dispatcher."""
@@ -75,9 +78,14 @@ class MixtureConfig:
         )
 
 
-def _known(name: str, names: Mapping[str, object], what: str) -> str:
+def known(name: str, names: Mapping[str, object], what: str) -> str:
+    """Return the name if it is one of the names.
+
+    Raises:
+        ValueError: If not; the sentence offers the nearest.
+    """
     if name not in names:
         nearest = difflib.get_close_matches(name, names, 1, 0.0)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
         raise ValueError(f"No {what} is called {name!r}{hint} Known: {', '.join(names) or 'none'}.")
     return name

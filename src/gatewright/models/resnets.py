@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gatewright.layer import MoE
-from gatewright.models.mixture import MixtureConfig
+from gatewright.models.mixture import MixtureConfig, known
 from gatewright.models.resnet import RESNETS
 from gatewright.models.together import StartTogether
 
@@ -36,7 +36,7 @@ class ResNetsConfig(MixtureConfig):
     split_epoch: int = 0
 
     def __post_init__(self) -> None:
-        parts = 1 + len(RESNETS[self.resnet].blocks)
+        parts = 1 + len(RESNETS[known(self.resnet, RESNETS, "residual network")].blocks)
         if not 0 <= self.stem_depth < parts:
             raise ValueError(
                 f"stem_depth is between 0 and {parts - 1}, so that experts keep a part of {self.resnet}'s {parts}; got "
@@ -96,7 +96,8 @@ def gate_features(in_channels: int, size: int) -> nn.Sequential:
 def _expert(config: ResNetsConfig, in_channels: int, emitted: int) -> nn.Module:
     shape = RESNETS[config.resnet]
     parts = shape.parts(in_channels)[config.stem_depth :]
-    head = nn.Identity() if emitted == shape.width else nn.Linear(shape.width, emitted)
+    as_they_are = config.emit == "features" and emitted == shape.width
+    head = nn.Identity() if as_they_are else nn.Linear(shape.width, emitted)
     return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
 
 

@@ -12,9 +12,9 @@ def cifar10_cnn() -> RunConfig:
     return RunConfig(
         recipe="cifar10-cnn",
         model=CnnConfig(num_experts=8, top_k=2),
-        data=DataConfig(name="cifar10", holdout=0.05, batch_size=128, augment=AugmentConfig(flip=True, translate=2)),
-        optim=OptimConfig(lr=3e-3, weight_decay=0.01, warmup_epochs=1),
-        epochs=24,
+        data=DataConfig(name="cifar10", holdout=0.05, batch_size=256, augment=AugmentConfig(flip=True, translate=1)),
+        optim=OptimConfig(lr=5e-3, weight_decay=0.01, warmup_epochs=1),
+        epochs=16,
     )
 
 

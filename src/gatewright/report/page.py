@@ -122,4 +122,4 @@ def _picture(path: Path, description: str) -> str:
     # A PNG says its width at byte 16. Shown at the same scale, all pictures have letters of the same size.
     width = int.from_bytes(picture[16:20], "big") * CSS_DOTS_PER_INCH // DOTS_PER_INCH
     data = base64.b64encode(picture).decode("ascii")
-    return f'<img alt="{escape(description)}" width="{width}" src="data:image/png;base64,{data}">'
+    return f'<img alt="{escape(description)}" style="width: {width}px" src="data:image/png;base64,{data}">'

@@ -68,13 +68,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path} is truncated or not a safetensors file ({error}). Use an older checkpoint."
+            f"{path} is truncated or not a safetensors file ({error}). Delete it to go on from an older checkpoint."
         ) from error
     if header.get("format") != FORMAT:
         raise ValueError(
             f"{path} is not a Gatewright checkpoint: its format is {header.get('format')!r}, not {FORMAT!r}."
         )
-    state: dict[str, Any] = _unpack(json.loads(header["state"]), tensors)
+    try:
+        state: dict[str, Any] = _unpack(json.loads(header["state"]), tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}). Delete it to go on from an older checkpoint.") from error
     return state
 
 

@@ -1,9 +1,12 @@
 """The settings of a run: frozen dataclasses, written beside the run and read back from there."""
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
+
+from torch import nn
 
 from gatewright.data import DataConfig
 from gatewright.extras import require
@@ -11,6 +14,8 @@ from gatewright.models import ModelConfig, RouterOption
 from gatewright.train.tracking import TrackingConfig
 
 Precision = Literal["float32", "bfloat16", "float16"]
+NETWORKS = {network.__name__: network for network in get_args(ModelConfig)}
+TAG = "network"  # the key that names a model's class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,7 @@ class OptimConfig:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        _refuse_unknown_choices(self)
         if not self.lr > 0 or self.accumulation_steps < 1:
             raise ValueError(
                 f"lr is above 0 and accumulation_steps at least 1; got {self.lr} and {self.accumulation_steps}."
@@ -98,19 +104,22 @@ class RunConfig:
     output: str | None = None
 
     def __post_init__(self) -> None:
+        _refuse_unknown_choices(self)
+        _refuse_unknown_choices(self.model)
         if self.epochs < 1 or self.checkpoint_every < 1:
             raise ValueError(
                 f"epochs and checkpoint_every are at least 1; got {self.epochs} and {self.checkpoint_every}."
             )
-        if self.model.num_experts > 1:
-            self.model.build_router(1)  # Refuses what does not fit, such as top_k above num_experts, before any work.
-            self.model.build_dispatcher()
+        # Refuses what does not fit, such as top_k above num_experts, before any work.
+        self.model.build_mixture(nn.Identity, router_dim=1, item_shape=(1,))
 
 
 def save_config(config: RunConfig, path: Path) -> None:
-    """Write a config as YAML."""
+    """Write a config as YAML, into a file that is either complete or as it was."""
     yaml = require("yaml", "train")
-    path.write_text(yaml.safe_dump(_converter().unstructure(config), sort_keys=False), encoding="utf-8")
+    partial = path.with_suffix(".partial")
+    partial.write_text(yaml.safe_dump(_converter().unstructure(config), sort_keys=False), encoding="utf-8")
+    partial.replace(path)
 
 
 def load_config(path: Path) -> RunConfig:
@@ -131,28 +140,66 @@ def load_config(path: Path) -> RunConfig:
     try:
         config: RunConfig = _converter().structure(settings, RunConfig)
     except Exception as error:  # cattrs raises groups of errors of many kinds
-        reasons = "; ".join(require("cattrs", "train").transform_error(error))
+        reasons = "; ".join(require("cattrs", "train").transform_error(error, "run", _reason))
         raise ValueError(f"{path} does not describe a run: {reasons}") from error
     return config
 
 
+def _refuse_unknown_choices(config: Any) -> None:
+    """Compare every setting that is one of a few words with these words."""
+    for item in fields(config):
+        choices, value = get_args(item.type), getattr(config, item.name)
+        if get_origin(item.type) is Literal and value not in choices:
+            raise ValueError(f"{item.name} is one of {', '.join(map(repr, choices))}; got {value!r}.")
+
+
 def _refuse_unknown_keys(settings: Any, cls: Any, path: Path, prefix: str = "") -> None:
-    """Compare keys, at every level whose class is known, with the fields of that class."""
+    """Compare keys, at every level that is a class of ours, with the fields of that class."""
     if not isinstance(settings, dict):
-        raise ValueError(f"{path} does not describe a run: {prefix or 'it'} is not a mapping of keys to values.")
-    known = {item.name: item.type for item in fields(cls)}
+        where = prefix.rstrip(".") or "it"
+        raise ValueError(f"{path} does not describe a run: {where} is not a mapping of keys to values.")
+    known = {item.name: item.type for item in fields(cls)} | ({TAG: str} if cls in NETWORKS.values() else {})
     for key, value in settings.items():
         if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, 1, 0.0)[0]
-            raise ValueError(f"{path} has an unknown key {prefix + str(key)!r}; did you mean {prefix + nearest!r}?")
-        if is_dataclass(known[key]):
-            _refuse_unknown_keys(value, known[key], path, f"{prefix}{key}.")
+            raise ValueError(
+                f"{path} has an unknown key {prefix + str(key)!r}; did you mean {prefix + _nearest(key, known)!r}?"
+            )
+        inner = _network(value, path) if known[key] == ModelConfig else known[key]
+        if is_dataclass(inner):
+            _refuse_unknown_keys(value, inner, path, f"{prefix}{key}.")
+
+
+def _network(settings: Any, path: Path) -> Any:
+    """Return the class of a model's settings."""
+    name = settings.get(TAG) if isinstance(settings, dict) else None
+    if name not in NETWORKS:
+        raise ValueError(f"{path} has no model.{TAG} called {name!r}; did you mean {_nearest(name, NETWORKS)!r}?")
+    return NETWORKS[name]
+
+
+def _nearest(name: Any, names: Iterable[str]) -> str:
+    return difflib.get_close_matches(str(name), names, 1, 0.0)[0]
 
 
 def _converter() -> Any:
     """A cattrs converter: strict, and with the model's class beside its settings."""
     converter = require("cattrs", "train").Converter(forbid_extra_keys=True)
     strategies = require("cattrs.strategies", "train")
+    for kind in (bool, int, float, str):
+        converter.register_structure_hook(kind, _scalar)
     strategies.configure_union_passthrough(RouterOption, converter)
-    strategies.configure_tagged_union(ModelConfig, converter, tag_name="network")
+    strategies.configure_tagged_union(ModelConfig, converter, tag_name=TAG)
     return converter
+
+
+def _scalar(value: Any, kind: type) -> Any:
+    """Take a value of the right type, where cattrs alone would make 2 epochs of 2.7, and true of "no"."""
+    if kind is float and type(value) in (int, str):  # YAML 1.1 reads 1e-3 as a string.
+        return float(value)
+    if type(value) is not kind:
+        raise ValueError(f"expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def _reason(error: BaseException, kind: Any) -> str:
+    return "required, and missing" if isinstance(error, KeyError) else str(error)

@@ -109,8 +109,9 @@ class TorchEngine:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = clip_gradients(self.model, self.config.optim.clip_norm)
-        # With a dynamic loss scale an overflow is expected: the scaler skips the step and lowers the scale.
-        if not self.scaler.is_enabled() and not torch.isfinite(norm):
+        # With a dynamic loss scale an overflow is expected: the scaler skips the step and lowers the scale. Where
+        # nothing is left to lower, the overflow is the network's own.
+        if not torch.isfinite(norm) and not (self.scaler.is_enabled() and self.scaler.get_scale() > 1):
             raise TrainingDiverged(self._diagnosis("gradient norm", float(norm), None))
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
@@ -122,7 +123,8 @@ class TorchEngine:
         return float(norm)
 
     def _diagnosis(self, what: str, value: float, images: Tensor | None) -> str:
-        layer = _first_non_finite(self.model, images)
+        with autocast(self.device, self.config.precision):
+            layer = _first_non_finite(self.model, images)
         return (
             f"The {what} became {value} at step {self.step_count + 1}; the first layer that is not finite is "
             f"{layer or 'the loss itself'}. Try a lower --optim.lr, --optim.clip-norm 1.0 or --precision float32."
@@ -131,6 +133,7 @@ class TorchEngine:
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next step depends on, the random state included."""
         return {
+            "settings": self._fixed_settings(),
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
@@ -141,14 +144,20 @@ class TorchEngine:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state.
+        """Go on from a state, with the rates and decays of this config.
 
         Raises:
-            ValueError: If it belongs to another model.
+            ValueError: If it belongs to another model, or to settings whose state this config does not have.
         """
+        if state["settings"] != self._fixed_settings():
+            raise ValueError(
+                f"A run goes on with the optimizer, averaging and loss scale that it began with, {state['settings']}; "
+                f"this config has {self._fixed_settings()}. Leave --optim.name, --optim.ema-decay and --precision out."
+            )
         load_weights(self.model, state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            saved["param_groups"] = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict(restore_layout(saved, parameters))
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
@@ -157,6 +166,24 @@ class TorchEngine:
         torch.set_rng_state(state["random_state"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state_all(state["cuda_random_state"])
+
+    def _fixed_settings(self) -> dict[str, Any]:
+        """Return the settings that decide what there is to save, and so cannot change in a resumed run."""
+        averaging, loss_scale = self.average is not None, self.scaler.is_enabled()
+        return {"optimizer": self.config.optim.name, "averaging": averaging, "loss_scale": loss_scale}
+
+
+def find_device(name: str) -> torch.device:
+    """Return a device by its name; ``"auto"`` is a GPU where there is one.
+
+    Raises:
+        ValueError: If there is no such device here.
+    """
+    name = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"There is no device {name!r} here. Use --device auto, or cpu.") from error
 
 
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:

@@ -1,9 +1,10 @@
 """Training, from a config to a result: read `train` from top to bottom."""
 
 import contextlib
+import shlex
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -25,9 +26,10 @@ from gatewright.layer import moe_layers
 from gatewright.metrics import load_share
 from gatewright.models import ImageClassifier
 from gatewright.report import write_pictures, write_report
+from gatewright.routing import RoutingSums
 from gatewright.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from gatewright.train.config import RunConfig, save_config
-from gatewright.train.engine import Batch, StepReport, TorchEngine, TrainingDiverged
+from gatewright.train.engine import Batch, StepReport, TorchEngine, TrainingDiverged, find_device
 from gatewright.train.evaluate import Evaluation, evaluate, take_routing
 from gatewright.train.progress import Progress
 from gatewright.train.result import describe_result, hardware, layer_metrics, versions, write_json
@@ -56,7 +58,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run holds on to."""
+    """What one run holds on to; `routed` is what each MoE layer did since it was last logged."""
 
     config: RunConfig
     output: Path
@@ -64,6 +66,7 @@ class Run:
     engine: TorchEngine
     tracker: Tracker
     position: Position
+    routed: dict[str, RoutingSums] = field(default_factory=dict)
 
 
 def train(config: RunConfig, *, resume: bool = False) -> tuple[dict[str, Any], Path]:
@@ -81,25 +84,28 @@ def train(config: RunConfig, *, resume: bool = False) -> tuple[dict[str, Any], P
         FileExistsError: If the folder holds a run already and `resume` is not set.
         FileNotFoundError: If there is nothing to resume, or the data are not there.
         ConnectionError: If the tracking server does not answer at the start.
+        ValueError: If the settings, the data or the run to resume do not fit together.
         TrainingDiverged: If a loss or a gradient is not finite.
         Interrupted: If Ctrl-C or SIGTERM stopped the run; it saved itself first.
     """
+    device = find_device(config.device)
     output = prepare_output(config, resume)
     saved = _saved_state(output) if resume else None
     position = Position(**saved["position"]) if saved else Position()
     torch.manual_seed(config.seed)
     with _tracking(config, output, position) as tracker:
         splits = load_images(config.data)
-        engine = build_engine(config, splits)
+        engine = build_engine(config, splits, device)
         if saved:
             engine.load_state_dict(saved["engine"])
+        save_config(config, output / CONFIG)  # Only now: settings that do not fit leave no run behind, and spoil none.
         run = Run(config, output, splits, engine, tracker, position)
         train_epochs(run)
         return conclude(run), output
 
 
 def prepare_output(config: RunConfig, resume: bool) -> Path:
-    """Make the run's folder and write the resolved config into it."""
+    """Make the run's folder, unless that would mix two runs."""
     output = Path(config.output or f"runs/{config.recipe}-{datetime.now():%Y%m%d-%H%M%S}")
     exists = (output / CONFIG).is_file()
     if resume and not exists:
@@ -107,11 +113,10 @@ def prepare_output(config: RunConfig, resume: bool) -> Path:
     if exists and not resume:
         raise FileExistsError(f"{output} holds a run already. Go on with it by --resume, or name another --output.")
     output.mkdir(parents=True, exist_ok=True)
-    save_config(config, output / CONFIG)
     return output
 
 
-def build_engine(config: RunConfig, splits: ImageSplits) -> TorchEngine:
+def build_engine(config: RunConfig, splits: ImageSplits, device: torch.device) -> TorchEngine:
     """Make the model for these images, and the engine that trains it."""
     mean, std = channel_statistics(splits.train)
     channels, height, width = splits.train.images.shape[1:]
@@ -122,7 +127,6 @@ def build_engine(config: RunConfig, splits: ImageSplits) -> TorchEngine:
             f"An epoch of {len(splits.train)} images has {batches} batches of {config.data.batch_size}, fewer than "
             f"accumulation_steps ({config.optim.accumulation_steps}). Use smaller batches or fewer accumulation steps."
         )
-    device = torch.device(config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     steps_per_epoch = batches // config.optim.accumulation_steps
     model: nn.Module = ImageClassifier(network, mean.tolist(), std.tolist())
     return TorchEngine(model, config, device=device, steps_per_epoch=steps_per_epoch)
@@ -162,6 +166,7 @@ def conclude(run: Run) -> dict[str, Any]:
         "confusion": evaluation.confusion.tolist(),
         "versions": versions(),
         "hardware": hardware(run.engine.device),
+        "tracking": run.tracker.location,
     }
     write_json(result, run.output / "result.json")
     run.tracker.log_metrics({"test/accuracy": evaluation.accuracy}, run.engine.step_count)
@@ -190,6 +195,9 @@ def _step(run: Run, micro_batches: list[Batch]) -> StepReport:
         good = newest_checkpoint(run.output / "checkpoints")
         raise TrainingDiverged(f"{error} The last good checkpoint: {good or 'none yet'}.") from error
     run.position.step += 1
+    for name, layer in moe_layers(run.engine.model):
+        if (routing := take_routing(layer)) is not None:
+            run.routed[name] = run.routed[name] + routing.sums if name in run.routed else routing.sums
     if run.engine.step_count % run.config.tracking.log_interval == 0:
         images = sum(len(labels) for _, labels in micro_batches)
         _log_step(run, report, images / (time.monotonic() - began))
@@ -201,9 +209,8 @@ def _log_step(run: Run, report: StepReport, images_per_second: float) -> None:
     values["train/images_per_second"] = images_per_second
     for name, layer in moe_layers(run.engine.model):
         values |= {f"layers/{name}/{loss}_loss": float(value) for loss, value in layer.loss_values.items()}
-        routing = take_routing(layer)
-        if routing is not None:
-            values |= layer_metrics(name, routing.sums)
+        if name in run.routed:
+            values |= layer_metrics(name, run.routed.pop(name))
     run.tracker.log_metrics(values, run.engine.step_count)
 
 
@@ -261,5 +268,5 @@ def _tracking(config: RunConfig, output: Path, position: Position) -> Iterator[T
 def _how_to_resume(run: Run) -> str:
     return (
         f"Stopped in epoch {run.position.epoch + 1} after {run.position.step} of its steps, and saved. Go on with: "
-        f"gatewright train {run.config.recipe} --output {run.output} --resume"
+        f"gatewright train {run.config.recipe} --output {shlex.quote(str(run.output))} --resume"
     )

@@ -1,42 +1,38 @@
-"""One MLflow run, fed by a background thread, so that training never waits for a server.
+"""One MLflow run: opened with a check that the store answers, then fed through an `Outbox`.
 
 Only `MlflowClient` is used and no active run is set, so several runs can be open in one process.
 """
 
 import logging
-import math
+import os
 import re
-import threading
-import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, is_dataclass
-from itertools import islice, takewhile
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from gatewright.extras import require
+from gatewright.train.outbox import Outbox, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 logger = logging.getLogger("gatewright")
 
-# What one request may carry, by kind of item, and what a name and a value may be long (mlflow.utils.validation).
-BATCH_LIMITS = {"metrics": 1000, "parameters": 100, "files": 1, "end of run": 1}
+# MLflow itself would ask a silent server seven times over several minutes. The outbox asks again on its own, so one
+# short question is enough. Telemetry would send usage to the internet from the machine that trains.
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+
+# What a name and a value may be long (mlflow.utils.validation).
 MAX_NAME_LENGTH = 250
 MAX_PARAMETER_LENGTH = 6000
-# Answers that stay the same however often one asks; asking again would only hold up the rest.
-REFUSALS = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
-
-CAPACITY = 50_000
-LINGER_SECONDS = 1.0
-FIRST_DELAY_SECONDS = 0.5
-LAST_DELAY_SECONDS = 30.0
-# At close: how long to go on asking a server that is away, and how long to wait for one that takes its time.
-AWAY_SECONDS = 5.0
-BUSY_SECONDS = 60.0
-
-Item = tuple[str, Any]
 
 
 class MlflowRun:
@@ -95,116 +91,73 @@ class MlflowRun:
                 self._client.set_terminated(self.run_id, *payloads)
 
 
-class Outbox:
-    """A bounded queue of (kind, payload) and the one thread that empties it, batch by batch.
+def open_run(
+    uri: str, *, artifact_location: str | None, experiment: str, run_name: str, resume_id: str | None
+) -> MlflowRun:
+    """Create a run, or open the one to resume.
 
     Args:
-        send: Delivers payloads of one kind, or raises.
-        destination: What the warnings call the other side.
+        uri: The MLflow store or server.
+        artifact_location: Where a new experiment keeps its files; None leaves it to the store.
+        experiment: Created when it does not exist.
+        run_name: The new run's name.
+        resume_id: The run to go on with. One that the store does not know is replaced by a new run.
+
+    Raises:
+        ConnectionError: The store or server does not answer, or not as MLflow does.
     """
+    destination = re.sub(r"//[^/@]*@", "//", uri)  # without the password
+    with ExitStack() as stack:
+        stack.enter_context(_environment())
+        mlflow = require("mlflow", "train")
+        try:
+            with _quiet("alembic", "mlflow.store.db.utils"):
+                client = mlflow.MlflowClient(tracking_uri=uri)
+                experiment_id = _experiment_id(client, experiment, artifact_location)
+                run_id = _run_id(client, experiment_id, run_name, resume_id)
+        except Exception as error:
+            raise ConnectionError(
+                f"cannot log to MLflow at {destination} ({reason(error)}). "
+                "Start that server, or unset MLFLOW_TRACKING_URI to log to a local SQLite store, "
+                "or pass --tracking.no-enabled to write metrics.jsonl only."
+            ) from error
+        location = _location(destination, experiment_id, run_id)
+        return MlflowRun(client, run_id, location=location, destination=destination, cleanup=stack.pop_all())
 
-    def __init__(self, send: Callable[[str, list[Any]], None], destination: str) -> None:
-        self._send = send
-        self._destination = destination
-        self._items: deque[Item] = deque()
-        self._changed = threading.Condition()
-        self._closing = threading.Event()
-        self._give_up_at = math.inf
-        self._lost: Counter[str] = Counter()
-        self._num_suspects = 0
-        self._warned: set[str] = set()
-        self._thread = threading.Thread(target=self._run, name="gatewright-mlflow", daemon=True)
-        self._thread.start()
 
-    def put(self, kind: str, payloads: Iterable[Any]) -> None:
-        """Queue payloads and return at once; what finds no room is counted as lost."""
-        items = [(kind, payload) for payload in payloads]
-        with self._changed:
-            room = max(0, CAPACITY - len(self._items))
-            self._items.extend(items[:room])
-            self._lost[kind] += len(items[room:])
-            self._changed.notify()
+def _experiment_id(client: "MlflowClient", name: str, artifact_location: str | None) -> str:
+    mlflow = require("mlflow", "train")
+    if (found := client.get_experiment_by_name(name)) is not None:
+        return str(found.experiment_id)
+    try:
+        return str(client.create_experiment(name, artifact_location))
+    except mlflow.MlflowException:
+        # A run that started at the same moment may have been faster.
+        if (found := client.get_experiment_by_name(name)) is None:
+            raise
+        return str(found.experiment_id)
 
-    def close(self, *last: Item) -> Counter[str]:
-        """Queue the last items, wait a bounded time, and return how many of each kind were not delivered."""
-        with self._changed:
-            self._items.extend(last)
-            self._give_up_at = time.monotonic() + AWAY_SECONDS
-            self._closing.set()
-            self._changed.notify()
-        self._thread.join(BUSY_SECONDS)
-        with self._changed:
-            return self._lost + Counter(kind for kind, _ in self._items)
 
-    def _run(self) -> None:
-        delay = FIRST_DELAY_SECONDS
-        while batch := self._next_batch():
-            try:
-                self._send(batch[0][0], [payload for _, payload in batch])
-            except Exception as error:
-                if _is_refusal(error):
-                    self._refused(batch, error)
-                    continue
-                self._failed(batch, error)
-                if not self._back_off(delay):
-                    return
-                delay = min(2 * delay, LAST_DELAY_SECONDS)
-            else:
-                self._remove(batch)
-                delay = FIRST_DELAY_SECONDS
+def _run_id(client: "MlflowClient", experiment_id: str, run_name: str, resume_id: str | None) -> str:
+    mlflow = require("mlflow", "train")
+    if resume_id is not None:
+        try:
+            client.update_run(resume_id, status="RUNNING")
+            return resume_id
+        except mlflow.MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            logger.warning("MLflow does not know the run %s: going on in a new one", resume_id)
+    tags = {"gatewright.version": version("gatewright")}
+    return str(client.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id)
 
-    def _next_batch(self) -> list[Item]:
-        """Wait for items and return the first ones of one kind, leaving them queued; none once closed and empty."""
-        with self._changed:
-            was_empty = not self._items
-            self._changed.wait_for(lambda: self._items or self._closing.is_set())
-        if was_empty:
-            # A second more brings more items along and costs fewer requests.
-            self._closing.wait(LINGER_SECONDS)
-        with self._changed:
-            if not self._items:
-                return []
-            kind = self._items[0][0]
-            limit = 1 if self._num_suspects else BATCH_LIMITS[kind]
-            return list(islice(takewhile(lambda item: item[0] == kind, self._items), limit))
 
-    def _remove(self, batch: list[Item]) -> None:
-        with self._changed:
-            self._num_suspects = max(0, self._num_suspects - len(batch))
-            for _ in batch:
-                self._items.popleft()
-
-    def _refused(self, batch: list[Item], error: Exception) -> None:
-        """Drop a refused item; of a refused batch, find those to blame by sending one at a time."""
-        if len(batch) > 1:
-            self._num_suspects = len(batch)
-            return
-        kind = batch[0][0]
-        self._lost[kind] += 1
-        self._remove(batch)
-        self._warn_once("refusal", f"MLflow at {self._destination} refused some {kind}: {error}")
-
-    def _failed(self, batch: list[Item], error: Exception) -> None:
-        if batch[0][0] == "files":
-            # The store of files may be down, or out of reach from here, while the store of metrics is well.
-            with self._changed:
-                self._items.rotate(-1)
-        self._warn_once(
-            "failure",
-            f"Logging to MLflow at {self._destination} fails ({reason(error)}). "
-            "Training and metrics.jsonl go on, and MLflow is tried again in the background.",
-        )
-
-    def _back_off(self, delay: float) -> bool:
-        """Wait, and say whether to try again."""
-        if self._closing.wait(delay):
-            time.sleep(FIRST_DELAY_SECONDS)
-        return time.monotonic() < self._give_up_at
-
-    def _warn_once(self, topic: str, sentence: str) -> None:
-        if topic not in self._warned:
-            self._warned.add(topic)
-            logger.warning("%s", sentence)
+def _location(destination: str, experiment_id: str, run_id: str) -> str:
+    if destination.startswith(("http://", "https://")):
+        return f"MLflow: {destination.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+    if destination.startswith("sqlite:"):
+        return f"MLflow: mlflow ui --backend-store-uri {shlex.quote(destination)}"
+    return f"MLflow: run {run_id} at {destination}"
 
 
 def flatten(parameters: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -218,18 +171,31 @@ def flatten(parameters: Mapping[str, object], prefix: str = "") -> Iterator[tupl
             yield _name(f"{prefix}{key}"), str(value)[:MAX_PARAMETER_LENGTH]
 
 
-def reason(error: BaseException) -> str:
-    """Say in one line why MLflow failed; it wraps `Connection refused` in four exceptions of its own."""
-    cause = error
-    while (deeper := cause.__cause__ or cause.__context__) is not None:
-        cause = deeper
-    return str(cause if isinstance(cause, OSError) else error).partition("\n")[0]
-
-
 def _name(name: str) -> str:
     """Replace the characters that MLflow allows in no name."""
     return re.sub(r"[^\w\-. /]", "_", name)[:MAX_NAME_LENGTH]
 
 
-def _is_refusal(error: Exception) -> bool:
-    return isinstance(error, FileNotFoundError) or getattr(error, "error_code", None) in REFUSALS
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Set what the user has not set, and take it back: MLflow's client has no other place for these."""
+    ours = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Silence loggers for a while: a new SQLite store announces each of its migrations."""
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -67,5 +67,8 @@ def _groups(parameters: list[nn.Parameter], lr: float, weight_decay: float) -> l
 
 
 def clip_gradients(model: nn.Module, max_norm: float | None) -> torch.Tensor:
-    """Scale all gradients down to a total norm, and return the norm they had."""
-    return nn.utils.clip_grad_norm_(model.parameters(), math.inf if max_norm is None else max_norm)
+    """Scale all gradients down to a total norm, and return the norm they had; one that is not finite scales nothing."""
+    norm = nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
+    if max_norm is not None and torch.isfinite(norm):
+        nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+    return norm

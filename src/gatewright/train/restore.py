@@ -39,7 +39,7 @@ def load_run(output: Path) -> Trained:
     config = load_config(output / "config.yaml")
     path = newest_checkpoint(output / "checkpoints")
     if path is None:
-        raise FileNotFoundError(f"The run at {output} has no checkpoint yet. Go on with it: train --output {output}.")
+        raise FileNotFoundError(f"The run at {output} has no checkpoint yet. Go on with it by train --resume.")
     state = load_checkpoint(path)
     channels, height, width = state["image_shape"]
     class_names = tuple(state["class_names"])

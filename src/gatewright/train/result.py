@@ -1,5 +1,6 @@
 """The result of a run: what `result.json` holds, and where its numbers come from."""
 
+import contextlib
 import json
 import os
 import platform
@@ -9,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gatewright import metrics
 from gatewright.layer import moe_layers
+from gatewright.routing import RoutingSums
 from gatewright.train.evaluate import Evaluation, LayerUse
 
 
@@ -51,8 +53,8 @@ def describe_layer(use: LayerUse) -> dict[str, Any]:
     }
 
 
-def layer_metrics(name: str, sums: Any) -> dict[str, float]:
-    """Return the tracked metrics of one MoE layer and one batch."""
+def layer_metrics(name: str, sums: RoutingSums) -> dict[str, float]:
+    """Return the tracked metrics of one MoE layer, over the batches that the sums are of."""
     values = {
         "load_cv": metrics.load_cv(sums),
         "max_over_mean_load": metrics.max_over_mean_load(sums),
@@ -77,20 +79,30 @@ def num_active_parameters(model: nn.Module) -> int:
 def active_flops_per_image(model: nn.Module, images: Tensor) -> int:
     """Count the multiplications and additions of one image's forward, over a batch that is really routed.
 
-    Counted by torch: matrix products and convolutions; an addition and a multiplication are two.
+    Counted by torch: matrix products and convolutions; an addition and a multiplication are two. Torch has no formula
+    for grouped matrix products, so these are counted here.
     """
     was_training = model.training
     model.eval()
-    with FlopCounterMode(display=False) as counter:
+    grouped = (torch.ops.aten._grouped_mm, torch.ops.gatewright.grouped_mm_loop)
+    with FlopCounterMode(display=False, custom_mapping=dict.fromkeys(grouped, _grouped_mm_flops)) as counter:
         model(images)
     model.train(was_training)
     return int(counter.get_total_flops() / len(images))
 
 
+def _grouped_mm_flops(rows: Size, weight: Size, *_: Any, **__: Any) -> int:
+    """Each row meets one expert's matrix."""
+    return 2 * rows[0] * weight[1] * weight[2]
+
+
 def versions() -> dict[str, str]:
     """Return the versions that a number depends on."""
-    names = ("gatewright", "torch", "numpy", "datasets", "mlflow", "scikit-learn")
-    return {"python": platform.python_version()} | {name: package.version(name) for name in names}
+    found = {"python": platform.python_version()}
+    for name in ("gatewright", "torch", "numpy", "datasets", "mlflow", "scikit-learn"):
+        with contextlib.suppress(package.PackageNotFoundError):
+            found[name] = package.version(name)
+    return found
 
 
 def hardware(device: torch.device) -> dict[str, str | int]:

@@ -1,0 +1,41 @@
+"""What holds for every test: shapes are checked while it runs, randomness is seeded, warnings are errors."""
+
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import jaxtyping
+import pytest
+import torch
+
+from tests import typechecker
+
+jaxtyping.install_import_hook("gatewright", f"{typechecker.__name__}.check")  # Before anything imports gatewright.
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchecked():
+    """Let a test pass what annotations forbid, to read what a user without the run-time checks is told."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def poisoned():
+    """Have torch fill with NaN all memory that it would leave uninitialised."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def run_unhooked():
+    """Run a function in a process that never saw the import hook, whose wrappers torch.compile cannot trace."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield lambda function, *args: pool.submit(function, *args).result()

@@ -1,0 +1,154 @@
+import io
+import os
+import pty
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gatewright.data import decode_image
+from gatewright.data.decode import decode_source
+from gatewright.data.sources import EncodedImage, ImageSource
+from tests.data.samples import pixels, png
+
+
+def source(train, test=None):
+    """Make a source of image bytes, all of class 0; the test image is the first of training unless given."""
+    return ImageSource(
+        [EncodedImage(f"train row {row}", data, 0) for row, data in enumerate(train)],
+        [EncodedImage("test row 0", train[0] if test is None else test, 0)],
+        ("only",),
+    )
+
+
+def tensor(array):
+    return torch.from_numpy(array).view(*array.shape[:2], -1).movedim(2, 0)
+
+
+def test_pixels_come_back_exactly():
+    arrays = [pixels(seed) for seed in range(4)]
+    train, test = decode_source(source([png(array) for array in arrays[:3]], png(arrays[3])), None)
+    assert torch.equal(train.images, torch.stack([tensor(array) for array in arrays[:3]]))
+    assert torch.equal(test.images[0], tensor(arrays[3]))
+    assert train.class_names == test.class_names == ("only",)
+
+
+def test_a_grey_set_has_one_channel():
+    arrays = [pixels(seed, channels=1) for seed in range(2)]
+    train, _ = decode_source(source([png(array) for array in arrays]), None)
+    assert torch.equal(train.images[:, 0], torch.from_numpy(np.stack(arrays)))
+
+
+def test_one_colour_image_makes_the_set_rgb():
+    grey, colour = pixels(0, channels=1), pixels(1)
+    train, test = decode_source(source([png(grey)], png(colour)), None)
+    assert torch.equal(train.images[0], tensor(grey).expand(3, -1, -1))
+    assert torch.equal(test.images[0], tensor(colour))
+
+
+@pytest.mark.parametrize(
+    ("mode", "channels"), [("1", 1), ("L", 1), ("LA", 1), ("P", 3), ("RGBA", 3), ("CMYK", 3), ("I;16", 1)]
+)
+def test_modes_of_images(mode, channels):
+    image = Image.fromarray(np.arange(300, dtype=np.uint16).reshape(15, 20) * 200)
+    if mode != "I;16":
+        image = Image.fromarray(pixels(0)).convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, "TIFF")
+    train, _ = decode_source(source([buffer.getvalue()]), None)
+    assert train.images.shape == (1, channels, image.height, image.width)
+
+
+def test_sixteen_bits_keep_their_high_byte():
+    levels = np.array([[0, 255, 256, 511, 40_000, 65_535]], dtype=np.uint16)
+    train, _ = decode_source(source([png(levels)]), None)
+    assert train.images.flatten().tolist() == [0, 0, 1, 1, 156, 255]
+
+
+def test_photographs_are_turned_upright():
+    image, exif = Image.fromarray(pixels(0)), Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", exif=exif)
+    train, _ = decode_source(source([buffer.getvalue()]), None)
+    assert torch.equal(train.images[0], tensor(pixels(0)).rot90(-1, (1, 2)))
+
+
+def test_sizes_that_differ():
+    images = [png(pixels(0)), png(pixels(1)), png(pixels(2, height=7))]
+    with pytest.raises(
+        ValueError, match=r"train row 0 is 5x6 pixels and train row 2 is 5x7: choose .* --data.image-size"
+    ):
+        decode_source(source(images), None)
+    train, test = decode_source(source(images), 4)
+    assert train.images.shape == (3, 3, 4, 4)
+    assert test.images.shape == (1, 3, 4, 4)
+
+
+def test_resizing_cuts_the_overhang_off_evenly():
+    wide = np.zeros((4, 12, 3), dtype=np.uint8)
+    wide[:, 4:8] = 200
+    train, _ = decode_source(source([png(wide)]), 4)
+    assert (train.images == 200).all()
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:60], lambda data: b"", lambda data: b"no image"])
+def test_broken_image_names_its_place(damage):
+    good = png(pixels(0))
+    with pytest.raises(ValueError, match=r"train row 1: cannot be decoded as an image .*: replace or remove it"):
+        decode_source(source([good, damage(good)]), None)
+
+
+def test_levels_without_a_range_are_refused():
+    buffer = io.BytesIO()
+    Image.fromarray(np.ones((2, 2), dtype=np.float32)).save(buffer, "TIFF")
+    with pytest.raises(ValueError, match=r"train row 0: .*mode F, 32-bit levels"):
+        decode_source(source([buffer.getvalue()]), None)
+
+
+def test_an_empty_split():
+    with pytest.raises(ValueError, match="got 1 training and 0 test images"):
+        decode_source(ImageSource(source([png(pixels(0))]).train, [], ("only",)), None)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, (6, 5)), (3, (6, 5)), (3, (8, 4)), (1, (1, 1))])
+def test_one_file_to_the_shape_of_a_model(tmp_path, channels, size):
+    file = tmp_path / "image.png"
+    file.write_bytes(png(pixels(0)))
+    image = decode_image(file, channels=channels, size=size)
+    assert image.shape == (channels, *size)
+    if (channels, size) == (3, (6, 5)):
+        assert torch.equal(image, tensor(pixels(0)))
+
+
+def test_one_file_is_decoded_as_in_training(tmp_path):
+    file = tmp_path / "image.png"
+    file.write_bytes(png(pixels(0, height=9, width=14)))
+    train, _ = decode_source(source([file]), 6)
+    assert torch.equal(decode_image(str(file), channels=3, size=(6, 6)), train.images[0])
+
+
+def test_files_that_cannot_be_decoded(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no image file .*gone.png"):
+        decode_image(tmp_path / "gone.png", channels=3, size=(2, 2))
+    (tmp_path / "text.png").write_text("not an image")
+    with pytest.raises(ValueError, match=r"text.png: cannot be decoded as an image"):
+        decode_image(tmp_path / "text.png", channels=3, size=(2, 2))
+    with pytest.raises(ValueError, match="got channels=2"):
+        decode_image(tmp_path / "text.png", channels=2, size=(2, 2))
+
+
+def test_progress_shows_on_a_terminal_only(monkeypatch, capsys):
+    images = source([png(pixels(0))] * 20)
+    for variable in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(variable, raising=False)
+    decode_source(images, None)
+    assert capsys.readouterr().err == ""
+    reader, terminal = pty.openpty()
+    with os.fdopen(terminal, "w") as stderr:
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setattr("sys.stderr", stderr)
+        decode_source(images, None)
+        assert b"decoding images" in os.read(reader, 100_000)
+    os.close(reader)

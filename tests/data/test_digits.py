@@ -1,0 +1,20 @@
+import torch
+from sklearn.datasets import load_digits as load_sklearn_digits
+
+from gatewright.data.digits import load_digits
+
+
+def test_digits_are_those_of_scikit_learn_at_full_range():
+    train, test = load_digits()
+    assert (len(train), len(test)) == (1438, 359)
+    assert train.images.shape[1:] == test.images.shape[1:] == (1, 8, 8)
+    ink = torch.cat([train.images, test.images]).float() * 16 / 255
+    assert ink.round().sum() == load_sklearn_digits().data.sum()
+    assert (ink - ink.round()).abs().max() < 0.05
+
+
+def test_test_digits_are_stratified_and_fixed():
+    test = load_digits()[1]
+    assert test.labels.bincount().tolist() == [36, 36, 35, 37, 36, 36, 37, 35, 35, 36]
+    assert torch.equal(test.images, load_digits()[1].images)
+    assert test.class_names == tuple("0123456789")

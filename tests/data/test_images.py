@@ -1,0 +1,61 @@
+import pytest
+import torch
+
+from gatewright.data import ImageSet, as_floats, channel_statistics
+
+
+def image_set(images=7, channels=3, classes=3):
+    pixels = torch.randint(0, 256, (images, channels, 5, 4), dtype=torch.uint8)
+    return ImageSet(pixels, torch.arange(images) % classes, tuple("abcdef"[:classes]))
+
+
+def test_select_keeps_order_and_repeats():
+    images = image_set()
+    chosen = images.select(torch.tensor([3, 0, 3]))
+    assert len(chosen) == 3
+    assert torch.equal(chosen.images, torch.stack([images.images[3], images.images[0], images.images[3]]))
+    assert torch.equal(chosen.labels, torch.tensor([0, 0, 0]))
+    assert chosen.class_names == images.class_names
+
+
+def test_an_empty_set_is_a_set():
+    assert len(image_set().select(torch.zeros(0, dtype=torch.long))) == 0
+
+
+@pytest.mark.parametrize(("label", "row"), [(3, 0), (-1, 6), (10**12, 2)])
+def test_labels_out_of_range(label, row):
+    labels = torch.zeros(7, dtype=torch.long)
+    labels[row] = label
+    with pytest.raises(ValueError, match=f"between 0 and 2, as there are 3 classes; got {label} in row {row}"):
+        ImageSet(image_set().images, labels, ("a", "b", "c"))
+
+
+def test_a_label_short(unchecked):
+    with pytest.raises(ValueError, match="got 7 images, 6 labels"):
+        ImageSet(image_set().images, torch.zeros(6, dtype=torch.long), ("a",))
+
+
+def test_floats_span_zero_to_one():
+    levels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 3)
+    torch.testing.assert_close(as_floats(levels), torch.tensor([[[0.0, 0.2, 1.0]]]))
+
+
+def test_channel_statistics_are_those_of_the_floats():
+    images = image_set(images=50)
+    floats = as_floats(images.images).double().movedim(1, 0).flatten(1)
+    mean, deviation = channel_statistics(images)
+    torch.testing.assert_close(mean, floats.mean(1).float())
+    torch.testing.assert_close(deviation, floats.std(1, correction=0).float())
+
+
+def test_a_constant_channel_can_be_divided_by():
+    images = image_set()
+    images.images[:, 1] = 255
+    mean, deviation = channel_statistics(images)
+    assert mean[1] == 1
+    assert deviation[1] == pytest.approx(1 / 255)
+
+
+def test_no_images_have_no_statistics():
+    with pytest.raises(ValueError, match="at least 1 image; got 0"):
+        channel_statistics(image_set(images=0))

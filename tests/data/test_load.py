@@ -1,0 +1,113 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from pyarrow import parquet
+
+from gatewright.data import DataConfig, channel_statistics, load_images
+from gatewright.data.parquet import find_parquet_files, read_parquet
+from tests.data.samples import pixels, rows, write_class_folders, write_hub_folder, write_parquet
+
+CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
+
+
+def hub_config(tmp_path, **settings):
+    return DataConfig(name="cifar10", path=str(tmp_path / "data"), cache=str(tmp_path / "cache"), **settings)
+
+
+def cache_files(tmp_path):
+    return sorted((tmp_path / "cache").glob("*.safetensors"))
+
+
+def test_digits_need_no_cache_and_no_network(tmp_path):
+    splits = load_images(DataConfig(cache=str(tmp_path)))
+    assert [len(part) for part in (splits.train, splits.holdout, splits.test)] == [1294, 144, 359]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_hub_folder_is_decoded_split_and_cached(tmp_path):
+    write_hub_folder(tmp_path / "data")
+    config = hub_config(tmp_path)
+    first, second = load_images(config), load_images(config)
+    assert [len(part) for part in (first.train, first.holdout, first.test)] == [18, 2, 6]
+    assert first.holdout.labels.sort().values.tolist() == [0, 1]
+    assert torch.equal(first.test.images[2], torch.from_numpy(pixels(102)).movedim(2, 0))
+    for part in ("train", "holdout", "test"):
+        assert torch.equal(getattr(first, part).images, getattr(second, part).images)
+        assert torch.equal(getattr(first, part).labels, getattr(second, part).labels)
+    assert len(cache_files(tmp_path)) == 1
+
+
+def test_the_second_time_nothing_is_decoded(tmp_path):
+    write_hub_folder(tmp_path / "data")
+    load_images(hub_config(tmp_path))
+    written = cache_files(tmp_path)[0].stat().st_mtime_ns
+    load_images(hub_config(tmp_path, holdout=0.5, batch_size=7))
+    assert [file.stat().st_mtime_ns for file in cache_files(tmp_path)] == [written]
+
+
+def test_a_changed_file_or_size_is_decoded_anew(tmp_path):
+    write_hub_folder(tmp_path / "data")
+    load_images(hub_config(tmp_path))
+    assert load_images(hub_config(tmp_path, image_size=4)).train.images.shape == (18, 3, 4, 4)
+    write_parquet(tmp_path / "data" / "test.parquet", rows(range(9)))
+    assert len(load_images(hub_config(tmp_path)).test) == 9
+    assert len(cache_files(tmp_path)) == 3
+
+
+def test_any_hub_name_reads_a_local_copy(tmp_path):
+    write_hub_folder(tmp_path / "data")
+    assert len(load_images(replace(hub_config(tmp_path), name="owner/name")).test) == 6
+
+
+def test_a_folder_of_images(tmp_path):
+    write_class_folders(tmp_path / "data")
+    splits = load_images(replace(hub_config(tmp_path, holdout=0.34), name="folder"))
+    assert [len(part) for part in (splits.train, splits.holdout, splits.test)] == [4, 2, 6]
+    assert splits.holdout.labels.tolist() == [0, 1]
+    assert splits.test.class_names == ("cat", "dog")
+    assert torch.equal(splits.test.images[4], torch.from_numpy(pixels(111)).movedim(2, 0))
+
+
+def test_a_broken_image_in_a_good_file_is_named(tmp_path):
+    write_hub_folder(tmp_path / "data")
+    columns = rows(range(4))
+    columns["img"][2]["bytes"] = columns["img"][2]["bytes"][:50]
+    write_parquet(tmp_path / "data" / "train.parquet", columns)
+    with pytest.raises(ValueError, match=r"train.parquet, row 2: cannot be decoded as an image"):
+        load_images(hub_config(tmp_path))
+    write_class_folders(tmp_path / "folder")
+    (tmp_path / "folder" / "train" / "dog" / "1.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"train/dog/1.png: cannot be decoded as an image"):
+        load_images(DataConfig(name="folder", path=str(tmp_path / "folder"), cache=str(tmp_path / "cache")))
+    assert not cache_files(tmp_path)
+
+
+def test_holding_nothing_or_everything_out(tmp_path):
+    write_hub_folder(tmp_path / "data", num_train=3)
+    splits = load_images(hub_config(tmp_path, holdout=0.0))
+    assert (len(splits.train), len(splits.holdout)) == (3, 0)
+    with pytest.raises(ValueError, match=r"holding out 0.95 of 3 leaves none: lower --data.holdout"):
+        load_images(hub_config(tmp_path, holdout=0.95))
+
+
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason=f"no CIFAR-10 in {CIFAR10}")
+def test_cifar10_has_all_its_images():
+    source = read_parquet(find_parquet_files(CIFAR10))
+    assert source.class_names[:3] == ("airplane", "automobile", "bird")
+    for split, count in ((source.train, 5_000), (source.test, 1_000)):
+        assert torch.tensor([image.label for image in split]).bincount().tolist() == [count] * 10
+
+
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason=f"no CIFAR-10 in {CIFAR10}")
+def test_cifar10_is_decoded(tmp_path):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):  # a few rows of the real files: all 60,000 images take ten seconds and more
+        rows = parquet.read_table(CIFAR10 / f"{split}.parquet")[:2000]
+        parquet.write_table(rows, tmp_path / "data" / f"{split}.parquet")
+    splits = load_images(hub_config(tmp_path))
+    assert splits.train.images.shape == (1_800, 3, 32, 32)
+    mean, deviation = channel_statistics(splits.test)
+    torch.testing.assert_close(mean, torch.tensor([0.4942, 0.4851, 0.4504]), atol=0.01, rtol=0)
+    torch.testing.assert_close(deviation, torch.tensor([0.2467, 0.2429, 0.2616]), atol=0.01, rtol=0)

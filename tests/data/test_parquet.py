@@ -1,0 +1,162 @@
+import re
+
+import datasets
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from gatewright.data.parquet import find_parquet_files, read_parquet
+from gatewright.data.sources import SplitFiles
+from tests.data.samples import FEATURES, rows, write_hub_folder, write_parquet
+
+
+def replace(file, column, values):
+    table = parquet.read_table(file)
+    place = table.schema.get_field_index(column)
+    values = pyarrow.array(values, table.schema.field(column).type)
+    parquet.write_table(table.set_column(place, table.schema.field(column), values), file)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        (["train.parquet"], ["test.parquet"]),
+        (["plain_text/train-00000-of-00001.parquet"], ["plain_text/test-00000-of-00001.parquet"]),
+        (["data/train-0.parquet", "data/train-1.parquet"], ["data/validation-0.parquet"]),
+        (["default/train/0000.parquet", "default/train/0001.parquet"], ["default/test/0000.parquet"]),
+        (["train1.parquet"], ["val_1.parquet"]),
+    ],
+)
+def test_files_are_found_as_people_and_the_hub_name_them(tmp_path, train, test):
+    for name in [*train, *test, "other/trainer.parquet", "tests.parquet", "README.md"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_parquet_files(tmp_path)
+    assert found == SplitFiles([tmp_path / name for name in train], [tmp_path / name for name in test])
+
+
+def test_test_files_go_before_validation_files(tmp_path):
+    for name in ("train.parquet", "test.parquet", "validation.parquet"):
+        (tmp_path / name).touch()
+    assert find_parquet_files(tmp_path).test == [tmp_path / "test.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], r"needs train\*.parquet, in itself or a folder below; it has none"),
+        (["train.parquet"], r"needs test\*.parquet, in itself or a folder below; it has train.parquet"),
+        (["test.parquet", "all.parquet"], r"needs train\*.parquet, .* it has all.parquet, test.parquet"),
+    ],
+)
+def test_missing_files(tmp_path, names, message):
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(FileNotFoundError, match=message):
+        find_parquet_files(tmp_path)
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"there is no folder {re.escape(str(tmp_path / 'gone'))}"):
+        find_parquet_files(tmp_path / "gone")
+
+
+def test_several_configurations(tmp_path):
+    for name in ("full/train.parquet", "small/train.parquet", "full/test.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"train files in several folders .*full, .*small.*: give one as --data.path"):
+        find_parquet_files(tmp_path)
+
+
+def test_rows_are_read_in_order_from_all_files(tmp_path):
+    first, second, test = rows(range(3)), rows(range(3, 5)), rows([9], [0])
+    for name, columns in (("train-0", first), ("train-1", second), ("test-0", test)):
+        write_parquet(tmp_path / f"{name}.parquet", columns)
+    source = read_parquet(find_parquet_files(tmp_path))
+    assert source.class_names == ("cat", "dog")
+    assert [row.label for row in source.train] == [0, 1, 0, 1, 0]
+    assert [row.data for row in source.train] == [image["bytes"] for image in first["img"] + second["img"]]
+    assert source.train[4].place == f"{tmp_path / 'train-1.parquet'}, row 1"
+    assert [row.label for row in source.test] == [0]
+
+
+def test_of_several_labels_the_fine_one_is_learnt(tmp_path):
+    features = {
+        "img": datasets.Image(),
+        "coarse_label": datasets.ClassLabel(names=["animal"]),
+        "fine_label": datasets.ClassLabel(names=["cat", "dog"]),
+    }
+    columns = {"img": rows([0, 1])["img"], "coarse_label": [0, 0], "fine_label": [1, 0]}
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", columns, features)
+    source = read_parquet(find_parquet_files(tmp_path))
+    assert source.class_names == ("cat", "dog")
+    assert [row.label for row in source.train] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("features", "columns"),
+    [
+        ({"img": datasets.Image()}, r"img \(Image\)"),
+        ({"label": FEATURES["label"], "n": datasets.Value("int64")}, r"label \(ClassLabel\), n \(Value\)"),
+        (
+            {"img": datasets.Image(), "a": FEATURES["label"], "b": FEATURES["label"]},
+            r"img \(Image\), a \(ClassLabel\), b \(ClassLabel\)",
+        ),
+    ],
+)
+def test_other_columns_are_listed(tmp_path, features, columns):
+    write_hub_folder(tmp_path)
+    write_parquet(tmp_path / "test.parquet", {name: pyarrow.array([], None) for name in features}, features)
+    with pytest.raises(ValueError, match=f"test.parquet must have one Image column .* it has {columns}: write it"):
+        read_parquet(find_parquet_files(tmp_path))
+
+
+def test_a_file_without_description_is_of_another_schema(tmp_path):
+    write_hub_folder(tmp_path)
+    parquet.write_table(pyarrow.table({"img": [b"1"], "label": [0]}), tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"train.parquet must have .* it has img \(Value\), label \(Value\)"):
+        read_parquet(find_parquet_files(tmp_path))
+
+
+def test_classes_must_agree(tmp_path):
+    write_hub_folder(tmp_path)
+    features = FEATURES | {"label": datasets.ClassLabel(names=["dog", "cat"])}
+    write_parquet(tmp_path / "test.parquet", rows([0]), features)
+    with pytest.raises(ValueError, match=r"test.parquet has \('dog', 'cat'\) and .*train.parquet has \('cat', 'dog'\)"):
+        read_parquet(find_parquet_files(tmp_path))
+
+
+@pytest.mark.parametrize("size", [0, 3, 100, -1])
+def test_truncated_file(tmp_path, size):
+    file = write_hub_folder(tmp_path) / "test.parquet"
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"test.parquet is not a whole parquet file .*: copy or download it again"):
+        read_parquet(find_parquet_files(tmp_path))
+
+
+def test_damaged_page(tmp_path):
+    file = write_hub_folder(tmp_path) / "train.parquet"
+    content = bytearray(file.read_bytes())
+    content[4:64] = bytes(60)
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"train.parquet is not a whole parquet file"):
+        read_parquet(find_parquet_files(tmp_path))
+
+
+@pytest.mark.parametrize("label", [2, -1, None])
+def test_label_out_of_range(tmp_path, label):
+    file = write_hub_folder(tmp_path, num_train=4) / "train.parquet"
+    replace(file, "label", [0, 1, label, 0])
+    with pytest.raises(ValueError, match=f"train.parquet, row 2: labels must lie between 0 and 1, .* got {label}:"):
+        read_parquet(find_parquet_files(tmp_path))
+
+
+@pytest.mark.parametrize("image", [None, {"bytes": None, "path": "elsewhere.png"}])
+def test_image_not_in_the_file(tmp_path, image):
+    write_hub_folder(tmp_path)
+    columns = rows(range(2))
+    write_parquet(tmp_path / "test.parquet", columns | {"img": [columns["img"][0], image]})
+    with pytest.raises(ValueError, match=f"test.parquet, row 1: the image must be stored as bytes; got {image}:"):
+        read_parquet(find_parquet_files(tmp_path))

@@ -1,0 +1,128 @@
+"""Dispatch with a capacity: how much room, who gets it, and the warning where there is next to none."""
+
+import math
+import re
+import warnings
+from fractions import Fraction
+
+import pytest
+import torch
+
+from gatewright import Capacity, reference
+from tests.cases import random_routing
+from tests.dispatch.test_base import routing_of
+
+
+@pytest.mark.parametrize(
+    ("factor", "min_capacity", "assignments", "experts", "rows"),
+    [
+        (1.0, 1, 100, 10, 10),
+        (1.0, 1, 101, 10, 11),
+        (1.25, 4, 64, 8, 10),
+        (1.25, 4, 16, 8, 4),  # the minimum
+        (0.5, 1, 100, 10, 5),
+        (2, 1, 3, 40, 1),
+        (1.05, 1, 20, 3, 7),  # a little more in floating point
+        (1.25, 4, 0, 8, 4),
+    ],
+)
+def test_capacity_by_hand(factor, min_capacity, assignments, experts, rows):
+    assert Capacity(factor, min_capacity).capacity(assignments, experts) == rows
+
+
+@pytest.mark.parametrize("factor", ["1.0", "1.05", "1.1", "1.25", "1.5", "2.0"])
+def test_capacity_is_the_formula_in_exact_arithmetic(factor):
+    dispatcher = Capacity(float(factor), 1)
+    for experts in range(1, 41):
+        for assignments in range(1, 400, 3):
+            exact = math.ceil(Fraction(factor) * assignments / experts)
+            assert dispatcher.capacity(assignments, experts) == exact
+
+
+@pytest.mark.parametrize("priority", ["arrival", "weight"])
+@pytest.mark.parametrize(("num_tokens", "num_experts", "top_k"), [(63, 5, 2), (40, 3, 3), (17, 8, 1), (1, 4, 4)])
+@pytest.mark.parametrize("factor", [0.4, 0.8, 1.0])
+def test_it_keeps_exactly_what_the_reference_keeps(priority, num_tokens, num_experts, top_k, factor):
+    routing, dispatcher = random_routing(num_tokens, num_experts, top_k), Capacity(factor, 2, priority)
+    batch = dispatcher.dispatch(torch.randn(num_tokens, 2), routing, training=True)
+    choices = routing.expert_index.view(top_k, num_tokens).t().tolist()
+    served = [(token, choice) for choice in range(top_k) for token in range(num_tokens)]
+    if priority == "weight":
+        served = [served[place] for place in routing.weight.argsort(descending=True, stable=True)]
+    capacity = max(2, math.ceil(factor * num_tokens * top_k / num_experts))
+    kept = reference.keep_within_capacity(choices, num_experts, capacity, served)
+    total = int(batch.tokens_per_expert.sum())
+    pairs = zip(batch.routing.token_index[:total].tolist(), batch.routing.expert_index[:total].tolist(), strict=True)
+    assert {(token, choices[token].index(expert)) for token, expert in pairs} == kept
+    assert batch.routing.sums.dropped == num_tokens * top_k - len(kept)
+    assert batch.tokens_per_expert.max() <= capacity
+
+
+def test_arrival_serves_every_first_choice_before_any_second():
+    routing = routing_of([[0, 1], [1, 0], [0, 1]], 2)  # expert 0: tokens 0, 2, then 1; expert 1: token 1, then 0, 2
+    batch = Capacity(0.6, 2).dispatch(torch.arange(3.0)[:, None], routing, training=True)
+    assert batch.rows.flatten().tolist()[:4] == [0, 2, 1, 0]
+    assert sorted(batch.rows.flatten().tolist()[4:]) == [1, 2]
+
+
+def test_weight_serves_the_largest_first_and_ties_in_order_of_arrival():
+    routing = routing_of([[0], [0], [0], [0]], 2, [[0.2], [0.9], [0.5], [0.5]])
+    batch = Capacity(1.0, 2, "weight").dispatch(torch.arange(4.0)[:, None], routing, training=True)
+    assert batch.rows.flatten().tolist()[:2] == [1, 2]
+
+
+def test_a_row_dropped_by_the_router_takes_no_room():
+    routing = routing_of([[0], [0], [0], [1]], 2).drop(torch.tensor([True, False, False, False]))
+    batch = Capacity(1.0, 2).dispatch(torch.arange(4.0)[:, None], routing, training=True)
+    assert batch.rows.flatten().tolist() == [1, 2, 3, 0]
+    assert batch.routing.sums.dropped == 1
+
+
+@pytest.mark.parametrize("priority", ["arrival", "weight"])
+@pytest.mark.parametrize(
+    ("num_tokens", "num_experts", "top_k"), [(4, 40, 1), (16, 40, 2), (7, 7, 1), (3, 5, 1), (2, 3, 1)]
+)
+def test_a_capacity_of_one_row_warns_once_and_names_the_factor_that_mends_it(priority, num_tokens, num_experts, top_k):
+    """The origin of this project ran 40 experts on batches of 4: one row per expert, and the rest were dropped."""
+    x, routing = torch.randn(num_tokens, 2), random_routing(num_tokens, num_experts, top_k)
+    dispatcher = Capacity(1.0, 1, priority)
+    with pytest.warns(UserWarning, match="capacity of 1 row per expert") as caught:
+        dispatcher.dispatch(x, routing, training=True)
+    dispatcher.dispatch(x, routing, training=True)
+    assert len(caught) == 1
+    factor = float(re.search(r"capacity_factor=([\d.]+)", str(caught[0].message))[1])
+    mended = Capacity(factor, 1, priority)
+    assert mended.capacity(num_tokens * top_k, num_experts) >= 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mended.dispatch(x, routing, training=True)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "num_experts", "training"),
+    [(4, 40, False), (1, 40, True), (0, 40, True), (5, 1, True), (41, 40, True)],
+)
+def test_it_does_not_warn_where_one_row_is_enough(num_tokens, num_experts, training, recwarn):
+    """In evaluation, for one token or none, for one expert that takes all, and for more rows than experts."""
+    Capacity(1.0, 1).dispatch(torch.randn(num_tokens, 2), random_routing(num_tokens, num_experts, 1), training=training)
+    assert not recwarn
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"capacity_factor": 0.0}, "capacity_factor is above 0 .* got 0.0 and 4. For no limit at all use Dropless"),
+        ({"capacity_factor": -1.0}, "capacity_factor is above 0"),
+        ({"capacity_factor": float("nan")}, "got nan"),
+        ({"min_capacity": 0}, "min_capacity at least 1; got 1.25 and 0"),
+        ({"priority": "luck"}, "priority is 'arrival' or 'weight'; got 'luck'"),
+    ],
+)
+def test_wrong_settings_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        Capacity(**setting)
+
+
+def test_repr():
+    assert repr(Capacity(1.0, 2, "weight")) == "Capacity(1.0, min_capacity=2, priority='weight')"

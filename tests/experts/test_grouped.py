@@ -1,0 +1,91 @@
+"""Stacked feed-forward experts."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from gatewright import GroupedFeedForward
+
+
+@pytest.mark.parametrize(("activation", "function"), [("gelu", nn.GELU()), ("relu", nn.ReLU())])
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_expert_is_two_linear_layers(activation, function, bias):
+    experts = GroupedFeedForward(2, 3, 5, activation=activation, bias=bias)
+    plain = nn.Sequential(nn.Linear(3, 5, bias), function, nn.Linear(5, 3, bias))
+    with torch.no_grad():
+        for layer, weight, offset in (
+            (plain[0], experts.weight_in, experts.bias_in),
+            (plain[2], experts.weight_out, experts.bias_out),
+        ):
+            layer.weight.copy_(weight[1].t())
+            if bias:
+                layer.bias.copy_(offset[1])
+    rows = torch.randn(4, 3)
+    assert_close(experts(rows, torch.tensor([0, 4])), plain(rows))
+
+
+def test_swiglu_by_hand():
+    """silu(gate) * up, the gate being the first half of what comes in: silu(2) * 3 = 2 / (1 + exp(-2)) * 3."""
+    experts = GroupedFeedForward(1, 1, 1, activation="swiglu")
+    with torch.no_grad():
+        experts.weight_in.copy_(torch.tensor([[[2.0, 3.0]]]))
+        experts.weight_out.fill_(10.0)
+    output = experts(torch.ones(1, 1), torch.tensor([1]))
+    assert_close(output, 60 / (1 + torch.tensor([[-2.0]]).exp()))
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu", "swiglu"])
+def test_first_weights_are_those_of_a_linear_layer(activation):
+    experts = GroupedFeedForward(4, 64, 256, activation=activation, bias=True)
+    for parameter, inputs in (
+        (experts.weight_in, 64),
+        (experts.bias_in, 64),
+        (experts.weight_out, 256),
+        (experts.bias_out, 256),
+    ):
+        bound = inputs**-0.5
+        assert 0.97 * bound < parameter.abs().max() <= bound
+        assert_close(parameter.std().item(), bound / 3**0.5, rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "per_expert"),
+    [({}, 2 * 8 * 32), ({"bias": True}, 2 * 8 * 32 + 32 + 8), ({"activation": "swiglu"}, 3 * 8 * 32)],
+)
+def test_parameters_are_counted_by_hand(setting, per_expert):
+    experts = GroupedFeedForward(4, 8, 32, **setting)
+    assert sum(parameter.numel() for parameter in experts.parameters()) == 4 * per_expert
+
+
+def test_autocast_leaves_float64_alone():
+    experts = GroupedFeedForward(2, 3, 5, bias=True).double()
+    rows, counts = torch.randn(4, 3, dtype=torch.float64), torch.tensor([1, 3])
+    with torch.autocast("cpu", torch.bfloat16):
+        output = experts(rows, counts)
+    assert torch.equal(output, experts(rows, counts))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"num_experts": 0}, "num_experts, dim and ffn are at least 1; got 0, 3 and 5"),
+        ({"dim": 0}, "got 2, 0 and 5"),
+        ({"ffn": -1}, "got 2, 3 and -1"),
+        ({"activation": "tanh"}, "activation is 'gelu', 'relu' or 'swiglu'; got 'tanh'"),
+    ],
+)
+def test_wrong_settings_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        GroupedFeedForward(**{"num_experts": 2, "dim": 3, "ffn": 5, **setting})
+
+
+def test_items_are_vectors_of_its_dim():
+    with pytest.raises(ValueError, match=r"GroupedFeedForward\(dim=3\) takes items of shape \(3,\); got \(3, 4, 4\)"):
+        GroupedFeedForward(2, 3, 5).output_shape((3, 4, 4))
+
+
+def test_it_prints_its_sizes():
+    text = repr(GroupedFeedForward(2, 3, 5, activation="relu", bias=True))
+    assert "num_experts=2, dim=3, ffn=5, activation=relu, bias=True" in text

@@ -1,0 +1,100 @@
+"""Grouped GEMM against one plain product per group, on poisoned memory."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from gatewright.ops import grouped_mm
+from gatewright.ops.grouped_mm import _grouped_mm_loop, _grouped_mm_loop_backward, _torch_takes
+
+GROUPS = {
+    "even": ([3, 3, 3], 0),
+    "idle": ([0, 7, 0, 2, 0], 0),
+    "dropped": ([2, 0, 3], 4),
+    "one": ([0, 9], 0),
+    "all-dropped": ([0, 0], 5),
+    "one-row": ([0, 1, 0], 0),
+    "no-rows": ([0, 0, 0], 0),
+}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}
+
+
+def inputs(counts, dropped, dim, out, dtype):
+    """Rows with NaN where they were dropped, and one matrix per group."""
+    rows, weight = torch.randn(sum(counts) + dropped, dim, dtype=dtype), torch.randn(len(counts), dim, out, dtype=dtype)
+    rows[sum(counts) :] = torch.nan
+    return rows.requires_grad_(), weight.requires_grad_(), torch.tensor(counts)
+
+
+def expected(rows, weight, counts, upstream):
+    """Output and gradients of plain products in float64."""
+    rows, weight = (tensor.detach().double().requires_grad_() for tensor in (rows, weight))
+    *groups, dropped = rows.split([*counts.tolist(), len(rows) - int(counts.sum())])
+    products = [group @ matrix for group, matrix in zip(groups, weight, strict=True)]
+    output = torch.cat([*products, torch.zeros(len(dropped), weight.shape[2], dtype=torch.float64)])
+    gradients = torch.autograd.grad(output, (rows, weight), upstream.double())
+    return output, *gradients
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize(("dim", "out"), [(8, 16), (7, 5), (1, 1), (8, 5)])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_it_is_one_product_per_group(groups, dim, out, dtype):
+    rows, weight, counts = inputs(*GROUPS[groups], dim, out, dtype)
+    output = grouped_mm(rows, weight, counts)
+    upstream = torch.randn_like(output)
+    upstream[int(counts.sum()) :] = torch.nan  # what comes back to dropped rows is not looked at
+    actual = (output, *torch.autograd.grad(output, (rows, weight), upstream))
+    for result, wanted in zip(actual, expected(rows, weight, counts, upstream.nan_to_num()), strict=True):
+        assert result.dtype == dtype
+        assert_close(result.double(), wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_layouts_other_than_contiguous(dtype):
+    """Every second row, and matrices stored transposed."""
+    rows = torch.randn(10, 16, dtype=dtype)[::2, ::2].requires_grad_()
+    weight = torch.randn(2, 12, 8, dtype=dtype).transpose(1, 2).requires_grad_()
+    counts = torch.tensor([2, 3])
+    output = grouped_mm(rows, weight, counts)
+    upstream = torch.randn(1, 1, dtype=dtype).expand(5, 12)
+    actual = (output, *torch.autograd.grad(output, (rows, weight), upstream))
+    for result, wanted in zip(actual, expected(rows, weight, counts, upstream), strict=True):
+        assert_close(result.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "num_rows", "takes"),
+    [
+        (torch.float32, (8, 16), 3, True),
+        (torch.float32, (4, 4), 3, True),
+        (torch.float32, (6, 8), 3, False),  # rows of 24 bytes
+        (torch.float32, (8, 6), 3, False),
+        (torch.bfloat16, (8, 16), 3, True),
+        (torch.bfloat16, (4, 8), 3, False),
+        (torch.float64, (8, 16), 3, False),
+        (torch.float16, (8, 16), 3, False),
+        (torch.float32, (8, 16), 0, False),
+    ],
+)
+def test_torchs_own_is_used_where_it_works(dtype, shape, num_rows, takes):
+    assert _torch_takes(torch.zeros(num_rows, shape[0], dtype=dtype), torch.zeros(2, *shape, dtype=dtype)) is takes
+
+
+def test_the_loop_has_the_right_gradient():
+    rows, weight, counts = inputs([2, 0, 3], 0, 3, 2, torch.float64)
+    assert torch.autograd.gradcheck(lambda rows, weight: grouped_mm(rows, weight, counts), (rows, weight))
+
+
+@pytest.mark.parametrize("groups", ["idle", "dropped", "no-rows"])
+def test_the_loop_is_a_well_behaved_operator(groups):
+    """Schema, fake tensors, autograd and torch.compile's tracing, as torch checks them."""
+    rows, weight, counts = inputs(*GROUPS[groups], 3, 2, torch.float32)
+    ends = counts.cumsum(0, dtype=torch.int32)
+    with torch.no_grad():
+        rows.nan_to_num_()  # opcheck compares with ==
+        gradient = torch.randn(len(rows), 2)
+    torch.library.opcheck(_grouped_mm_loop, (rows, weight, ends))
+    torch.library.opcheck(_grouped_mm_loop_backward, (gradient, rows.detach(), weight.detach(), ends))

@@ -1,0 +1,141 @@
+"""The layer against the reference: outputs, and gradients of the input and of every parameter, at awkward sizes."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from gatewright import Capacity, ModuleExperts, MoE, reference
+from tests.cases import (
+    DISPATCHER_CASES,
+    EXPERT_CASES,
+    ROUTER_CASES,
+    make_moe,
+    make_router,
+    one_by_one,
+    reference_gates,
+    reference_kept,
+)
+
+SEED = 1
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 6e-2}
+
+pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.filterwarnings("ignore:A capacity of 1 row")]
+
+
+def by_the_layer(moe, x, features):
+    return moe(x, features)
+
+
+def by_the_reference(moe, x, features):
+    gates = reference_gates(moe.router, x.flatten(1) if features is None else features)
+    kept = reference_kept(gates, moe.router.top_k, moe.dispatcher, moe.training)
+    return reference.mixture(x, kept, one_by_one(moe.experts))
+
+
+def results(compute, moe, x, features, upstream):
+    """Output and gradients, by name; a gradient of None, of what the loops never touched, counts as 0."""
+    moe, leaves = copy.deepcopy(moe), {"x": x, "features": features}
+    leaves = {name: leaf.clone().requires_grad_() for name, leaf in leaves.items() if leaf is not None}
+    moe.losses.clear()  # they have tests of their own
+    torch.manual_seed(SEED)
+    output = compute(moe, leaves["x"], leaves.get("features"))
+    output.backward(upstream)
+    leaves.update(moe.named_parameters())
+    gradients = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
+    return {"output": output, **gradients, **dict(moe.named_buffers())}
+
+
+def check(moe, x, dtype, features=None):
+    """Compare: largest difference over the largest entry, or over 0.1 where all entries are less."""
+    moe, x, features = moe.to(dtype), x.to(dtype), None if features is None else features.to(dtype)
+    upstream = torch.randn(len(x), *moe.output_shape, dtype=dtype)
+    actual = results(by_the_layer, moe, x, features, upstream)
+    exact = torch.float32 if dtype == torch.bfloat16 else dtype
+    given = (None if tensor is None else tensor.to(exact) for tensor in (x, features, upstream))
+    expected = results(by_the_reference, moe.to(exact), *given)
+    assert actual.keys() == expected.keys()
+    for name, value in actual.items():
+        assert value.shape == expected[name].shape
+        difference = (value.double() - expected[name].double()).abs().max()
+        assert difference <= TOLERANCE[dtype] * expected[name].double().abs().max().clamp(min=0.1), name
+
+
+@pytest.mark.parametrize("router", ROUTER_CASES)
+@pytest.mark.parametrize("experts", EXPERT_CASES)
+@pytest.mark.parametrize("dispatcher", DISPATCHER_CASES)
+def test_every_combination(router, experts, dispatcher):
+    check(make_moe(router, experts, dispatcher, dim=7), torch.randn(9, 7), torch.float64)
+
+
+def situation(name, router, experts, dispatcher, dim):
+    """A layer and its input. The first feature is always 1, so that its gate weight is a bias."""
+    sizes = {"one-token": (1, 2), "63-tokens": (63, 2), "idle": (9, 2), "one-takes-all": (9, 1), "all-chosen": (9, 5)}
+    num_tokens, top_k = sizes[name]
+    moe = make_moe(router, experts, dispatcher, dim=dim, top_k=top_k)
+    with torch.no_grad():
+        if name == "one-takes-all":
+            moe.router.gate.weight[1, 0] = 20.0
+        if name == "idle":
+            moe.router.gate.weight[1, 0] = -20.0
+    x = torch.randn(num_tokens, dim)
+    x[:, 0] = 1
+    return moe, x
+
+
+@pytest.mark.parametrize("name", ["one-token", "63-tokens", "idle", "one-takes-all", "all-chosen"])
+@pytest.mark.parametrize("router", ["noisy-top-k", "top-k"])
+@pytest.mark.parametrize("experts", ["grouped-swiglu-bias", "modules-different"])
+@pytest.mark.parametrize("dispatcher", ["dropless", "capacity-tight"])
+@pytest.mark.parametrize(("dtype", "dim"), [(torch.float32, 8), (torch.float32, 7), (torch.bfloat16, 8)])
+def test_awkward_sizes(name, router, experts, dispatcher, dtype, dim):
+    moe, x = situation(name, router, experts, dispatcher, dim)
+    check(moe, x, dtype)
+    if name in ("idle", "one-takes-all") and dispatcher == "dropless":
+        chosen = moe.router(x.to(moe.router.gate.weight)).sums.tokens_per_expert.tolist()
+        assert chosen[1] == (0 if name == "idle" else len(x))
+
+
+@pytest.mark.parametrize("router", ROUTER_CASES)
+@pytest.mark.parametrize("dispatcher", DISPATCHER_CASES)
+def test_evaluation(router, dispatcher):
+    check(make_moe(router, "modules", dispatcher).eval(), torch.randn(9, 8), torch.float64)
+
+
+class Residual(nn.Module):
+    def __init__(self, dim, norm):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(dim, dim), norm(dim), nn.ReLU(), nn.Linear(dim, dim, bias=False))
+
+    def forward(self, x):
+        return x + self.layers(x)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("dispatcher", ["dropless", "capacity-tight"])
+def test_different_architectures_with_and_without_batch_norm(dispatcher, training):
+    """Each BatchNorm sees its expert's rows as one batch, in the layer as in the loops; buffers are compared too."""
+    experts = [
+        Residual(6, nn.BatchNorm1d),
+        nn.Linear(6, 6),
+        nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 9), nn.GELU(), nn.Linear(9, 6)),
+        nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 6)),
+    ]
+    moe = MoE(make_router("noisy-top-k", 6, 4, 2), ModuleExperts(experts), dispatcher=DISPATCHER_CASES[dispatcher]())
+    check(moe.train(training), torch.randn(40, 6), torch.float64)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 13])
+@pytest.mark.parametrize("own_features", [False, True], ids=["routed-by-pixels", "routed-by-features"])
+def test_images_through_convolutions(num_tokens, own_features):
+    def expert(width):
+        layers = [nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width, 10))
+
+    router = make_router("noisy-top-k", 4 if own_features else 75, 3, 2)
+    moe = MoE(
+        router, ModuleExperts([expert(2), expert(3), expert(4)]), item_shape=(3, 5, 5), dispatcher=Capacity(0.7, 1)
+    )
+    features = torch.randn(num_tokens, 4) if own_features else None
+    check(moe, torch.randn(num_tokens, 3, 5, 5), torch.float64, features)

@@ -1,0 +1,33 @@
+import pytest
+import torch
+
+from gatewright.report.facts import duration, expert_facts
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (59.94, "59.9 s"),
+        (60, "1 min 0 s"),
+        (119.6, "2 min 0 s"),
+        (3600, "1 h 0 min"),
+        (7300, "2 h 1 min"),
+    ],
+)
+def test_times_are_said_as_people_say_them(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_favourites_are_at_most_three_and_never_nothing():
+    counts = torch.tensor([[10, 0], [5, 5], [1, 9], [0, 10], [999, 1]])
+    favourites = [expert.favourites for expert in expert_facts(counts.sum(0), counts, list("abcde"))]
+    assert favourites[0] == (("a", 1.0), ("e", pytest.approx(0.999)), ("b", 0.5))
+    assert [name for name, _ in favourites[1]] == ["d", "c", "b"]
+    assert [name for name, _ in expert_facts(counts[:1].sum(0), counts[:1], ["a"])[1].favourites] == []
+
+
+def test_shares_sum_to_one():
+    facts = expert_facts(torch.tensor([1, 2, 5]), None, [])
+    assert [expert.share for expert in facts] == [0.125, 0.25, 0.625]
+    assert not any(expert.dead for expert in facts)

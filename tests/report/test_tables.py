@@ -1,0 +1,45 @@
+import io
+
+import pytest
+import torch
+
+from gatewright.report import expert_table, result_table
+
+console = pytest.importorskip("rich.console")
+
+
+def printed(table):
+    screen = console.Console(width=160, record=True, file=io.StringIO())
+    screen.print(table)
+    return screen.export_text()
+
+
+def test_shares_favourites_and_the_dead(result):
+    layer = result["layers"]["net/moe & co"]
+    text = printed(
+        expert_table(
+            "net[bold]",
+            torch.tensor(layer["tokens_per_expert"]),
+            torch.tensor(layer["class_by_expert"]),
+            list(result["test_accuracy_per_class"]),
+        )
+    )
+    assert "Experts of net[bold]" in text
+    first, dead, last = [line for line in text.splitlines() if line.startswith("│")]
+    assert "75.0% ████████████████" in first
+    assert "cat 100%, <b>dog</b> 50%, [red]fox 50%" in first
+    assert "dead" in dead
+    assert "25.0% █████ " in last
+    assert "<b>dog</b> 50%, [red]fox 50%" in last
+    assert "cat" not in last
+
+
+def test_experts_without_classes_or_tokens():
+    text = printed(expert_table("layer", torch.tensor([0, 0]), None, []))
+    assert text.count("dead") == 2
+
+
+def test_the_result_in_a_few_lines(result):
+    text = printed(result_table(result))
+    for part in ("digits <script>, seed 3", "97.50%", "4 epochs in 1 min 15 s", "1,234,567", "345,678", "1 dead"):
+        assert part in text

@@ -1,0 +1,123 @@
+"""Top-k routing against the reference, and its warnings, jitter and first weights."""
+
+import warnings
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from gatewright import TopK, reference
+from gatewright.losses import load_balance_loss, router_z_loss
+
+VARIANTS = [
+    {"score": score, "score_after_top_k": after, "normalize": normalize}
+    for score in ("softmax", "sigmoid")
+    for after in (False, True)
+    for normalize in (False, True)
+]
+
+
+def table(routing, top_k):
+    """Weights as (tokens, experts)."""
+    weight, expert_index = (values.view(top_k, -1).t() for values in (routing.weight, routing.expert_index))
+    return weight.new_zeros(len(weight), routing.num_experts).scatter(1, expert_index, weight)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(map(str, variant.values())))
+@pytest.mark.parametrize(("num_experts", "top_k"), [(6, 1), (6, 2), (6, 5), (3, 3), (1, 1)])
+def test_every_variant_is_the_references(variant, num_experts, top_k):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        router = TopK(4, num_experts, top_k, **variant).double()
+    features = torch.randn(21, 4, dtype=torch.float64)
+    logits = features @ router.gate.weight.t()
+    assert_close(table(router(features), top_k), reference.top_k(logits, top_k, **variant), rtol=0, atol=1e-12)
+
+
+def test_the_balance_loss_reads_probabilities_over_all_experts():
+    """Switch's P is the mean softmax over all experts even where weights are normalised over the chosen."""
+    router, features = TopK(4, 5, 2, score_after_top_k=True), torch.randn(21, 4)
+    routing = router(features)
+    logits = router.gate(features)
+    share = torch.bincount(routing.expert_index, minlength=5) / 42
+    assert_close(load_balance_loss(routing.sums), 5 * (share * logits.softmax(-1).mean(0)).sum())
+    assert_close(router_z_loss(routing.sums), logits.logsumexp(-1).square().mean())
+
+
+def test_sigmoid_probabilities_sum_to_1_per_token():
+    router, features = TopK(4, 5, 2, score="sigmoid"), torch.randn(21, 4)
+    scores = router.gate(features).sigmoid()
+    assert_close(router(features).sums.probs, (scores / scores.sum(-1, keepdim=True)).sum(0))
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_extreme_logits_stay_finite(score, normalize):
+    router = TopK(1, 4, 2, score=score, normalize=normalize)
+    with torch.no_grad():
+        router.gate.weight.copy_(torch.tensor([[1.0], [-1.0], [0.5], [-0.5]]))
+    routing = router(torch.tensor([[1e4], [-1e4]]))
+    (routing.weight.sum() + load_balance_loss(routing.sums)).backward()
+    assert routing.weight.isfinite().all()
+    assert router.gate.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "variant", [{"normalize": True}, {"score_after_top_k": True}, {"score": "sigmoid", "normalize": True}]
+)
+def test_a_weight_that_is_always_1_is_warned_of(variant):
+    with pytest.warns(UserWarning, match="TopK with top_k=1 normalises .* no gradient from the task"):
+        TopK(4, 3, 1, **variant)
+
+
+@pytest.mark.parametrize("variant", [{}, {"score": "sigmoid"}, {"score": "sigmoid", "score_after_top_k": True}])
+def test_other_top_1_weights_are_not_warned_of(variant, recwarn):
+    TopK(4, 3, 1, **variant)
+    assert not recwarn
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_jitter_multiplies_features_in_training_only(dtype):
+    """One-dimensional features of 1 and a gate of 1 make the largest logit the noise itself."""
+    router = TopK(1, 2, 1, score="sigmoid", jitter=0.1).to(dtype)
+    torch.nn.init.ones_(router.gate.weight)
+    features = torch.ones(4000, 1, dtype=dtype)
+    noise = router(features).weight.logit()
+    assert 0.9 - 1e-5 <= noise.min() < 0.902
+    assert 1.098 < noise.max() <= 1.1 + 1e-5
+    assert_close(noise.mean(), torch.tensor(1.0), rtol=0, atol=5 * 0.2 / 12**0.5 / 4000**0.5)  # 5 sigma
+    assert len(noise.unique()) > 2000  # drawn in float32, also for half the bits
+    assert_close(router.eval()(features).weight.logit(), torch.ones(4000))
+
+
+def test_no_jitter_draws_nothing():
+    before = torch.get_rng_state()
+    router = TopK(4, 3, 2)
+    torch.set_rng_state(before)
+    router(torch.randn(5, 4))
+    after = torch.get_rng_state()
+    torch.set_rng_state(before)
+    torch.randn(5, 4)
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_first_logits_are_small():
+    """Switch's initialisation at a tenth, cut at two deviations; the cut takes 12 % off the deviation."""
+    weight, std = TopK(200, 100, 1).gate.weight, (0.1 / 200) ** 0.5
+    assert 1.9 * std < weight.abs().max() <= 2 * std
+    assert_close(weight.std().item(), 0.88 * std, rtol=0.02, atol=0)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"score": "softmin"}, "score is 'softmax' or 'sigmoid'; got 'softmin'"),
+        ({"jitter": 1.0}, "jitter is at least 0 and below 1; got 1.0"),
+        ({"jitter": -0.1}, "jitter is at least 0 and below 1; got -0.1"),
+        ({"jitter": float("nan")}, "jitter is at least 0 and below 1; got nan"),
+    ],
+)
+def test_wrong_settings_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        TopK(4, 3, 1, **setting)

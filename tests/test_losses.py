@@ -1,0 +1,103 @@
+"""Auxiliary losses as functions of a routing's sums."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from gatewright import reference
+from gatewright.losses import LOSSES, cv_squared, importance_loss, load_balance_loss, load_loss, router_z_loss
+from gatewright.routing import top_k_routing
+
+
+def sums_of(logits, top_k=1):
+    top = logits.topk(top_k)
+    return top_k_routing(top.indices, top.values.softmax(-1), logits, logits.softmax(-1)).sums
+
+
+NOTHING = sums_of(torch.zeros(0, 4))
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0, 3.0], [0.0, 0.0, 8.0], [5.0], [0.0, 0.0], [1e-3, 2e-3], [1e6, 3e6]])
+def test_cv_squared_is_the_references(values):
+    values = torch.tensor(values)
+    assert_close(cv_squared(values), reference.cv_squared(values))
+
+
+def test_cv_squared_corner_cases():
+    assert cv_squared(torch.full((7,), 3.0)) == 0
+    assert cv_squared(torch.tensor([42.0])) == 0
+    assert cv_squared(torch.zeros(5)) == 0
+    assert_close(cv_squared(torch.tensor([9.0, 0.0, 0.0])), torch.tensor(2.0))  # experts - 1: all on one
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0, 0.0], [4.0], [1.0, 1.0]])
+def test_cv_squared_has_a_finite_gradient_in_the_corners(values):
+    values = torch.tensor(values, requires_grad=True)
+    cv_squared(values).backward()
+    assert_close(values.grad, torch.zeros_like(values))
+
+
+@pytest.mark.parametrize(("loss", "field"), [(importance_loss, "importance"), (load_loss, "load")])
+def test_importance_and_load_read_their_own_sums(loss, field):
+    values = torch.tensor([3.0, 1.0, 0.0, 2.0])
+    assert_close(loss(replace(NOTHING, **{field: values})), reference.cv_squared(values))
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+@pytest.mark.parametrize("num_experts", [3, 8])
+def test_switch_loss_is_exactly_1_for_an_even_load(num_experts, top_k):
+    """Every expert chosen equally often: 1, whatever the probabilities sum to, since the shares are all equal."""
+    logits = torch.stack([torch.arange(float(num_experts)).roll(i) for i in range(num_experts)])
+    assert_close(load_balance_loss(sums_of(logits, top_k)), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("num_experts", [2, 8])
+def test_switch_loss_is_the_number_of_experts_when_one_takes_all_with_certainty(num_experts):
+    logits = torch.full((6, num_experts), -1e4)
+    logits[:, 1] = 1e4
+    assert load_balance_loss(sums_of(logits)) == num_experts
+
+
+def test_switch_loss_by_hand():
+    """E = 2, three tokens: shares 2/3 and 1/3, probabilities (3/4, 3/4, 1/4) of the first expert."""
+    probs = torch.tensor([[0.75, 0.25], [0.75, 0.25], [0.25, 0.75]])
+    expected = 2 * (2 / 3 * 1.75 / 3 + 1 / 3 * 1.25 / 3)
+    assert_close(load_balance_loss(sums_of(probs.log())), torch.tensor(expected))
+
+
+def test_switch_loss_counts_dropped_assignments_too():
+    probs = torch.tensor([[0.75, 0.25], [0.75, 0.25], [0.25, 0.75]])
+    top = probs.topk(1)
+    routing = top_k_routing(top.indices, top.values, probs.log(), probs)
+    dropped = routing.drop(torch.tensor([False, True, False]))
+    assert load_balance_loss(dropped.sums) == load_balance_loss(routing.sums)
+
+
+def test_switch_loss_moves_the_busy_expert_down():
+    logits = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    load_balance_loss(sums_of(logits)).backward()
+    assert (logits.grad[:, 0] > 0).all()
+    assert (logits.grad[:, 1] < 0).all()
+
+
+def test_z_loss_by_hand():
+    logits = torch.tensor([[1.0, 2.0, 4.0], [0.5, 0.25, 0.25]]).log()
+    assert_close(router_z_loss(sums_of(logits)), torch.tensor(7.0).log() ** 2 / 2)  # log 7, and log 1 = 0
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_tokens_cost_nothing(name):
+    assert LOSSES[name](NOTHING) == 0
+
+
+@pytest.mark.parametrize("name", ["load_balance", "router_z"])
+def test_mean_losses_do_not_depend_on_how_often_the_batch_is_repeated(name):
+    logits = torch.randn(5, 4)
+    assert_close(LOSSES[name](sums_of(logits.repeat(7, 1))), LOSSES[name](sums_of(logits)))
+
+
+def test_losses_cannot_be_registered_by_accident():
+    with pytest.raises(TypeError):
+        LOSSES["mine"] = load_loss
