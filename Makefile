@@ -5,6 +5,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+# On a machine that others use too, threads that spin while they wait cost more than they gain: see the README.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: install demo test test-all check format clean
 

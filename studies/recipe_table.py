@@ -1,4 +1,4 @@
-"""The recipe table of the README, from the ``result.json`` files of runs: ``python studies/recipe_table.py studies/results``.
+"""The recipe table of the README: ``python studies/recipe_table.py studies/results``.
 
 The runs behind it, one after another on an otherwise idle machine (`studies/run_recipes.sh`)::
 

@@ -48,7 +48,7 @@ class MoE(nn.Module):
     """
 
     routing: Routing | None
-    """The last forward's routing without its graph, in training and evaluation; a view for metrics."""
+    """The last forward's routing without its graph, grouped by expert and with what was dropped; a view for metrics."""
 
     def __init__(
         self,

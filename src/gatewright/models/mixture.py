@@ -11,6 +11,7 @@ from torch import nn
 from gatewright.dispatch import Capacity, Dispatcher, Dropless
 from gatewright.experts import ModuleExperts
 from gatewright.layer import MoE
+from gatewright.models.together import StartTogether
 from gatewright.routers import ROUTERS, Router
 
 RouterOption = bool | int | float | str
@@ -30,6 +31,9 @@ class MixtureConfig:
         capacity_factor: Room per expert over the even share, in training.
         min_capacity: Least rows per expert, in training.
         priority: Who is served first where room is short.
+        split_epoch: Epoch before which the first expert serves every item, and at which it is copied into all of them
+            (`StartTogether`); 0 begins with separate experts. Experts from scratch learn from their share of the items
+            alone, and starve where they are whole networks.
     """
 
     num_experts: int = 8
@@ -41,6 +45,7 @@ class MixtureConfig:
     capacity_factor: float = 1.25
     min_capacity: int = 4
     priority: Literal["arrival", "weight"] = "arrival"
+    split_epoch: int = 0
 
     def build_router(self, dim: int) -> Router:
         """Make the router for features of a size.
@@ -69,13 +74,14 @@ class MixtureConfig:
         """Make the mixture, or with one expert that expert itself."""
         if self.num_experts == 1:
             return make_expert()
-        return MoE(
+        mixture = MoE(
             self.build_router(router_dim),
             ModuleExperts(make_expert, self.num_experts),
             item_shape=item_shape,
             dispatcher=self.build_dispatcher(),
             losses=self.losses,
         )
+        return StartTogether(mixture, self.split_epoch) if self.split_epoch else mixture
 
 
 def known(name: str, names: Mapping[str, object], what: str) -> str:

@@ -8,10 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gatewright.layer import MoE
 from gatewright.models.mixture import MixtureConfig, known
 from gatewright.models.resnet import RESNETS
-from gatewright.models.together import StartTogether
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +22,6 @@ class ResNetsConfig(MixtureConfig):
         feature_size: Features per expert; None takes the network's own width. The article's experts emit 3,072.
         stem_depth: How many of the first parts (the first convolution, then blocks) all experts share; 0 shares none.
         gate_size: Features of the router's own small network, which only the router sees.
-        split_epoch: Epoch before which all images train one network, which is then copied into every expert; 0 begins
-            with separate experts. Whole networks trained from scratch on their share of the images starve.
     """
 
     resnet: Literal["small", "article", "resnet18", "resnet34"] = "small"
@@ -33,7 +29,6 @@ class ResNetsConfig(MixtureConfig):
     feature_size: int | None = None
     stem_depth: int = 0
     gate_size: int = 64
-    split_epoch: int = 0
 
     def __post_init__(self) -> None:
         parts = 1 + len(RESNETS[known(self.resnet, RESNETS, "residual network")].blocks)
@@ -63,14 +58,12 @@ class MixtureOfResNets(nn.Module):
         self.stem = nn.Sequential(*parts[: config.stem_depth])
         item_shape = _shape_after(self.stem, image_shape)
         emitted = num_classes if config.emit == "logits" else config.feature_size or RESNETS[config.resnet].width
-        mixture = config.build_mixture(
+        self.mixture = config.build_mixture(
             lambda: _expert(config, image_shape[0], emitted), router_dim=config.gate_size, item_shape=item_shape
         )
         self.router_features: nn.Module | None = None
-        if isinstance(mixture, MoE):
+        if config.num_experts > 1:
             self.router_features = gate_features(item_shape[0], config.gate_size)
-            mixture = StartTogether(mixture, config.split_epoch) if config.split_epoch else mixture
-        self.mixture = mixture
         self.classifier = nn.Identity() if config.emit == "logits" else nn.Linear(emitted, num_classes)
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:

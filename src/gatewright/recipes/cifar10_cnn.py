@@ -8,13 +8,13 @@ from gatewright.train import OptimConfig, RunConfig
 
 
 def cifar10_cnn() -> RunConfig:
-    """Eight linear experts, Shazeer's noisy top-2 gate."""
+    """Eight linear experts that begin as one, Shazeer's noisy top-2 gate."""
     return RunConfig(
         recipe="cifar10-cnn",
-        model=CnnConfig(num_experts=8, top_k=2),
+        model=CnnConfig(num_experts=8, top_k=2, split_epoch=8),
         data=DataConfig(name="cifar10", holdout=0.05, batch_size=256, augment=AugmentConfig(flip=True, translate=1)),
         optim=OptimConfig(lr=5e-3, weight_decay=0.01, warmup_epochs=1),
-        epochs=16,
+        epochs=24,
     )
 
 

@@ -7,6 +7,7 @@ because no other common format holds tensors and cannot hold code.
 import contextlib
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ def save_checkpoint(state: dict[str, Any], folder: Path, step: int, *, keep: int
         OSError: If the disk is full or the folder cannot be written; the sentence names the newest good checkpoint.
     """
     tensors: dict[str, Tensor] = {}
-    skeleton = _pack(state, "", tensors)
+    text = json.dumps(_pack(state, "", tensors))
+    header = {"format": FORMAT, "state": text, "checksum": _checksum(text, tensors)}
     path = folder / f"step-{step:08d}.safetensors"
     partial = folder / f"{path.name}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        content = require("safetensors.torch", "train").save(tensors, {"format": FORMAT, "state": json.dumps(skeleton)})
+        content = require("safetensors.torch", "train").save(tensors, header)
         with partial.open("wb") as file:
             file.write(content)
             file.flush()
@@ -57,7 +59,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is truncated, or not a checkpoint of ours.
+        ValueError: If the file is truncated, damaged, or not a checkpoint of ours.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint at {path}.")
@@ -74,10 +76,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is not a Gatewright checkpoint: its format is {header.get('format')!r}, not {FORMAT!r}."
         )
-    try:
-        state: dict[str, Any] = _unpack(json.loads(header["state"]), tensors)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}). Delete it to go on from an older checkpoint.") from error
+    text = header.get("state", "")
+    if header.get("checksum") != _checksum(text, tensors):
+        raise ValueError(f"{path} is damaged: its checksum is wrong. Delete it to go on from an older checkpoint.")
+    state: dict[str, Any] = _unpack(json.loads(text), tensors)
     return state
 
 
@@ -101,11 +103,21 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.safetensors"))
 
 
+def _checksum(text: str, tensors: dict[str, Tensor]) -> str:
+    """Sum up everything, so that a disk which changed a byte is found out."""
+    checksum = zlib.crc32(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        checksum = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), checksum)
+        checksum = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, checksum)
+    return f"{checksum:08x}"
+
+
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """Move tensors out of a state; dicts become lists of pairs, because JSON has no integer keys."""
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().cpu().contiguous().clone()
-        return {"tensor": path}
+        name = f"{len(tensors)}{path}"  # Numbered, because a key may hold a slash.
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": name}
     if isinstance(value, dict):
         return {"dict": [[key, _pack(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import torch
 from torch import nn
 
 from gatewright.data import DataConfig
@@ -110,8 +111,8 @@ class RunConfig:
             raise ValueError(
                 f"epochs and checkpoint_every are at least 1; got {self.epochs} and {self.checkpoint_every}."
             )
-        # Refuses what does not fit, such as top_k above num_experts, before any work.
-        self.model.build_mixture(nn.Identity, router_dim=1, item_shape=(1,))
+        with torch.device("meta"):  # Refuses what does not fit, such as top_k above num_experts, before any work.
+            self.model.build_mixture(nn.Identity, router_dim=1, item_shape=(1,))
 
 
 def save_config(config: RunConfig, path: Path) -> None:

@@ -101,7 +101,7 @@ class TorchEngine:
         auxiliary = aux_loss(self.model) if self._has_moe else task.new_zeros(())
         loss = task + auxiliary
         if not torch.isfinite(loss):
-            raise TrainingDiverged(self._diagnosis("loss", float(loss), images))
+            raise TrainingDiverged(self._diagnosis("loss", loss.item(), images))
         self.scaler.scale(loss / num_micro_batches).backward()
         return float(task.detach()), float(auxiliary.detach())
 
