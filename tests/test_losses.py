@@ -75,6 +75,13 @@ def test_switch_loss_counts_dropped_assignments_too():
     assert load_balance_loss(dropped.sums) == load_balance_loss(routing.sums)
 
 
+def test_switch_loss_holds_the_shares_constant():
+    counts, probs = torch.tensor([2.0, 1.0, 0.0, 0.0], requires_grad=True), torch.full((4,), 0.75, requires_grad=True)
+    load_balance_loss(replace(NOTHING, num_tokens=torch.tensor(3.0), tokens_per_expert=counts, probs=probs)).backward()
+    assert counts.grad is None
+    assert_close(probs.grad, 4 / 3 * torch.tensor([2 / 3, 1 / 3, 0, 0]))
+
+
 def test_switch_loss_moves_the_busy_expert_down():
     logits = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], requires_grad=True)
     load_balance_loss(sums_of(logits)).backward()

@@ -1,6 +1,5 @@
 """The layer: route, dispatch, experts, combine. The only file that sees all four nouns."""
 
-import difflib
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from gatewright.dispatch import Dispatcher, Dropless
 from gatewright.experts import Experts
 from gatewright.losses import LOSSES
+from gatewright.names import known
 from gatewright.routers import Router
 from gatewright.routing import Routing, RoutingSums
 
@@ -66,7 +66,9 @@ class MoE(nn.Module):
                 "Give both the same num_experts."
             )
         self.router, self.experts, self.dispatcher = router, experts, dispatcher or Dropless()
-        self.losses = _checked_losses(router.default_losses if losses is None else losses)
+        self.losses = dict(router.default_losses if losses is None else losses)
+        for name in self.losses:
+            known(name, LOSSES, "auxiliary loss")
         shape = (router.dim,) if item_shape is None else item_shape
         self.item_shape = (shape,) if isinstance(shape, int) else tuple(shape)
         self.output_shape = experts.output_shape(self.item_shape)
@@ -177,14 +179,6 @@ def aux_loss(model: nn.Module) -> Float[Tensor, ""]:
         raise ValueError("aux_loss found no MoE layer in this model; pass the model that contains them.")
     taken = [(layer.losses[name], loss) for layer in layers for name, loss in layer.take_losses().items()]
     return sum((coefficient * loss for coefficient, loss in taken), torch.zeros(()))
-
-
-def _checked_losses(losses: Mapping[str, float]) -> dict[str, float]:
-    for name in losses:
-        if name not in LOSSES:
-            nearest = difflib.get_close_matches(name, LOSSES, 1, 0.0)[0]
-            raise ValueError(f"No auxiliary loss is called {name!r}; did you mean {nearest!r}? Known: {list(LOSSES)}.")
-    return dict(losses)
 
 
 def _refuse_untaken_losses(layer: "weakref.ref[MoE]", gradient: Tensor) -> None:

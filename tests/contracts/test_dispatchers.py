@@ -110,16 +110,14 @@ def test_an_assignment_dropped_before_dispatch_stays_dropped(case):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_the_sum_is_taken_in_float32_and_returned_in_the_rows_type(case, dtype):
-    """1 + 63 / 256 in steps of 1 / 256: in half the bits each step alone would be lost in rounding."""
-    routing = random_routing(1, 64, 64)
-    weight = torch.full((64,), 1 / 256)
-    weight[0] = 1.0
-    dispatcher = DISPATCHER_CASES[case]()
-    batch = dispatcher.dispatch(torch.ones(1, 3, dtype=dtype), replace(routing, weight=weight), training=False)
+def test_rows_are_weighted_and_added_in_at_least_float32(case, dtype):
+    """Sixty times 1 / 64 and a bit that a weight of the rows' type would lose, and that shows in the sum."""
+    weight = torch.full((60,), (1 + 0.45 * torch.finfo(dtype).eps) / 64)
+    routing, dispatcher = replace(random_routing(1, 60, 60), weight=weight), DISPATCHER_CASES[case]()
+    batch = dispatcher.dispatch(torch.ones(1, 3, dtype=dtype), routing, training=False)
     output = dispatcher.combine(batch.rows, batch, 1)
     assert output.dtype == dtype
-    assert_close(output, torch.full((1, 3), 1 + 63 / 256).to(dtype), rtol=0, atol=0)
+    assert_close(output, weight.double().sum().to(dtype).expand(1, 3), rtol=0, atol=1e-12)
 
 
 def test_copies_behave_alike_and_print_alike(case):

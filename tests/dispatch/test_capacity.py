@@ -71,11 +71,17 @@ def test_weight_serves_the_largest_first_and_ties_in_order_of_arrival():
     assert batch.rows.flatten().tolist()[:2] == [1, 2]
 
 
-def test_a_row_dropped_by_the_router_takes_no_room():
-    routing = routing_of([[0], [0], [0], [1]], 2).drop(torch.tensor([True, False, False, False]))
-    batch = Capacity(1.0, 2).dispatch(torch.arange(4.0)[:, None], routing, training=True)
-    assert batch.rows.flatten().tolist() == [1, 2, 3, 0]
-    assert batch.routing.sums.dropped == 1
+def test_rows_dropped_by_the_router_take_no_room_and_are_counted_once():
+    routing = routing_of([[0], [0], [0], [0], [1], [0]], 2).drop(torch.tensor([True, True, True, False, False, False]))
+    batch = Capacity(0.6, 2).dispatch(torch.arange(6.0)[:, None], routing, training=True)
+    assert batch.rows.flatten().tolist() == [3, 5, 4, 0, 1, 2]
+    assert batch.tokens_per_expert.tolist() == [2, 1]
+    assert batch.routing.sums.dropped == 3
+
+
+def test_one_expert_too_is_warned_of_where_it_takes_one_row_of_many():
+    with pytest.warns(UserWarning, match="capacity_factor=0.4 for 2 rows"):
+        Capacity(0.2, 1).dispatch(torch.randn(5, 2), random_routing(5, 1, 1), training=True)
 
 
 @pytest.mark.parametrize("priority", ["arrival", "weight"])

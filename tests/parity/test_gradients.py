@@ -18,6 +18,7 @@ from tests.cases import make_moe
         ("top-k-sigmoid-normalized", "grouped-feed-forward", "dropless", 2),
     ],
 )
+@pytest.mark.usefixtures("unchecked")  # hundreds of forwards
 @pytest.mark.filterwarnings("ignore:A capacity of 1 row")
 def test_gradcheck(router, experts, dispatcher, top_k):
     moe = make_moe(router, experts, dispatcher, dim=2, num_experts=3, top_k=top_k).double()

@@ -1,13 +1,13 @@
 """The base of routers: the gate's arithmetic, and where its warning points."""
 
-import subprocess
-import sys
+import warnings
 
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
+from gatewright import NoisyTopK, TopK
 from gatewright.routers.base import Router, gate_logits
 
 
@@ -36,11 +36,14 @@ def test_a_router_says_what_it_lacks():
         Router(4, 3, 1)
 
 
-def test_the_warning_points_at_the_callers_line():
-    """In a fresh interpreter, because the checks of these tests stand between a call and its function."""
-    code = "import gatewright\n\ngatewright.NoisyTopK(4, 3, 1)\ngatewright.TopK(4, 3, 1, normalize=True)\n"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert [line.split(": ")[0] for line in run.stderr.splitlines() if "Warning" in line] == [
-        "<string>:3",
-        "<string>:4",
-    ]
+def warn():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        NoisyTopK(4, 3, 1)
+        TopK(4, 3, 1, normalize=True)
+    return [warning.filename for warning in caught]
+
+
+def test_the_warning_points_at_the_callers_line(run_unhooked):
+    """Without the run-time checks, which stand between a call and its function."""
+    assert run_unhooked(warn) == [__file__, __file__]

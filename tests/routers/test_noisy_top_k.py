@@ -57,6 +57,15 @@ def test_training_is_the_references(num_experts, top_k):
     assert_close(load_loss(sums), reference.cv_squared(load.sum(0)), rtol=0, atol=1e-12)
 
 
+def test_other_statistics_are_those_of_the_clean_logits():
+    router, features = make_router("noisy-top-k", 6, 5, 2), torch.randn(21, 6)
+    logits, _, _ = parts(router, features)
+    sums = route(router, features).sums
+    assert_close(sums.probs, logits.softmax(-1).sum(0))
+    assert_close(sums.router_z, logits.logsumexp(-1).square().sum())
+    assert_close(sums.entropy, torch.special.entr(logits.softmax(-1)).sum())
+
+
 @pytest.mark.parametrize("loss", [importance_loss, load_loss])
 @pytest.mark.parametrize("top_k", [1, 2, 4])
 def test_gradients_of_the_losses_are_the_references(loss, top_k):

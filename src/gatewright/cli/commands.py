@@ -12,12 +12,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from gatewright.cli.names import known
 from gatewright.data import BUILT_IN_NAMES, decode_image, load_images
 from gatewright.dispatch import DISPATCHERS
 from gatewright.experts import EXPERTS
 from gatewright.layer import moe_layers
 from gatewright.losses import LOSSES
+from gatewright.names import known
 from gatewright.recipes import RECIPES
 from gatewright.report import expert_table, result_table
 from gatewright.routers import ROUTERS
@@ -86,7 +86,7 @@ def train_command(words: list[str]) -> None:
     recipe = known(words[0], RECIPES, "recipe")
     arguments = parse_train(RECIPES[recipe](), words[1:])
     result, output = train(arguments.run, resume=arguments.resume)
-    console = Console()
+    console = Console(markup=False)  # A name may hold brackets.
     _print_experts(console, result)
     console.print(result_table(result))
     pictures = ", ".join(path.name for path in sorted(output.glob("*.png")))
@@ -128,9 +128,10 @@ def evaluate_command(words: list[str]) -> None:
         precision=trained.config.precision,
         flip=arguments.flip,
     )
-    console = Console()
+    console = Console(markup=False)  # A name may hold brackets.
     for name, use in found.layers.items():
-        console.print(expert_table(name, use.sums.tokens_per_expert, use.class_by_expert, trained.class_names))
+        tokens = use.sums.tokens_per_expert.long()
+        console.print(expert_table(name, tokens, use.class_by_expert, trained.class_names))
     table = Table("class", "accuracy")
     for name, accuracy in zip(trained.class_names, found.accuracy_per_class.tolist(), strict=True):
         table.add_row(name, f"{accuracy:.2%}")

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from gatewright import __version__
-from gatewright.cli.names import known
+from gatewright.names import known
 
 USAGE = f"""\
 gatewright {__version__}: train mixtures of experts, and see what the experts do

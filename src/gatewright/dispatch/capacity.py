@@ -71,7 +71,7 @@ class Capacity(Dispatcher):
         )
 
     def _warn_of_one_row(self, capacity: int, num_assignments: int, num_experts: int) -> None:
-        if capacity > 1 or num_experts == 1 or num_assignments < 2 or self._warned:
+        if capacity > 1 or num_assignments < 2 or self._warned:
             return
         self._warned = True
         factor = math.ceil(20 * num_experts / num_assignments) / 10

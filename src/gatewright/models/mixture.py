@@ -1,8 +1,7 @@
 """What every ready-made model says of its mixture, and the mixture it makes of it."""
 
-import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -12,6 +11,7 @@ from gatewright.dispatch import Capacity, Dispatcher, Dropless
 from gatewright.experts import ModuleExperts
 from gatewright.layer import MoE
 from gatewright.models.together import StartTogether
+from gatewright.names import known
 from gatewright.routers import ROUTERS, Router
 
 RouterOption = bool | int | float | str
@@ -56,7 +56,7 @@ class MixtureConfig:
         make = ROUTERS[known(self.router, ROUTERS, "router")]
         accepted = list(inspect.signature(make).parameters)[3:]
         for option in self.router_options:
-            known(option, dict.fromkeys(accepted), f"option of the router {self.router}")
+            known(option, accepted, f"option of the router {self.router}")
         try:
             return make(dim, self.num_experts, self.top_k, **cast(dict[str, Any], self.router_options))
         except TypeError as error:
@@ -82,16 +82,3 @@ class MixtureConfig:
             losses=self.losses,
         )
         return StartTogether(mixture, self.split_epoch) if self.split_epoch else mixture
-
-
-def known(name: str, names: Mapping[str, object], what: str) -> str:
-    """Return the name if it is one of the names.
-
-    Raises:
-        ValueError: If not; the sentence offers the nearest.
-    """
-    if name not in names:
-        nearest = difflib.get_close_matches(name, names, 1, 0.0)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
-        raise ValueError(f"No {what} is called {name!r}{hint} Known: {', '.join(names) or 'none'}.")
-    return name

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gatewright.models.mixture import MixtureConfig, known
+from gatewright.models.mixture import MixtureConfig
 from gatewright.models.resnet import RESNETS
+from gatewright.names import known
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,5 +45,5 @@ class Progress(AbstractContextManager["Progress"]):
 
     def line(self, text: str) -> None:
         """Print a line above the bar."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
         self.console.file.flush()  # A log file is read while the run goes on.

@@ -1,4 +1,4 @@
-"""Names that a person types."""
+"""Names that a person types, and the nearest one where there is none."""
 
 import difflib
 from collections.abc import Iterable
@@ -12,6 +12,7 @@ def known(name: str, names: Iterable[str], what: str) -> str:
     """
     names = list(names)
     if name not in names:
-        nearest = difflib.get_close_matches(name, names, 1, 0.0)[0]
-        raise ValueError(f"No {what} is called {name!r}; did you mean {nearest!r}? Known: {', '.join(names)}.")
+        nearest = difflib.get_close_matches(name, names, 1, 0.0)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
+        raise ValueError(f"No {what} is called {name!r}{hint} Known: {', '.join(names) or 'none'}.")
     return name

@@ -1,0 +1,43 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gatewright.cli import main
+from tests.train.runs import one_thread  # noqa: F401 the fixture works by being here
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GATEWRIGHT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="package")
+def trained(one_thread, tmp_path_factory):  # noqa: F811
+    """The folder of a run that the command line trained."""
+    folder = tmp_path_factory.mktemp("trained") / "[bold] run"  # with what shells and rich take for their own
+    assert main(["train", "digits", "--epochs", "2", "--output", str(folder), "--tracking.no-enabled"]) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    return Path(shutil.copytree(trained, tmp_path / "copy"))
+
+
+@pytest.fixture
+def gatewright(capsys):
+    """Run a command in this process, and return its status, output and errors."""
+
+    def call(*words):
+        capsys.readouterr()
+        try:
+            status = main([str(word) for word in words])
+        except SystemExit as stop:  # how the parser of flags ends a command
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return call

@@ -1,0 +1,198 @@
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gatewright.cli.commands import parse_train
+from gatewright.data import load_images
+from gatewright.recipes import RECIPES
+from gatewright.train import load_config, train
+from tests.train.runs import digits_config, write_image_folder
+
+
+def test_training_prints_the_result_the_experts_and_what_to_do_next(gatewright):
+    status, output, errors = gatewright(
+        "train", "digits", "--epochs", "1", "--output", "my [runs]/a run", "--tracking.no-enabled", "--seed", "7"
+    )
+    assert (status, errors) == (0, "")
+    result = json.loads(Path("my [runs]/a run/result.json").read_text())
+    assert (result["seed"], result["epochs"]) == (7, 1)
+    assert output.startswith("epoch 1/1 ")
+    assert "Experts of network.mixture" in output
+    assert f"{result['test_accuracy']:.2%}" in output
+    assert "\nThe run is in my [runs]/a run: report.html, classes-network.mixture.png, confusion.png" in output
+    commands = [shlex.split(line, comments=True) for line in output.splitlines() if line.startswith("  gatewright ")]
+    assert [words[:2] for words in commands] == [
+        ["gatewright", name] for name in ("evaluate", "predict", "train", "list")
+    ]
+    assert commands[0][2:] == ["my [runs]/a run", "--flip"]
+    for words in (commands[0], commands[-1]):  # what it says to try next works
+        assert gatewright(*words[1:])[0] == 0
+
+
+def test_evaluating_a_run_gives_its_result_again(gatewright, trained):
+    result = json.loads((trained / "result.json").read_text())
+    status, output, errors = gatewright("evaluate", trained)
+    assert (status, errors) == (0, "")
+    assert output.endswith(f"test accuracy {result['test_accuracy']:.2%} of 359 images\n")
+    assert "Experts of network.mixture" in output
+    for name, accuracy in result["test_accuracy_per_class"].items():
+        assert f"│ {name}     │ {accuracy:.2%}" in output
+
+
+def test_evaluating_with_flips_is_another_figure(gatewright, trained):
+    """Mirrored digits are no digits."""
+    plain, flipped = (gatewright("evaluate", trained, *flag)[1].splitlines()[-1] for flag in ([], ["--flip"]))
+    assert plain != flipped
+    assert flipped.startswith("test accuracy ")
+
+
+def test_evaluating_on_data_at_another_place(gatewright, tmp_path):
+    data = {"name": "folder", "path": str(write_image_folder(tmp_path / "images")), "batch_size": 16, "holdout": 0.0}
+    _, output = train(digits_config(tmp_path / "run", data=data))
+    (tmp_path / "images").rename(tmp_path / "moved")
+    status, _, errors = gatewright("evaluate", output)
+    assert (status, errors.count("\n")) == (2, 1)
+    assert f"there is no folder {tmp_path}/images" in errors
+    status, printed, _ = gatewright("evaluate", output, "--data.path", tmp_path / "moved")
+    assert status == 0
+    assert printed.endswith("of 8 images\n")
+    assert "class1" in printed
+
+
+def test_predictions_are_those_of_the_evaluation(gatewright, trained):
+    """On files of the test images, in grey, in colour, and at another size."""
+    images = load_images(load_config(trained / "config.yaml").data).test
+    grey = np.asarray(images.images[:6, 0])
+    for index, image in enumerate(grey):
+        Image.fromarray(image).save(f"{index}.png")
+    Image.fromarray(grey[0]).convert("RGB").save("colour.png")
+    Image.fromarray(grey[0]).resize((64, 64), Image.Resampling.NEAREST).save("large.png")
+    names = [*(f"{index}.png" for index in range(6)), "colour.png", "large.png"]
+    status, output, errors = gatewright("predict", trained, *names)
+    assert (status, errors) == (0, "")
+    lines = output.splitlines()
+    assert [line.split(": ")[0] for line in lines] == names
+    right = sum(
+        line.split(": ")[1].startswith(f"{label} ")
+        for line, label in zip(lines, images.labels[:6].tolist(), strict=False)
+    )
+    assert right >= 4
+    assert lines[6].split(": ")[1] == lines[0].split(": ")[1]
+    for line in lines:
+        classes, experts = line.split(": ")[1].split("; ")
+        shares = [float(part.split()[1].rstrip("%")) for part in classes.split(", ")]
+        assert len(shares) == 3
+        assert shares == sorted(shares, reverse=True)
+        chosen = experts.removeprefix("network.mixture experts ").split(", ")
+        assert len(set(chosen)) == 2
+        assert set(chosen) <= set("0123")
+
+
+def test_files_that_are_no_images_are_named(gatewright, trained, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing of use")
+    status, output, errors = gatewright("predict", trained, "broken.png")
+    assert (status, output, errors.count("\n")) == (2, "", 1)
+    assert errors.startswith("error: broken.png: cannot be decoded as an image")
+    status, output, errors = gatewright("predict", trained, "nowhere.png")
+    assert (status, output) == (2, "")
+    assert errors == "error: there is no image file nowhere.png: check the path\n"
+
+
+def test_a_dense_run_has_no_experts_to_name(gatewright, tmp_path):
+    _, output = train(digits_config(tmp_path / "run", recipe="digits-dense", data={"batch_size": 256}))
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save("empty.png")
+    status, printed, _ = gatewright("predict", output, "empty.png")
+    assert status == 0
+    assert "experts" not in printed
+    assert "Experts of" not in gatewright("evaluate", output)[1]
+
+
+def test_a_broken_checkpoint_is_named(gatewright, copied):
+    for path in (copied / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:5000])
+    status, output, errors = gatewright("evaluate", copied)
+    assert (status, output, errors.count("\n")) == (2, "", 1)
+    assert "is truncated or not a safetensors file" in errors
+
+
+def test_a_key_that_is_none_is_named(gatewright, copied):
+    config = copied / "config.yaml"
+    config.write_text(config.read_text().replace("epochs: 2", "epoch: 2"))
+    status, _, errors = gatewright("evaluate", copied)
+    assert status == 2
+    assert errors == f"error: {config} has an unknown key 'epoch'; did you mean 'epochs'?\n"
+
+
+def test_a_finished_run_is_not_trained_again_but_goes_on_with_more_epochs(gatewright, copied):
+    status, _, errors = gatewright("train", "digits", "--output", copied)
+    assert status == 2
+    assert f"{copied} holds a run already. Go on with it by --resume, or name another --output." in errors
+    status, _, errors = gatewright("train", "digits-dense", "--output", copied, "--resume")
+    assert status == 2
+    assert "No recipe of this run is called 'digits'; did you mean 'digits-dense'?" in errors
+    status, output, _ = gatewright("train", "digits", "--output", copied, "--resume", "--epochs", "3")
+    assert status == 0
+    assert "epoch 3/3" in output
+    assert "epoch 2/" not in output
+    assert load_config(copied / "config.yaml").epochs == 3
+
+
+def test_a_run_that_diverges_says_so_and_ends_with_status_1(gatewright):
+    flags = "--epochs 1 --output run --tracking.no-enabled --optim.name sgd --optim.lr 1e30"
+    status, _, errors = gatewright("train", "digits", *flags.split())
+    assert (status, errors.count("\n")) == (1, 1)
+    assert errors.startswith("error: The ")
+    assert "first layer that is not finite" in errors
+    assert errors.endswith("The last good checkpoint: none yet.\n")
+
+
+def test_a_tracking_server_that_does_not_answer_is_named_before_any_work(gatewright, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    status, output, errors = gatewright("train", "digits", "--output", "run")
+    assert (status, output, errors.count("\n")) == (2, "", 1)
+    assert errors.startswith("error: cannot log to MLflow at http://127.0.0.1:9 (")
+    assert "unset MLFLOW_TRACKING_URI" in errors
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "read"),
+    [
+        ("--seed 5", lambda run: run.seed == 5),
+        ("--epochs 3", lambda run: run.epochs == 3),
+        ("--output here", lambda run: run.output == "here"),
+        ("--precision bfloat16", lambda run: run.precision == "bfloat16"),
+        ("--data.name folder --data.path there", lambda run: run.data.path == "there"),
+        ("--model.num-experts 16 --model.top-k 3", lambda run: (run.model.num_experts, run.model.top_k) == (16, 3)),
+        ("--model.losses importance 0.5 load 0.25", lambda run: run.model.losses == {"importance": 0.5, "load": 0.25}),
+        ("--optim.clip-norm None", lambda run: run.optim.clip_norm is None),
+        ("--optim.clip-norm 2", lambda run: run.optim.clip_norm == 2.0),
+        ("--optim.betas 0.5 0.9", lambda run: run.optim.betas == (0.5, 0.9)),
+        ("--no-channels-last --compile", lambda run: (run.channels_last, run.compile) == (False, True)),
+        ("--data.augment.flip --data.augment.translate 2", lambda run: run.data.augment.flip),
+        (
+            "--model.router top-k --model.router-options jitter 0.1 score sigmoid normalize True",
+            lambda run: run.model.router_options == {"jitter": 0.1, "score": "sigmoid", "normalize": True},
+        ),
+    ],
+)
+def test_every_setting_is_a_flag(words, read):
+    arguments = parse_train(RECIPES["digits"](), words.split())
+    assert read(arguments.run)
+    assert not arguments.resume
+    assert arguments.run.recipe == "digits"
+
+
+def test_without_flags_the_recipe_is_as_it_is():
+    for name, recipe in RECIPES.items():
+        assert parse_train(recipe(), []).run == recipe(), name
+
+
+def test_a_resumed_run_has_its_own_settings_and_those_of_the_flags(trained):
+    arguments = parse_train(RECIPES["digits"](), ["--output", str(trained), "--resume", "--seed", "4"])
+    assert arguments.resume
+    assert (arguments.run.epochs, arguments.run.seed, arguments.run.tracking.enabled) == (2, 4, False)

@@ -1,0 +1,173 @@
+"""What a person sees of a command: its status, and one sentence where something is wrong."""
+
+import pytest
+
+from gatewright import __version__
+from gatewright.cli import main
+from gatewright.cli.commands import COMMANDS
+from gatewright.dispatch import DISPATCHERS
+from gatewright.experts import EXPERTS
+from gatewright.losses import LOSSES
+from gatewright.recipes import RECIPES
+from gatewright.routers import ROUTERS
+from tests.train.runs import call
+
+
+def refused(result):
+    """Bad input: status 2, nothing on the output, and one sentence without a traceback."""
+    status, output, errors = result
+    assert (status, output) == (2, "")
+    assert "Traceback" not in errors
+    if errors.startswith("error: "):
+        assert errors.count("\n") == 1
+    return " ".join(word for word in errors.split() if word not in "│|")  # without the frame of a box
+
+
+@pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
+def test_help_names_every_command(gatewright, words):
+    status, output, errors = gatewright(*words)
+    assert (status, errors) == (0, "")
+    assert all(f"gatewright {command} " in output or f"gatewright {command}\n" in output for command in COMMANDS)
+
+
+def test_the_version(gatewright):
+    assert gatewright("--version") == (0, f"{__version__}\n", "")
+
+
+def test_the_list_has_everything_that_is_registered(gatewright):
+    status, output, errors = gatewright("list")
+    assert (status, errors) == (0, "")
+    for names in (RECIPES, ROUTERS, EXPERTS, DISPATCHERS, LOSSES, ("digits", "cifar10", "cifar100", "folder")):
+        assert all(name in output for name in names)
+    assert all(RECIPES[name].__doc__.split(",")[0] in output for name in RECIPES)
+
+
+def test_help_of_a_recipe_lists_every_setting_with_its_value(gatewright):
+    status, output, _ = gatewright("train", "digits", "--help")
+    assert status == 0
+    flags = (
+        "--data.path --seed --epochs --output --resume --precision --model.num-experts --optim.lr --data.augment.flip"
+    )
+    assert all(f" {flag} " in output.replace("|", " ").replace(",", " ") for flag in flags.split())
+    assert "Passes over the training images. (default: 30)" in " ".join(output.replace("│", " ").split())
+
+
+def test_help_of_the_commands(gatewright):
+    status, output, _ = gatewright("train", "--help")
+    assert status == 0
+    assert all(name in output for name in RECIPES)
+    for command in ("evaluate", "predict"):
+        status, output, _ = gatewright(command, "--help")
+        assert status == 0
+        assert f"usage: gatewright {command}" in output
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("lst", "No command is called 'lst'; did you mean 'list'? Known: evaluate, list, predict, train."),
+        ("train digit", "No recipe is called 'digit'; did you mean 'digits'? Known: cifar10-cnn,"),
+        ("train cifar-cnn", "No recipe is called 'cifar-cnn'; did you mean 'cifar10-cnn'?"),
+        ("train", "train needs a recipe: gatewright train RECIPE. Known: cifar10-cnn,"),
+        ("train --epochs 3", "train needs a recipe"),
+        ("train digits --model.top-k 9", "top_k (9) cannot exceed num_experts (4)"),
+        ("train digits --epochs 0", "epochs and checkpoint_every are at least 1; got 0 and 1"),
+        ("train digits --model.router topk", "No router is called 'topk'; did you mean 'top-k'?"),
+        ("train digits --model.router-options jiter 0.1", "is called 'jiter'"),
+        ("train digits --model.router top-k --model.router-options jitter much", "top-k has a wrong type"),
+        ("train digits --model.losses lod 0.1", "No auxiliary loss is called 'lod'; did you mean 'load'?"),
+        ("train cifar10-cnn --data.path nowhere --tracking.no-enabled", "nowhere"),
+        ("train digits --device gpu", "There is no device 'gpu' here. Use --device auto, or cpu."),
+        ("train digits --resume", "There is no run to resume at runs/digits-"),
+        ("train digits --resume --output nowhere", "There is no run to resume at nowhere: name its folder"),
+        ("evaluate nowhere", "No run at nowhere: it has no config.yaml. Name a folder that train wrote."),
+        ("predict nowhere image.png", "No run at nowhere: it has no config.yaml."),
+        ("predict nowhere", "predict needs at least one image file: gatewright predict RUN IMAGE."),
+        ("list recipes", "list takes no arguments; got recipes."),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_bad_input_gets_a_sentence(gatewright, words, sentence):
+    message = refused(gatewright(*words.split()))
+    assert message.startswith("error: ")
+    assert sentence in message
+
+
+@pytest.mark.parametrize(
+    ("words", "offers"),
+    [
+        ("train digits --epoch 3", ["Unrecognized options: --epoch", "--epochs INT"]),
+        ("train digits --model.num-expert 3", ["--model.num-expert", "--model.num-experts INT"]),
+        ("train digits --optim.learning-rate 3", ["--optim.learning-rate", "--optim."]),
+        ("train digits --precision fp16", ["invalid choice 'fp16'", "'float32', 'bfloat16', 'float16'"]),
+        ("train digits --optim.name adam", ["invalid choice 'adam'", "'adamw', 'sgd', 'muon'"]),
+        ("train digits --optim.lr 0", ["Error parsing run.optim: lr is above 0"]),
+        ("train digits --data.name digit", ["data.name must be one of", "did you mean 'digits'?"]),
+        ("train digits --data.path nowhere", ["the digits are embedded", "nowhere"]),
+        ("train digits --epochs three", ["Error parsing --epochs", "'three'"]),
+        ("evaluate run --flips", ["--flips", "--flip"]),
+        ("evaluate", ["The run's folder. (required)"]),
+        ("predict", ["The run's folder. (required)"]),
+    ],
+)
+def test_unknown_flags_and_values_get_the_nearest(gatewright, words, offers):
+    message = refused(gatewright(*words.split()))
+    assert [offer for offer in offers if offer not in message] == []
+
+
+def test_a_file_in_place_of_the_output_is_said(gatewright, tmp_path):
+    (tmp_path / "run").write_text("in the way")
+    assert "run" in refused(gatewright("train", "digits", "--output", "run", "--tracking.no-enabled"))
+
+
+def test_what_is_our_fault_keeps_its_traceback(monkeypatch):
+    def broken(words):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("gatewright.cli.commands.COMMANDS", {"list": broken})
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["list"])
+
+
+def test_ctrl_c_before_the_training_is_no_traceback(monkeypatch, capsys):
+    def interrupted(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gatewright.cli.commands.COMMANDS", {"list": interrupted})
+    assert main(["list"]) == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
+# Makes modules impossible to import, as where an extra is not installed, and then is the command line.
+BLOCKED = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in sys.argv[1].split(","):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocker())
+from gatewright.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("blocked", "words", "module"),
+    [
+        ("tyro,rich,yaml,cattrs,mlflow,datasets,sklearn,matplotlib,PIL,safetensors", ["list"], None),
+        ("mlflow", ["train", "digits", "--output", "run"], "mlflow"),
+        ("sklearn", ["train", "digits", "--output", "run", "--tracking.no-enabled"], "sklearn.datasets"),
+    ],
+)
+def test_a_missing_extra_is_the_line_that_installs_it(tmp_path, blocked, words, module):
+    message = refused(call(blocked, *words, folder=tmp_path, program=("-c", BLOCKED)))
+    assert message.endswith("pip install 'gatewright[train]'")
+    assert module is None or message.startswith(f"error: {module} is not installed")
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_help_needs_no_extra(tmp_path):
+    everything = "tyro,rich,yaml,cattrs,mlflow,datasets,sklearn,matplotlib,PIL,safetensors"
+    status, output, errors = call(everything, "--help", folder=tmp_path, program=("-c", BLOCKED))
+    assert (status, errors) == (0, "")
+    assert "gatewright train RECIPE" in output

@@ -1,0 +1,70 @@
+import pytest
+from torch import nn
+
+from gatewright import Capacity, Dropless, MoE, NoisyTopK
+from gatewright.models import MixtureConfig, StartTogether
+from gatewright.routers import ROUTERS
+
+
+def build(config):
+    return config.build_mixture(lambda: nn.Linear(4, 4), router_dim=4, item_shape=(4,))
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_every_router_is_made_by_its_name(name):
+    router = MixtureConfig(num_experts=5, top_k=3, router=name).build_router(6)
+    assert type(router) is ROUTERS[name]
+    assert (router.dim, router.num_experts, router.top_k) == (6, 5, 3)
+
+
+def test_the_default_is_the_papers():
+    layer = build(MixtureConfig())
+    assert isinstance(layer, MoE)
+    assert isinstance(layer.router, NoisyTopK)
+    assert isinstance(layer.dispatcher, Dropless)
+    assert layer.losses == dict(NoisyTopK.default_losses)
+
+
+def test_options_reach_the_router():
+    router = MixtureConfig(router="top-k", router_options={"jitter": 0.5, "score": "sigmoid"}).build_router(3)
+    assert (router.jitter, router.score) == (0.5, "sigmoid")
+
+
+def test_no_losses_are_no_losses():
+    assert build(MixtureConfig(losses={})).losses == {}
+
+
+def test_one_expert_is_itself():
+    assert isinstance(build(MixtureConfig(num_experts=1, split_epoch=3)), nn.Linear)
+
+
+def test_experts_may_begin_as_one():
+    mixture = build(MixtureConfig(split_epoch=3))
+    assert isinstance(mixture, StartTogether)
+    assert mixture.split_epoch == 3
+
+
+def test_each_model_has_a_dispatcher_of_its_own():
+    config = MixtureConfig(dispatch="capacity")
+    assert isinstance(config.build_dispatcher(), Capacity)
+    assert config.build_dispatcher() is not config.build_dispatcher()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"router": "noisy-topk"}, "No router is called 'noisy-topk'; did you mean 'noisy-top-k'? Known: noisy-top-k"),
+        (
+            {"router": "top-k", "router_options": {"normalise": True}},
+            "option of the router top-k is called 'normalise'",
+        ),
+        ({"router_options": {"jitter": 0.1}}, "No option of the router noisy-top-k is called 'jitter'. Known: none."),
+        ({"router": "top-k", "router_options": {"dim": 3}}, "option of the router top-k is called 'dim'"),
+        ({"top_k": 9}, r"top_k (9) cannot exceed num_experts (8)"),
+        ({"losses": {"importence": 0.1}}, "No auxiliary loss is called 'importence'; did you mean 'importance'?"),
+    ],
+)
+def test_what_cannot_be_is_refused(settings, message):
+    with pytest.raises(ValueError, match=r"\w") as caught:
+        build(MixtureConfig(**settings))
+    assert message in str(caught.value)

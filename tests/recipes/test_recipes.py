@@ -1,0 +1,82 @@
+"""What every recipe keeps to. A new one in `RECIPES` is run through all of it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gatewright import MoE
+from gatewright.data import ImageSet, training_batches
+from gatewright.models import ImageClassifier, begin_epoch
+from gatewright.recipes import RECIPES
+from gatewright.train import load_config, save_config
+from gatewright.train.engine import TorchEngine
+
+SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
+TWINS = [(name, f"{name}-dense") for name in RECIPES if f"{name}-dense" in RECIPES]
+
+recipes = pytest.mark.parametrize("name", RECIPES)
+
+
+def build(config):
+    return config.model.build(SHAPES[config.data.name], 10)
+
+
+@recipes
+def test_it_bears_the_name_under_which_it_is_registered(name):
+    assert RECIPES[name]().recipe == name
+    assert RECIPES[name].__name__.replace("_", "-") == name
+    assert RECIPES[name].__doc__
+
+
+@recipes
+def test_it_is_read_back_as_it_was_written(name, tmp_path):
+    config = RECIPES[name]()
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+@recipes
+def test_it_builds_a_network_of_as_many_experts_as_it_says(name):
+    config = RECIPES[name]()
+    with torch.device("meta"):
+        layers = [module for module in build(config).modules() if isinstance(module, MoE)]
+    assert [layer.experts.num_experts for layer in layers] == [config.model.num_experts] * (
+        config.model.num_experts > 1
+    )
+
+
+@recipes
+def test_it_trains_on_both_sides_of_its_split(name):
+    config = RECIPES[name]()
+    if config.model.num_experts * len(getattr(config.model, "resnet", "")) > 4 * len("small"):
+        config = replace(config, model=replace(config.model, num_experts=2))  # Whole ResNet-34s take their time.
+    shape = SHAPES[config.data.name]
+    images = ImageSet(torch.randint(256, (8, *shape), dtype=torch.uint8), torch.arange(8), tuple("0123456789"))
+    config = replace(config, data=replace(config.data, batch_size=4), precision="float32")
+    model = ImageClassifier(build(config), [0.5] * shape[0], [0.25] * shape[0])
+    engine = TorchEngine(model, config, device=torch.device("cpu"), steps_per_epoch=2)
+    batches = training_batches(images, config.data, seed=0, epoch=0)
+    for epoch, batch in zip((0, config.model.split_epoch), batches, strict=True):
+        before = [parameter.clone() for parameter in model.parameters()]
+        begin_epoch(model, epoch)
+        report = engine.step([batch])
+        assert report.task_loss > 0
+        assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("name", "twin"), TWINS)
+def test_the_dense_twin_differs_in_the_mixture_alone(name, twin):
+    mixture, dense = RECIPES[name](), RECIPES[twin]()
+    assert dense.model.num_experts == 1
+    assert replace(dense, recipe=name, model=mixture.model) == mixture
+    with torch.device("meta"):
+        parts = [
+            {
+                name
+                for name, _ in build(config).named_parameters()
+                if not name.startswith(("mixture", "router_features"))
+            }
+            for config in (mixture, dense)
+        ]
+    assert parts[0] == parts[1]

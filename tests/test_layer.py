@@ -1,0 +1,169 @@
+"""The layer: what it takes, what it returns, and what it says of what it does not take."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from gatewright import Capacity, Dropless, GroupedFeedForward, ModuleExperts, MoE, NoisyTopK, TopK, moe_layers
+from tests.cases import make_moe, make_router
+
+
+def images(dim=75):
+    """Images of 3 x 5 x 5 in, 10 numbers out."""
+
+    def expert():
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 10))
+
+    return MoE(make_router("top-k", dim, 4, 2), ModuleExperts(expert, 4), item_shape=(3, 5, 5))
+
+
+@pytest.mark.parametrize("batch", [(5,), (2, 3), (2, 3, 4), (1, 1), (0,), (2, 0)])
+def test_leading_dimensions_are_free(batch):
+    moe, x = make_moe(), torch.randn(*batch, 8)
+    output = moe(x)
+    assert output.shape == x.shape
+    assert_close(output.reshape(-1, 8), moe(x.reshape(-1, 8)))
+
+
+def test_items_may_be_images_and_outputs_of_another_shape():
+    moe, x = images(), torch.randn(2, 7, 3, 5, 5)
+    output = moe(x)
+    assert output.shape == (2, 7, 10)
+    assert_close(output[1, 3], moe(x[1, 3][None])[0])
+
+
+def test_an_input_that_is_not_contiguous():
+    moe, x = make_moe(), torch.randn(8, 5, 6).transpose(0, 2)
+    assert_close(moe(x), moe(x.contiguous()))
+
+
+@pytest.mark.parametrize(("item_shape", "expected"), [(None, (8,)), (8, (8,)), ((8,), (8,)), ([8], (8,))])
+def test_the_item_shape(item_shape, expected):
+    moe = MoE(TopK(8, 3, 2), GroupedFeedForward(3, 8, 4), item_shape=item_shape)
+    assert moe.item_shape == expected
+    assert moe.output_shape == (8,)
+
+
+def test_the_router_may_look_at_other_features_than_the_items():
+    """Images that are routed by four numbers each, of any shape."""
+    moe, x, features = images(dim=4).eval(), torch.randn(2, 3, 3, 5, 5), torch.randn(2, 3, 4, requires_grad=True)
+    output = moe(x, features)
+    routing = moe.router(features.reshape(6, 4))
+    weight = torch.zeros(6, 4).index_put((routing.token_index, routing.expert_index), routing.weight)
+    every = torch.stack([expert(x.flatten(0, 1)) for expert in moe.experts.experts], 1)
+    assert_close(output.flatten(0, 1), (weight[..., None] * every).sum(1))
+    assert_close(moe(x, features.view(2, 3, 2, 2)), output)
+    output.sum().backward()
+    assert features.grad.any()
+
+
+def test_the_last_routing_is_a_view_without_a_graph():
+    moe = make_moe(dispatcher="capacity-tight")
+    assert moe.routing is None
+    for training in (True, False):
+        moe.train(training)(torch.randn(20, 8))
+        assert moe.routing.sums.num_tokens == 20
+        assert not moe.routing.weight.requires_grad
+        assert not moe.routing.sums.probs.requires_grad
+        assert (moe.routing.sums.dropped > 0) == training
+
+
+def test_the_default_dispatcher_and_losses():
+    moe = MoE(NoisyTopK(8, 3), GroupedFeedForward(3, 8, 4))
+    assert isinstance(moe.dispatcher, Dropless)
+    assert moe.losses == {"importance": 0.1, "load": 0.1}
+    assert MoE(TopK(8, 3), GroupedFeedForward(3, 8, 4)).losses == {"load_balance": 0.01}
+    assert MoE(TopK(8, 3), GroupedFeedForward(3, 8, 4), losses={"router_z": 1e-3}).losses == {"router_z": 1e-3}
+
+
+def test_losses_given_are_copied():
+    losses = {"router_z": 1e-3}
+    moe = MoE(TopK(8, 3), GroupedFeedForward(3, 8, 4), losses=losses)
+    losses["load"] = 1.0
+    assert moe.losses == {"router_z": 1e-3}
+
+
+def linear(out=8):
+    return lambda: nn.Linear(8, out)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MoE(TopK(8, 4), GroupedFeedForward(3, 8, 4)), "chooses among 4 experts and there are 3"),
+        (lambda: MoE(TopK(8, 3), GroupedFeedForward(3, 7, 4)), r"takes items of shape \(7,\); got \(8,\)"),
+        (
+            lambda: MoE(TopK(7, 3), ModuleExperts(linear(), 3)),
+            r"Expert 0 \(Linear\) does not take items of shape \(7,\)",
+        ),
+        (
+            lambda: MoE(TopK(8, 2), ModuleExperts([linear(3)(), linear(4)()])),
+            r"0 returns \(3,\) and expert 1 returns \(4,\)",
+        ),
+        (
+            lambda: MoE(TopK(8, 2), ModuleExperts([linear()(), nn.LSTM(8, 8)])),
+            r"one tensor with one row per row .* expert 1 \(LSTM\) returns tuple",
+        ),
+        (
+            lambda: MoE(TopK(8, 3), GroupedFeedForward(3, 8, 4), losses={"laod": 1.0}),
+            "No auxiliary loss is called 'laod'; did you mean 'load'",
+        ),
+        (
+            lambda: MoE(TopK(8, 3), GroupedFeedForward(3, 8, 4), losses={"router-z-loss": 1.0}),
+            "did you mean 'router_z'",
+        ),
+        (
+            lambda: MoE(TopK(8, 3), GroupedFeedForward(3, 8, 4), losses={"xyz": 1.0}),
+            "No auxiliary loss is called 'xyz'",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_at_construction(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(4, 7), r"items of shape \(8,\) behind one or more batch dimensions; got \(4, 7\)"),
+        (torch.zeros(8), r"got \(8,\)"),
+        (torch.zeros(()), r"got \(\)"),
+        (torch.zeros(4, 8, dtype=torch.int64), r"floating-point items; got torch.int64. Convert with x.float\(\)"),
+        (torch.zeros(4, 8, dtype=torch.complex64), "got torch.complex64"),
+    ],
+)
+def test_an_input_that_does_not_fit_is_refused(x, message):
+    with pytest.raises(ValueError, match=message):
+        make_moe()(x)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (5, 4), (4,)])
+def test_features_that_do_not_fit_are_refused(shape):
+    moe = images(dim=4)
+    with pytest.raises(ValueError, match=r"looks at 4 numbers per item, for 6 items; got features of shape \("):
+        moe(torch.randn(6, 3, 5, 5), torch.randn(shape))
+
+
+def test_images_without_features_need_a_router_of_their_size():
+    with pytest.raises(
+        ValueError, match=r"looks at 4 numbers per item, for 6 items; got features of shape \(6, 3, 5, 5\)"
+    ):
+        images(dim=4)(torch.randn(6, 3, 5, 5))
+
+
+def test_moe_layers_finds_all_and_the_model_itself():
+    inner, other = make_moe(), make_moe()
+    model = nn.ModuleDict({"block": nn.Sequential(nn.Linear(8, 8), inner), "head": other})
+    assert list(moe_layers(model)) == [("block.1", inner), ("head", other)]
+    assert list(moe_layers(inner)) == [("", inner)]
+    assert list(moe_layers(nn.Linear(2, 2))) == []
+
+
+def test_it_prints_its_parts():
+    text = repr(MoE(TopK(8, 3), GroupedFeedForward(3, 8, 4), dispatcher=Capacity(1.0), losses={"load": 0.5}))
+    assert "dispatcher=Capacity(1.0, min_capacity=4, priority='arrival'), losses={'load': 0.5}" in text
+    assert "TopK" in text
+    assert "GroupedFeedForward" in text

@@ -1,0 +1,159 @@
+"""Layers under torch.compile: outputs and gradients are those of eager mode.
+
+Each check runs in a process without the import hook (see `run_unhooked` in conftest.py).
+"""
+
+import copy
+import shutil
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from gatewright import Capacity, GroupedFeedForward, ModuleExperts, MoE, aux_loss
+from tests.cases import make_moe, make_router
+
+
+def step(model, moe, x, autocast=False):
+    """One step's output, loss and gradients."""
+    torch.manual_seed(1)
+    moe.zero_grad()
+    x = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = model(x)
+        loss = output.float().square().sum() + aux_loss(moe)
+    loss.backward()
+    gradients = {name: p.grad for name, p in moe.named_parameters() if p.grad is not None}
+    return {"output": output.detach(), "loss": loss.detach(), "x": x.grad, **gradients}
+
+
+def agrees_with_eager(moe, x, autocast=False, **options):
+    torch._dynamo.reset()
+    other = copy.deepcopy(moe)
+    expected = step(other, other, x, autocast)
+    actual = step(torch.compile(moe, **options), moe, x, autocast)
+    tolerance = 0.05 if autocast else 1e-5
+    assert actual.keys() == expected.keys()
+    for name, value in actual.items():
+        assert_close(
+            value, expected[name], rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    assert moe.routing.sums.num_tokens == len(x)
+
+
+def grouped(router, dispatcher, dim, autocast, training):
+    torch.manual_seed(0)
+    moe = make_moe(router, "grouped-swiglu-bias", dispatcher, dim=dim).train(training)
+    agrees_with_eager(moe, torch.randn(13, dim), autocast, backend="aot_eager", fullgraph=True)
+
+
+@pytest.mark.parametrize(
+    ("router", "dispatcher", "dim", "autocast", "training"),
+    [
+        ("noisy-top-k", "dropless", 8, False, True),
+        ("top-k", "dropless", 8, False, True),
+        ("noisy-top-k", "dropless", 7, False, False),
+        ("top-k", "dropless", 8, True, True),
+        ("top-k", "capacity", 7, False, True),
+    ],
+)
+def test_grouped_experts_are_one_graph(run_unhooked, router, dispatcher, dim, autocast, training):
+    run_unhooked(grouped, router, dispatcher, dim, autocast, training)
+
+
+def modules(dispatcher):
+    torch.manual_seed(0)
+    experts = [nn.Linear(8, 5), nn.Sequential(nn.Linear(8, 5), nn.BatchNorm1d(5)), nn.Linear(8, 5, bias=False)]
+    moe = MoE(make_router("noisy-top-k", 8, 3, 2), ModuleExperts(experts), dispatcher=dispatcher)
+    agrees_with_eager(moe, torch.randn(13, 8), backend="aot_eager")
+    agrees_with_eager(moe, torch.randn(1, 8), backend="aot_eager")  # one row, and an idle expert
+
+
+def test_module_experts_break_the_graph_and_agree(run_unhooked):
+    run_unhooked(modules, Capacity(0.8, 2))
+
+
+def sizes():
+    torch.manual_seed(0)
+    counter = torch._dynamo.testing.CompileCounter()
+    moe = MoE(make_router("top-k", 8, 3, 2), GroupedFeedForward(3, 8, 4), losses={}).eval()
+    compiled = torch.compile(moe, backend=counter, fullgraph=True)
+    for num_tokens in (4, 5, 6, 63, 17, 1, 0):
+        x = torch.randn(num_tokens, 8)
+        assert_close(compiled(x), moe(x))
+    assert counter.frame_count <= 4, "a graph per batch size"
+
+
+def test_one_graph_serves_batches_of_all_sizes(run_unhooked):
+    """The first two sizes, one token and none: a batch of 6, 63 or 17 is compiled no more."""
+    run_unhooked(sizes)
+
+
+def forgotten(experts):
+    torch.manual_seed(0)
+    moe = make_moe("noisy-top-k", experts)
+    compiled = torch.compile(copy.deepcopy(moe), backend="aot_eager")
+    try:
+        compiled(torch.randn(13, 8)).sum().backward()
+    except RuntimeError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("experts", ["grouped-feed-forward", "modules"])
+def test_forgetting_the_loss_fails_in_backward(run_unhooked, experts):
+    assert "backward ran before this MoE layer's auxiliary loss was taken" in run_unhooked(forgotten, experts)
+
+
+def whole_step():
+    """The loss is taken inside the compiled function too."""
+    torch.manual_seed(0)
+    moe, x = make_moe("noisy-top-k"), torch.randn(13, 8)
+    other = copy.deepcopy(moe)
+
+    def loss_of(model, x):
+        return model(x).square().sum() + aux_loss(model)
+
+    losses = []
+    for function, model in ((loss_of, other), (torch.compile(loss_of, backend="aot_eager"), moe)):
+        torch.manual_seed(1)
+        losses.append(function(model, x))
+        losses[-1].backward()
+    assert_close(*losses)
+    for actual, expected in zip(moe.parameters(), other.parameters(), strict=True):
+        assert_close(actual.grad, expected.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_the_loss_may_be_taken_inside(run_unhooked):
+    run_unhooked(whole_step)
+
+
+def checkpointed():
+    torch.manual_seed(0)
+    moe, x = make_moe("noisy-top-k"), torch.randn(13, 8)
+    other = copy.deepcopy(moe)
+    expected = step(other, other, x)
+
+    @torch.compile(backend="aot_eager")
+    def model(x):
+        return torch.utils.checkpoint.checkpoint(moe, x, use_reentrant=False)
+
+    for name, value in step(model, moe, x).items():
+        assert_close(value, expected[name], rtol=1e-5, atol=1e-5)
+    assert aux_loss(moe) == 0
+
+
+def test_checkpointing_inside(run_unhooked):
+    run_unhooked(checkpointed)
+
+
+def inductor():
+    torch.manual_seed(0)
+    options = {"fallback_random": True}  # eager's noise
+    agrees_with_eager(make_moe("noisy-top-k"), torch.randn(13, 8), fullgraph=True, options=options)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch's inductor needs a C++ compiler")
+def test_inductor(run_unhooked):
+    run_unhooked(inductor)

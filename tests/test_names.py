@@ -1,0 +1,17 @@
+import pytest
+
+from gatewright.names import known
+
+
+def test_a_known_name_is_returned():
+    assert known("load", ["importance", "load"], "loss") == "load"
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="No loss is called 'laod'; did you mean 'load'\\? Known: importance, load\\."):
+        known("laod", ["importance", "load"], "loss")
+
+
+def test_where_nothing_is_known_nothing_is_offered():
+    with pytest.raises(ValueError, match="No option is called 'x'\\. Known: none\\."):
+        known("x", [], "option")

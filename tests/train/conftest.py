@@ -1,0 +1,18 @@
+import pytest
+
+from gatewright.train import train
+from tests.train.runs import digits_config, one_thread  # noqa: F401 the fixture works by being here
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("GATEWRIGHT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="package")
+def finished(one_thread, tmp_path_factory):  # noqa: F811
+    """A finished run of the digits: its config, its folder and its result."""
+    config = digits_config(tmp_path_factory.mktemp("finished") / "run", epochs=2, log_interval=5, optim={"lr": 5e-3})
+    result, output = train(config)
+    return config, output, result

@@ -1,0 +1,276 @@
+import json
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from gatewright.train.checkpoint import FORMAT, load_checkpoint, newest_checkpoint, restore_layout, save_checkpoint
+from tests.train.runs import differences
+
+# Writes a checkpoint in a process that may write no file of more than 64 KiB, and says what happened.
+LIMITED = """
+import resource, signal, sys, torch
+from pathlib import Path
+from gatewright.train.checkpoint import save_checkpoint
+resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+signal.signal(signal.SIGXFSZ, getattr(signal, sys.argv[2]))
+try:
+    save_checkpoint({"weight": torch.ones(100_000)}, Path(sys.argv[1]), 2)
+except OSError as error:
+    print(error)
+"""
+
+
+def small(step=1):
+    return {"step": step, "weight": torch.full((10,), float(step))}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "checkpoints"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real disk of 256 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True, text=True)
+    if mount.returncode:
+        pytest.skip(f"mounting a small disk needs rights that this user has not: {mount.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_saved_is_loaded(folder):
+    dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8)
+    state = {
+        "numbers": [0, -1, 2**60, 0.1, 1e-300, math.inf, -math.inf, math.nan],
+        "words": ["", "Ünïcode", "a/b", 'quoted "', "line\nbreak"],
+        "nothing": None,
+        "switches": [True, False],
+        "empty": [{}, []],
+        "numbered": {0: {"step": torch.tensor(3.0)}, 1: {"step": torch.tensor(4.0)}, -7: "minus"},
+        "kinds": [torch.arange(-2, 4).abs().to(dtype) for dtype in dtypes],
+        "mask": torch.tensor([True, False]),
+        "zero-dimensional": torch.tensor(7),
+        "no elements": torch.zeros(0, 3),
+        "not finite": torch.tensor([math.nan, math.inf, -0.0]),
+        "random": torch.get_rng_state(),
+    }
+    assert differences(load_checkpoint(save_checkpoint(state, folder, 1)), state) == []
+
+
+def test_a_tuple_comes_back_as_a_list(folder):
+    loaded = load_checkpoint(save_checkpoint({"betas": (0.9, (torch.ones(2), 1))}, folder, 1))
+    assert differences(loaded, {"betas": [0.9, [torch.ones(2), 1]]}) == []
+
+
+def test_tensors_of_any_layout_keep_their_values(folder):
+    base = torch.randn(2, 3, 4, 5)
+    state = {
+        "channels last": base.contiguous(memory_format=torch.channels_last),
+        "transposed": base.movedim(1, 3),
+        "strided": base[:, ::2, 1:],
+        "expanded": torch.ones(1, 3).expand(4, 3),
+        "shared": base,
+        "again": base,
+        "trained": torch.nn.Parameter(base),
+    }
+    loaded = load_checkpoint(save_checkpoint(state, folder, 1))
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+    loaded["shared"].zero_()
+    assert loaded["again"].any()
+
+
+def test_keys_that_join_to_one_path_stay_apart(folder):
+    state = {"a/b": torch.zeros(1), "a": {"b": torch.ones(1)}, 1: torch.full((1,), 2.0), "1": torch.full((1,), 3.0)}
+    assert differences(load_checkpoint(save_checkpoint(state, folder, 1)), state) == []
+
+
+def test_the_layout_of_the_parameters_is_given_back():
+    parameters = [torch.ones(2, 3, 4, 4).contiguous(memory_format=torch.channels_last), torch.ones(3, 2)]
+    state = {"state": {0: {"momentum": torch.randn(2, 3, 4, 4), "step": torch.tensor(1.0)}, 1: {"none": None}}}
+    values = state["state"][0]["momentum"].clone()
+    restored = restore_layout(state, parameters)["state"]
+    assert restored[0]["momentum"].stride() == parameters[0].stride()
+    assert torch.equal(restored[0]["momentum"], values)
+    assert (restored[0]["step"], restored[1]["none"]) == (1.0, None)
+
+
+def test_only_the_newest_are_kept(folder):
+    for step in (1, 2, 3, 10, 100):
+        save_checkpoint(small(step), folder, step)
+    assert names(folder) == ["step-00000010.safetensors", "step-00000100.safetensors"]
+    assert load_checkpoint(newest_checkpoint(folder))["step"] == 100
+    save_checkpoint(small(101), folder, 101, keep=1)
+    assert names(folder) == ["step-00000101.safetensors"]
+
+
+def test_the_same_step_is_written_over(folder):
+    save_checkpoint(small(1), folder, 5)
+    save_checkpoint(small(2), folder, 5)
+    assert load_checkpoint(newest_checkpoint(folder))["step"] == 2
+
+
+def test_there_is_no_newest_of_none(folder):
+    assert newest_checkpoint(folder) is None
+    folder.mkdir()
+    (folder / "step-00000009.safetensors.partial").write_bytes(b"half of one")
+    assert newest_checkpoint(folder) is None
+
+
+def test_a_process_killed_in_the_middle_of_writing_leaves_no_checkpoint(folder):
+    good = save_checkpoint(small(), folder, 1)
+    killed = subprocess.run([sys.executable, "-c", LIMITED, folder, "SIG_DFL"], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGXFSZ, killed.stderr
+    assert names(folder) == [good.name, "step-00000002.safetensors.partial"]
+    assert newest_checkpoint(folder) == good
+    assert load_checkpoint(good)["step"] == 1
+    save_checkpoint(small(2), folder, 2)  # what was left does not stand in the way
+    assert load_checkpoint(newest_checkpoint(folder))["step"] == 2
+
+
+def test_a_file_that_may_not_grow_leaves_the_older_checkpoint(folder):
+    good = save_checkpoint(small(), folder, 1)
+    refused = subprocess.run([sys.executable, "-c", LIMITED, folder, "SIG_IGN"], capture_output=True, text=True)
+    assert f"step 2 could not be written to {folder}: File too large." in refused.stdout, refused.stderr
+    assert f"{good} is intact: go on from it with --resume" in refused.stdout
+    assert names(folder) == [good.name]
+
+
+def test_a_full_disk_leaves_the_older_checkpoint(small_disk):
+    folder = small_disk / "checkpoints"
+    good = save_checkpoint(small(), folder, 1)
+    with pytest.raises(
+        OSError, match=r"step 2 could not be written to .*: No space left on device\. Make room"
+    ) as full:
+        save_checkpoint({"weight": torch.ones(100_000)}, folder, 2)
+    assert f"{good} is intact: go on from it with --resume" in str(full.value)
+    assert names(folder) == [good.name]
+    assert differences(load_checkpoint(good), small()) == []
+    save_checkpoint(small(2), folder, 2)  # and the disk has room again
+
+
+def test_the_first_checkpoint_on_a_full_disk(small_disk):
+    with pytest.raises(OSError, match="there is no earlier one"):
+        save_checkpoint({"weight": torch.ones(100_000)}, small_disk / "checkpoints", 1)
+
+
+def test_a_file_in_place_of_the_folder(folder):
+    folder.write_text("in the way")
+    with pytest.raises(OSError, match=r"could not be written to .*checkpoints: File exists.*there is no earlier one"):
+        save_checkpoint(small(), folder, 1)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written(folder):
+    good = save_checkpoint(small(), folder, 1)
+    folder.chmod(0o500)
+    with pytest.raises(OSError, match="Permission denied"):
+        save_checkpoint(small(2), folder, 2)
+    folder.chmod(0o700)
+    assert load_checkpoint(good)["step"] == 1
+
+
+def test_a_missing_checkpoint_is_named(folder):
+    with pytest.raises(FileNotFoundError, match=r"There is no checkpoint at .*step-1"):
+        load_checkpoint(folder / "step-1")
+
+
+def refusal(path):
+    with pytest.raises(ValueError, match=r"\w") as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_truncated_checkpoint_is_refused_wherever_it_ends(folder):
+    path = save_checkpoint({**small(), "more": torch.ones(3, 3)}, folder, 1)
+    content = path.read_bytes()
+    for length in range(0, len(content), 23):
+        path.write_bytes(content[:length])
+        assert "is truncated or not a safetensors file" in refusal(path)
+    path.write_bytes(content + b"more")
+    assert "is truncated or not a safetensors file" in refusal(path)
+
+
+def test_a_changed_byte_is_found_out(folder):
+    path = save_checkpoint(small(), folder, 1)
+    content = path.read_bytes()
+    damaged = 0
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            loaded = load_checkpoint(path)
+        except ValueError as error:
+            damaged += "damaged: its checksum is wrong" in str(error)
+        else:
+            assert differences(loaded, small()) == []  # a byte of padding
+    assert damaged > 40  # all bytes of the tensor at least
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"just some text\n", b"\x00" * 100, b"\xff" * 100, pickle.dumps({"weight": 1}), b"PK\x03\x04" + b"\x00" * 60],
+    ids=["empty", "text", "zeros", "ones", "pickle", "zip"],
+)
+def test_a_file_of_another_kind_is_refused(tmp_path, content):
+    path = tmp_path / "step-00000001.safetensors"
+    path.write_bytes(content)
+    assert "is truncated or not a safetensors file" in refusal(path)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"state": "{}"}])
+def test_safetensors_of_others_are_refused(tmp_path, metadata):
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file({"weight": torch.ones(3)}, path, metadata)
+    assert f"is not a Gatewright checkpoint: its format is {(metadata or {}).get('format')!r}" in refusal(path)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"state": "{}"}, {"state": "nonsense", "checksum": "00000000"}])
+def test_a_checkpoint_of_ours_that_lacks_its_parts_is_refused(tmp_path, metadata):
+    path = tmp_path / "step-00000001.safetensors"
+    safetensors.torch.save_file({"weight": torch.ones(3)}, path, {"format": FORMAT} | metadata)
+    assert "is damaged: its checksum is wrong" in refusal(path)
+
+
+class Trap:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (Path.touch, (self.mark,))
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda trap, path: path.write_bytes(pickle.dumps(trap))])
+def test_a_pickle_is_never_loaded(tmp_path, save):
+    mark, path = tmp_path / "executed", tmp_path / "step-00000001.safetensors"
+    save({"weight": Trap(mark)}, path)
+    refusal(path)
+    assert not mark.exists()
+    path = path.rename(tmp_path / "unsafe.pt")
+    torch.load(path, weights_only=False) if save is torch.save else pickle.loads(path.read_bytes())
+    assert mark.exists()  # the trap does work
+
+
+def test_nothing_in_the_header_is_code(folder):
+    path = save_checkpoint({"word": "__import__('os')", "weight": torch.ones(1)}, folder, 1)
+    with safetensors.safe_open(path, "pt") as file:
+        header = file.metadata()
+    assert set(header) == {"format", "state", "checksum"}
+    assert json.loads(header["state"])["dict"][0] == ["word", "__import__('os')"]

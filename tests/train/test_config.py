@@ -1,0 +1,273 @@
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from gatewright.data import AugmentConfig, DataConfig
+from gatewright.models import CnnConfig, ResNetsConfig
+from gatewright.recipes import RECIPES
+from gatewright.train import OptimConfig, RunConfig, TrackingConfig, load_config, save_config
+
+EVERYTHING = RunConfig(
+    recipe="everything",
+    model=ResNetsConfig(
+        num_experts=3,
+        top_k=1,
+        router="top-k",
+        router_options={"jitter": 0.5, "score": "sigmoid", "normalize": False},
+        losses={"load_balance": 0.5, "router_z": 1e-3},
+        dispatch="capacity",
+        capacity_factor=1.5,
+        min_capacity=2,
+        priority="weight",
+        resnet="article",
+        emit="logits",
+        feature_size=7,
+        stem_depth=1,
+        gate_size=5,
+        split_epoch=2,
+    ),
+    data=DataConfig(
+        name="owner/images",
+        path="/some/where",
+        image_size=24,
+        holdout=0.25,
+        batch_size=7,
+        eval_batch_size=9,
+        cache="/a cache",
+        augment=AugmentConfig(flip=True, translate=2, crop=0.5),
+    ),
+    optim=OptimConfig(
+        name="muon",
+        lr=1e-5,
+        adam_lr=3e-7,
+        weight_decay=0.5,
+        momentum=0.5,
+        betas=(0.5, 0.75),
+        warmup_epochs=1.5,
+        warmup="log",
+        schedule="constant",
+        clip_norm=1e10,
+        accumulation_steps=3,
+        ema_decay=0.5,
+        label_smoothing=0.25,
+    ),
+    tracking=TrackingConfig(enabled=False, uri="http://127.0.0.1:1", experiment="Ünïcode: #1", log_interval=3),
+    seed=2**40,
+    epochs=3,
+    precision="float16",
+    device="cpu",
+    channels_last=False,
+    compile=True,
+    checkpoint_every=2,
+    output="a folder/with: yaml, 'in' its name",
+)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "config.yaml"
+
+
+def changed(path, change):
+    """Write the settings of everything above with a change to them."""
+    save_config(EVERYTHING, path)
+    settings = yaml.safe_load(path.read_text())
+    change(settings)
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def refusal(path):
+    with pytest.raises(ValueError, match=r"\w") as caught:
+        load_config(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("config", [*(recipe() for recipe in RECIPES.values()), EVERYTHING], ids=lambda c: c.recipe)
+def test_what_is_saved_is_loaded(config, path):
+    save_config(config, path)
+    loaded = load_config(path)
+    assert loaded == config
+    assert type(loaded.model) is type(config.model)
+    assert type(loaded.optim.betas) is tuple
+
+
+def test_everything_differs_from_the_defaults():
+    for part in (EVERYTHING, EVERYTHING.model, EVERYTHING.data, EVERYTHING.optim, EVERYTHING.tracking):
+        defaults = {item.name: item.default for item in fields(part)}
+        assert not [name for name, value in asdict(part).items() if value == defaults[name]]
+
+
+def test_a_config_that_cannot_be_written_leaves_the_old_one(path):
+    save_config(EVERYTHING, path)
+    path.with_suffix(".partial").mkdir()  # in the way of the new one
+    with pytest.raises(OSError, match="partial"):
+        save_config(RECIPES["digits"](), path)
+    assert load_config(path) == EVERYTHING
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "nearest"),
+    [
+        ((), "epoch", "epochs"),
+        (("optim",), "wieght_decay", "optim.weight_decay"),
+        (("data",), "batchsize", "data.batch_size"),
+        (("data", "augment"), "flipp", "data.augment.flip"),
+        (("tracking",), "url", "tracking.uri"),
+        (("model",), "num_expert", "model.num_experts"),
+        (("model",), "netwrk", "model.network"),
+        ((), 7, "data"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest(path, place, key, nearest):
+    def add(settings):
+        for name in place:
+            settings = settings[name]
+        settings[key] = 1
+
+    message = refusal(changed(path, add))
+    unknown = ".".join([*place, str(key)])
+    assert f"unknown key {unknown!r}; did you mean" in message
+    assert f"did you mean {nearest!r}?" in message or key == 7
+
+
+def test_a_key_of_another_network_is_unknown(path):
+    save_config(RECIPES["digits"](), path)
+    path.write_text(path.read_text().replace("width:", "resnet:"))
+    assert "unknown key 'model.resnet'" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 2.7}, "expected int, got 2.7 @ run.epochs"),
+        ({"epochs": "10"}, "expected int, got '10' @ run.epochs"),
+        ({"epochs": None}, "expected int, got None @ run.epochs"),
+        ({"epochs": True}, "expected int, got True @ run.epochs"),
+        ({"compile": "no"}, "expected bool, got 'no' @ run.compile"),
+        ({"compile": 1}, "expected bool, got 1 @ run.compile"),
+        ({"recipe": 3}, "expected str, got 3 @ run.recipe"),
+        ({"output": 3}, "@ run.output"),
+        ({"precision": "fp16"}, "@ run.precision"),
+        ({"optim": 3}, "optim is not a mapping of keys to values"),
+        ({"data": {"augment": []}}, "data.augment is not a mapping of keys to values"),
+        ({"model": "CnnConfig"}, "no model.network called None"),
+        ({"model": {"network": "Cnn"}}, "no model.network called 'Cnn'; did you mean 'CnnConfig'?"),
+        ({"model": {}}, "no model.network called None"),
+        ({"epochs": 0}, "epochs and checkpoint_every are at least 1; got 0 and 2"),
+    ],
+)
+def test_what_does_not_fit_is_said(path, changes, message):
+    assert message in refusal(changed(path, lambda settings: settings.update(changes)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": "fast"}, "could not convert string to float: 'fast' @ run.optim.lr"),
+        ({"betas": [0.9]}, "@ run.optim.betas"),
+        ({"betas": 0.9}, "@ run.optim.betas"),
+        ({"name": "adam"}, "@ run.optim.name"),
+        ({"lr": 0}, "lr is above 0 and accumulation_steps at least 1; got 0.0 and 3"),
+    ],
+)
+def test_what_does_not_fit_inside_is_said(path, changes, message):
+    assert message in refusal(changed(path, lambda settings: settings["optim"].update(changes)))
+
+
+def test_numbers_that_yaml_takes_for_words_are_numbers(path):
+    loaded = load_config(changed(path, lambda settings: settings["optim"].update(lr="1e-3", clip_norm=1)))
+    assert (loaded.optim.lr, loaded.optim.clip_norm) == (1e-3, 1.0)
+
+
+@pytest.mark.parametrize("key", ["recipe", "model"])
+def test_what_is_missing_is_named(path, key):
+    assert f"required, and missing @ run.{key}" in refusal(changed(path, lambda settings: settings.pop(key) and None))
+
+
+@pytest.mark.parametrize(
+    "content", [b"a: [1,", b"\xff\xfe\x00a", b"", b"just words", b"- 1\n- 2", b"null", b"!!python/object:os.system {}"]
+)
+def test_a_file_that_is_no_config_is_refused(path, content):
+    path.write_bytes(content)
+    assert "is not YAML" in refusal(path) or "it is not a mapping of keys to values" in refusal(path)
+
+
+def test_a_folder_without_a_config_is_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"No run at .*nowhere: it has no config.yaml"):
+        load_config(tmp_path / "nowhere" / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": 0.0}, "lr is above 0"),
+        ({"lr": float("nan")}, "lr is above 0"),
+        ({"accumulation_steps": 0}, "accumulation_steps at least 1"),
+        ({"clip_norm": 0.0}, "clip_norm is above 0, or None"),
+        ({"ema_decay": 1.0}, "ema_decay lies between 0 and 1"),
+        ({"ema_decay": 0.0}, "ema_decay lies between 0 and 1"),
+        ({"label_smoothing": 1.0}, "label_smoothing lies in"),
+        ({"label_smoothing": -0.1}, "label_smoothing lies in"),
+        ({"warmup_epochs": -1.0}, "warmup_epochs is not negative"),
+        ({"name": "adam"}, "name is one of 'adamw', 'sgd', 'muon'; got 'adam'"),
+        ({"schedule": "cos"}, "schedule is one of 'cosine', 'linear', 'constant'; got 'cos'"),
+        ({"warmup": "exp"}, "warmup is one of 'linear', 'log'; got 'exp'"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_an_optimizer_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        OptimConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs and checkpoint_every are at least 1; got 0 and 1"),
+        ({"checkpoint_every": 0}, "epochs and checkpoint_every are at least 1; got 10 and 0"),
+        ({"precision": "fp16"}, "precision is one of 'float32', 'bfloat16', 'float16'; got 'fp16'"),
+        ({"model": {"top_k": 9}}, r"top_k \(9\) cannot exceed num_experts \(8\)"),
+        ({"model": {"router": "top-j"}}, "No router is called 'top-j'; did you mean 'top-k'?"),
+        ({"model": {"router": "top-k", "router_options": {"jiter": 0.1}}}, "did you mean 'jitter'?"),
+        ({"model": {"router_options": {"jitter": 0.1}}}, "router noisy-top-k is called 'jitter'. Known: none"),
+        ({"model": {"router": "top-k", "router_options": {"jitter": 2.0}}}, "jitter is at least 0 and below 1"),
+        ({"model": {"router": "top-k", "router_options": {"jitter": "much"}}}, "top-k has a wrong type: .*'str'"),
+        ({"model": {"losses": {"lod": 0.1}}}, "No auxiliary loss is called 'lod'; did you mean 'load'?"),
+        ({"model": {"dispatch": "capacity", "capacity_factor": 0.0}}, "capacity_factor is above 0"),
+        ({"model": {"dispatch": "dropfull"}}, "dispatch is one of 'dropless', 'capacity'; got 'dropfull'"),
+        ({"model": {"num_experts": 0}}, "at least 1; got 1, 0 and 2"),
+        ({"model": {"num_experts": 4, "top_k": 0}}, "at least 1; got 1, 4 and 0"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_a_run_that_cannot_be_is_refused_before_any_work(changes, message):
+    changes = dict(changes)
+    model = CnnConfig(**changes.pop("model", {}))
+    with pytest.raises(ValueError, match=message):
+        RunConfig(recipe="mine", model=model, **changes)
+
+
+def test_the_dense_twin_asks_nothing_of_the_router():
+    RunConfig(recipe="mine", model=CnnConfig(num_experts=1, top_k=2))
+
+
+def test_a_config_draws_no_random_numbers():
+    before = torch.get_rng_state()
+    RunConfig(recipe="mine", model=CnnConfig(router="top-k"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_configs_cannot_be_changed():
+    with pytest.raises(AttributeError, match="cannot assign"):
+        EVERYTHING.epochs = 4
+    assert replace(EVERYTHING, epochs=4).epochs == 4
+
+
+def test_a_config_is_readable(path):
+    save_config(RECIPES["cifar10-cnn"](), path)
+    assert Path(path).read_text().startswith("recipe: cifar10-cnn\nmodel:\n  num_experts: 8\n")

@@ -1,0 +1,184 @@
+import copy
+import shutil
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.testing import assert_close
+
+from gatewright import MoE, aux_loss
+from gatewright.train import OptimConfig
+from gatewright.train.engine import autocast, find_device
+from tests.train.engines import DENSE, IMAGES, MIXTURE, SGD, classifier, engine_for, linear, train_for, weights
+from tests.train.runs import batches_of
+
+
+@pytest.mark.parametrize("micro_batches", [2, 3])
+def test_accumulation_equals_one_batch(micro_batches):
+    first = linear()
+    second = copy.deepcopy(first)
+    whole, parts = engine_for(model=first), engine_for(model=second)
+    for _ in range(3):
+        images, labels = next(batches_of(IMAGES, 48))
+        reports = [
+            whole.step([(images, labels)]),
+            parts.step(list(zip(images.chunk(micro_batches), labels.chunk(micro_batches), strict=True))),
+        ]
+        assert_close(reports[0].task_loss, reports[1].task_loss)
+        assert_close(reports[0].gradient_norm, reports[1].gradient_norm)
+    assert_close(weights(first), weights(second), rtol=1e-5, atol=1e-7)
+    assert whole.step_count == parts.step_count == 3
+
+
+def test_a_step_is_the_one_written_out():
+    model = linear()
+    expected, before = copy.deepcopy(model), weights(model)
+    images, labels = next(batches_of(IMAGES, 16))
+    optim = replace(SGD, label_smoothing=0.2, warmup_epochs=1)
+    report = engine_for(optim=optim, model=model).step([(images, labels)])
+    loss = F.cross_entropy(expected(images), labels, label_smoothing=0.2)
+    loss.backward()
+    norm = torch.cat([p.grad.flatten() for p in expected.parameters()]).norm()
+    assert_close(report.task_loss, loss.item())
+    assert_close(report.gradient_norm, float(norm))
+    assert (report.aux_loss, report.learning_rate) == (0.0, 0.1 * 0.25)  # the first of 4 steps of warm-up
+    for name, parameter in expected.named_parameters():
+        assert_close(model.get_parameter(name).detach(), before[name] - 0.025 * parameter.grad)
+
+
+def test_clipping_bounds_the_step():
+    model = linear()
+    before = weights(model)
+    report = engine_for(optim=replace(SGD, lr=1.0, clip_norm=0.01), model=model).step([next(batches_of(IMAGES, 16))])
+    moved = torch.cat([(before[name] - p.detach()).flatten() for name, p in model.named_parameters()]).norm()
+    assert report.gradient_norm > 0.01
+    assert_close(moved, torch.tensor(0.01))
+
+
+def test_the_auxiliary_loss_is_added():
+    """The gradient of the step is that of task and auxiliary loss, and without the latter it is another one."""
+    gates = {}
+    for losses in ({"importance": 2.0, "load": 3.0}, {}):
+        torch.manual_seed(1)
+        model_config = replace(MIXTURE, losses=losses)
+        model = classifier(model_config)
+        nn.init.normal_(model.network.mixture.router.gate.weight)
+        expected, before = copy.deepcopy(model).train(), weights(model)
+        images, labels = next(batches_of(IMAGES, 16))
+        engine = engine_for(model_config, model=model)
+        torch.manual_seed(2)  # of the router's noise
+        report = engine.step([(images, labels)])
+        torch.manual_seed(2)
+        loss = F.cross_entropy(expected(images), labels)
+        auxiliary = aux_loss(expected)
+        (loss + auxiliary).backward()
+        assert report.aux_loss == pytest.approx(auxiliary.item(), rel=1e-5)
+        assert bool(report.aux_loss) is bool(losses)
+        after = weights(model)
+        for name, parameter in expected.named_parameters():
+            assert_close(after[name], before[name] - 0.1 * parameter.grad)
+        gates[bool(losses)] = after["network.mixture.router.gate.weight"]
+    assert not torch.allclose(gates[True], gates[False])
+
+
+def test_averaged_weights_follow_the_formula_and_are_evaluated():
+    engine = engine_for(optim=replace(SGD, ema_decay=0.75))
+    batches, expected = batches_of(IMAGES, 16), None
+    for batch in islice(batches, 4):
+        engine.step([batch])
+        now = {k: v.detach().clone() for k, v in engine.model.state_dict().items() if v.is_floating_point()}
+        expected = now if expected is None else {k: 0.75 * expected[k] + 0.25 * v for k, v in now.items()}
+    evaluated = engine.evaluated.state_dict()
+    assert engine.evaluated is not engine.model
+    assert "network.features.1.running_var" in expected  # buffers are averaged as weights are
+    assert_close({name: evaluated[name] for name in expected}, expected)
+    assert not torch.equal(evaluated["network.features.0.weight"], engine.model.network.features[0].weight)
+
+
+def test_without_averaging_the_last_weights_are_evaluated():
+    engine = engine_for()
+    assert engine.evaluated is engine.model
+
+
+class Probe(nn.Module):
+    """Notes the dtype that reaches it."""
+
+    def forward(self, x):
+        self.seen = x.dtype
+        return x
+
+
+@pytest.mark.parametrize(
+    ("precision", "name"),
+    [("float32", "sgd"), ("float32", "muon"), ("bfloat16", "adamw"), ("float16", "adamw"), ("float16", "muon")],
+)
+def test_every_precision_and_optimizer_learns(precision, name):
+    probe = Probe()
+    model = classifier(MIXTURE)
+    model = nn.Sequential(model.network.features[:4], probe, model.network.features[4:], model.network.mixture)
+    lr = {"adamw": 3e-3, "sgd": 0.1, "muon": 0.03}[name]
+    optim = OptimConfig(name=name, lr=lr, adam_lr=3e-3, schedule="constant", clip_norm=5.0)
+    engine = engine_for(MIXTURE, optim, model=model, precision=precision)
+    before = weights(model)
+    losses = train_for(engine, 30)
+    assert probe.seen == getattr(torch, precision)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
+    unmoved = [name for name, value in weights(model).items() if torch.equal(value, before[name])]
+    assert unmoved == []
+
+
+def test_a_dense_model_needs_no_auxiliary_loss():
+    assert not any(isinstance(module, MoE) for module in classifier(DENSE).modules())
+    assert engine_for(DENSE).step([next(batches_of(IMAGES, 8))]).aux_loss == 0.0
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_memory_format_is_that_of_the_config(channels_last):
+    engine = engine_for(channels_last=channels_last)
+    weight = engine.model.network.features[3].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) is channels_last
+    assert weight.is_contiguous() is not channels_last
+
+
+def test_devices_are_found_or_named():
+    assert find_device("cpu") == torch.device("cpu")
+    assert find_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("gpu", "", "cuda:99"):
+        with pytest.raises(ValueError, match=f"There is no device '{name}' here. Use --device auto, or cpu."):
+            find_device(name)
+
+
+def test_autocast_is_off_in_float32():
+    cpu = torch.device("cpu")
+    with autocast(cpu, "float32"):
+        assert not torch.is_autocast_enabled("cpu")
+    with autocast(cpu, "bfloat16"):
+        assert torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
+def compiled_and_not():
+    """Losses of the same steps in eager mode and compiled, and what is evaluated then."""
+    torch.set_num_threads(1)
+    torch._inductor.config.compile_threads = 1
+    torch._inductor.config.cpp_cache_precompile_headers = False  # which cost more than these few kernels
+    losses, logits = [], []
+    for compile_it in (False, True):
+        torch.manual_seed(0)
+        engine = engine_for(model=linear(), compile=compile_it)
+        losses.append(train_for(engine, 3))
+        assert engine._forward is not engine.model or not compile_it
+        logits.append(engine.evaluated(torch.ones(2, 1, 8, 8)).detach())
+    return losses, logits
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch's inductor needs a C++ compiler")
+def test_compiled_training_is_eager_training(run_unhooked):
+    (eager, compiled), (expected, logits) = run_unhooked(compiled_and_not)
+    assert_close(compiled, eager)
+    assert_close(logits, expected)
+    assert eager[-1] < eager[0]

@@ -1,0 +1,91 @@
+"""A state goes on as if nothing had happened, or is refused."""
+
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+
+from gatewright.models import ResNetsConfig
+from gatewright.train import OptimConfig
+from gatewright.train.checkpoint import load_checkpoint, save_checkpoint
+from tests.train.engines import DENSE, IMAGES, MIXTURE, SGD, classifier, config, engine_for, train_for
+from tests.train.runs import batches_of, differences, image_set, make_engine
+
+VARIANTS = {
+    "adamw": (MIXTURE, OptimConfig(lr=3e-3, ema_decay=0.9, warmup_epochs=1), {}),
+    "sgd": (MIXTURE, OptimConfig(name="sgd", lr=0.1, ema_decay=0.5, clip_norm=1.0), {}),
+    "muon": (MIXTURE, OptimConfig(name="muon", lr=0.01, adam_lr=1e-3, schedule="linear"), {}),
+    "float16": (MIXTURE, OptimConfig(lr=3e-3), {"precision": "float16"}),
+    "bfloat16": (MIXTURE, OptimConfig(lr=3e-3), {"precision": "bfloat16", "channels_last": False}),
+    "together": (
+        ResNetsConfig(num_experts=2, router="top-k", router_options={"jitter": 0.1}, split_epoch=1, gate_size=8),
+        OptimConfig(name="sgd", lr=0.05, ema_decay=0.5),
+        {},
+    ),
+    "split": (ResNetsConfig(num_experts=2, split_epoch=0, gate_size=8), OptimConfig(name="muon", lr=0.01), {}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_state_through_a_file_goes_on_bit_by_bit(variant, steps, tmp_path):
+    model_config, optim, changes = VARIANTS[variant]
+    resnets = isinstance(model_config, ResNetsConfig)
+    images, shape = (image_set(16), (3, 16, 16)) if resnets else (IMAGES, (1, 8, 8))
+
+    def engine():
+        return make_engine(classifier(model_config, shape), config(model_config, optim, **changes), steps_per_epoch=2)
+
+    def go_on(engine, batches, first, last):
+        for step, batch in zip(range(first, last), batches, strict=False):
+            engine.begin_epoch(step // 2)
+            engine.step([batch])
+
+    batches = list(islice(batches_of(images, 8), 6))
+    whole = engine()
+    go_on(whole, batches, 0, steps)
+    path = save_checkpoint({"engine": whole.state_dict()}, tmp_path, steps)
+    go_on(whole, batches[steps:], steps, 6)
+    torch.manual_seed(99)
+    second = engine()
+    second.load_state_dict(load_checkpoint(path)["engine"])
+    go_on(second, batches[steps:], steps, 6)
+    assert differences(second.state_dict(), whole.state_dict()) == []
+    layouts = [[p.stride() for p in engine.model.parameters()] for engine in (whole, second)]
+    assert layouts[0] == layouts[1]
+
+
+def test_a_resumed_run_takes_the_rates_of_its_config():
+    state = engine_for(optim=SGD).state_dict()
+    engine = engine_for(optim=replace(SGD, lr=0.025, weight_decay=0.5))
+    engine.load_state_dict(state)
+    assert engine.step([next(batches_of(IMAGES, 8))]).learning_rate == 0.025
+    assert engine.optimizers[0].param_groups[0]["weight_decay"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("optim", "precision"),
+    [(replace(SGD, name="adamw"), "float32"), (replace(SGD, ema_decay=0.5), "float32"), (SGD, "float16")],
+)
+def test_a_state_of_other_settings_is_refused(optim, precision):
+    state = engine_for().state_dict()
+    with pytest.raises(ValueError, match="A run goes on with the optimizer, averaging and loss scale that it began"):
+        engine_for(optim=optim, precision=precision).load_state_dict(state)
+
+
+def test_a_state_of_another_model_is_refused():
+    state = engine_for(DENSE).state_dict()
+    with pytest.raises(ValueError, match="The checkpoint holds another model than this config describes"):
+        engine_for(replace(DENSE, width=4)).load_state_dict(state)
+
+
+def test_both_copies_of_the_model_split():
+    model_config = ResNetsConfig(num_experts=2, router="top-k", split_epoch=2, gate_size=8)
+    model = classifier(model_config, (3, 16, 16))
+    engine = engine_for(model_config, replace(SGD, ema_decay=0.5), model=model)
+    for epoch in range(3):
+        engine.begin_epoch(epoch)
+        together = [copy.network.mixture.together for copy in (engine.model, engine.evaluated)]
+        assert together == [epoch < 2, epoch < 2]
+        train_for(engine, 1, batch_size=8, images=image_set(8))

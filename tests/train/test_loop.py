@@ -1,0 +1,193 @@
+import json
+import math
+from dataclasses import replace
+from datetime import datetime
+
+import pytest
+import torch
+
+from gatewright.data import load_images
+from gatewright.train import Interrupted, TrackingConfig, TrainingDiverged, load_config, train
+from tests.train.runs import (
+    FIVE_STEPS,
+    differences,
+    digits_config,
+    final_state,
+    logged,
+    signal_at,
+)
+
+REQUIRED = {
+    "recipe",
+    "seed",
+    "test_accuracy",
+    "test_accuracy_per_class",
+    "train_seconds",
+    "epochs",
+    "num_parameters",
+    "num_active_parameters",
+    "active_flops_per_image",
+    "layers",
+    "versions",
+    "hardware",
+}
+
+
+FOR_THE_REPORT = {"confusion", "tracking"}
+
+
+def test_the_result_has_what_it_must(finished):
+    _, output, result = finished
+    assert json.loads((output / "result.json").read_text()) == result
+    assert set(result) == REQUIRED | FOR_THE_REPORT
+    assert (result["recipe"], result["seed"], result["epochs"]) == ("digits", 0, 2)
+    assert 0 < result["train_seconds"] < 120
+    assert {"python", "torch", "gatewright"} <= set(result["versions"])
+    assert result["hardware"]["device"] == "cpu"
+    assert result["hardware"]["threads"] == 1
+    (layer,) = result["layers"].values()
+    assert set(layer) == {
+        "tokens_per_expert",
+        "load_cv",
+        "max_over_mean_load",
+        "dropped_fraction",
+        "dead_experts",
+        "class_by_expert",
+    }
+
+
+def test_the_figures_agree_with_each_other(finished):
+    config, _, result = finished
+    labels = load_images(config.data).test.labels
+    confusion = torch.tensor(result["confusion"])
+    assert confusion.sum(1).tolist() == labels.bincount().tolist()
+    assert result["test_accuracy"] == pytest.approx(float(confusion.trace() / confusion.sum()))
+    per_class = confusion.diagonal() / confusion.sum(1)
+    assert list(result["test_accuracy_per_class"]) == list("0123456789")
+    assert list(result["test_accuracy_per_class"].values()) == pytest.approx(per_class.tolist())
+    layer = result["layers"]["network.mixture"]
+    tokens, seen = torch.tensor(layer["tokens_per_expert"]), torch.tensor(layer["class_by_expert"])
+    assert tokens.sum() == 2 * len(labels)  # top-2, each image once
+    assert seen.sum(0).tolist() == tokens.tolist()
+    assert seen.sum(1).tolist() == (2 * labels.bincount()).tolist()
+    assert layer["dead_experts"] == (tokens == 0).nonzero().flatten().tolist()
+    assert layer["max_over_mean_load"] == pytest.approx(float(tokens.max() / tokens.float().mean()))
+    assert layer["dropped_fraction"] == 0
+
+
+def test_it_learned_something(finished):
+    _, _, result = finished
+    assert result["test_accuracy"] > 0.8
+
+
+def test_the_folder_holds_what_the_command_line_promises(finished):
+    config, output, _ = finished
+    names = {path.name for path in output.iterdir()}
+    assert {"config.yaml", "checkpoints", "result.json", "metrics.jsonl", "report.html", "confusion.png"} <= names
+    assert not [name for name in names if name.endswith(".partial")]
+    assert [path.name for path in sorted((output / "checkpoints").iterdir())] == [
+        "step-00000021.safetensors",
+        "step-00000042.safetensors",
+    ]
+    assert load_config(output / "config.yaml") == config
+
+
+def test_the_metrics_are_those_of_every_layer(finished):
+    _, output, _ = finished
+    steps = [line for line in logged(output) if "train/task_loss" in line["values"]]
+    assert [line["step"] for line in steps] == list(range(5, 43, 5))
+    layer = "layers/network.mixture/"
+    loads = {f"{layer}load/{index:02d}" for index in range(4)}
+    names = {"load_cv", "max_over_mean_load", "drop_rate", "router_entropy", "dead_experts", "importance_loss"}
+    names = {layer + name for name in names | {"load_loss"}} | loads
+    train_names = {"task_loss", "aux_loss", "learning_rate", "gradient_norm", "images_per_second"}
+    for line in steps:
+        values = line["values"]
+        assert set(values) == names | {f"train/{name}" for name in train_names}
+        assert sum(values[name] for name in loads) == pytest.approx(1, abs=1e-5)
+        assert 0 < values[f"{layer}router_entropy"] <= math.log(4) + 1e-6
+        assert values["train/images_per_second"] > 0
+    losses = [line["values"]["train/task_loss"] for line in steps]
+    assert losses[-1] < losses[0]
+
+
+def test_the_test_set_is_looked_at_once_and_at_the_end(finished):
+    _, output, result = finished
+    lines = [line["values"] for line in logged(output)]
+    assert [sum(name in line for line in lines) for name in ("test/accuracy", "holdout/accuracy")] == [1, 2]
+    assert lines[-1] == {"test/accuracy": result["test_accuracy"]}
+    assert all("test" not in name for line in lines[:-1] for name in line)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(finished, tmp_path):
+    config, output, result = finished
+    again, again_output = train(replace(config, output=str(tmp_path / "same")))
+    assert differences(final_state(again_output), final_state(output)) == []
+    assert again["confusion"] == result["confusion"]
+    other = digits_config(tmp_path / "other", seed=1, data=FIVE_STEPS)
+    same = digits_config(tmp_path / "zero", seed=0, data=FIVE_STEPS)
+    weights = [final_state(train(config)[1])["engine"]["model"] for config in (other, same)]
+    moved = set(differences(*weights))
+    assert {f"/{name}" for name in weights[0] if "weight" in name} <= moved
+
+
+def test_a_run_without_an_output_gets_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = replace(digits_config(tmp_path, data=FIVE_STEPS), output=None)
+    _, output = train(config)
+    name, _, moment = str(output).partition("-")
+    assert name == "runs/digits"
+    assert datetime.strptime(moment, "%Y%m%d-%H%M%S").year >= 2024
+    assert (output / "result.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("precision", "changes"),
+    [("bfloat16", {"optim": {"accumulation_steps": 2}}), ("float16", {"data": {"holdout": 0.0, "batch_size": 128}})],
+)
+def test_other_precisions_accumulation_and_no_holdout(tmp_path, precision, changes, capsys):
+    config = digits_config(tmp_path / "run", precision=precision, checkpoint_every=5, **changes)
+    result, output = train(config)
+    assert result["test_accuracy"] > 0.3
+    assert len(list((output / "checkpoints").iterdir())) == 1  # of the last epoch, whatever checkpoint_every says
+    held_out = "held-out accuracy" in capsys.readouterr().out
+    assert held_out is ("holdout" not in changes.get("data", {}))
+    assert any("holdout/accuracy" in line["values"] for line in logged(output)) is held_out
+
+
+def test_a_dense_run_has_no_layers(tmp_path):
+    result, output = train(digits_config(tmp_path / "run", recipe="digits-dense", data=FIVE_STEPS, log_interval=1))
+    assert result["layers"] == {}
+    assert result["num_active_parameters"] == result["num_parameters"]
+    assert not any(name.startswith("layers/") for line in logged(output) for name in line["values"])
+
+
+def test_a_capacity_drops_in_training_and_not_in_evaluation(tmp_path):
+    model = {"dispatch": "capacity", "capacity_factor": 0.5}
+    result, output = train(digits_config(tmp_path / "run", model=model, data=FIVE_STEPS, log_interval=1))
+    rates = [line["values"].get("layers/network.mixture/drop_rate") for line in logged(output)]
+    assert all(0.4 < rate < 0.8 for rate in rates if rate is not None)
+    assert result["layers"]["network.mixture"]["dropped_fraction"] == 0
+
+
+# MLflow's own SQL models use an SQLAlchemy option that SQLAlchemy 2.1 deprecates.
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
+def test_tracking_by_mlflow_knows_the_end_and_the_run_goes_on_under_its_name(tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    config = digits_config(tmp_path / "run", data=FIVE_STEPS, epochs=2)
+    config = replace(config, tracking=TrackingConfig(log_interval=1))
+    with signal_at(3), pytest.raises(Interrupted):
+        train(config)
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("gatewright").experiment_id
+    (stopped,) = client.search_runs([experiment])
+    assert stopped.info.status == "KILLED"
+    result, _ = train(config, resume=True)
+    (ended,) = client.search_runs([experiment])
+    assert (ended.info.status, ended.info.run_id) == ("FINISHED", stopped.info.run_id)
+    assert ended.data.params["optim.lr"] == "0.003"
+    assert ended.data.metrics["test/accuracy"] == pytest.approx(result["test_accuracy"])
+    hot = replace(config, output=str(tmp_path / "hot"), optim=replace(config.optim, name="sgd", lr=1e30))
+    with pytest.raises(TrainingDiverged):
+        train(hot)
+    assert sorted(run.info.status for run in client.search_runs([experiment])) == ["FAILED", "FINISHED"]

@@ -1,0 +1,122 @@
+"""A run in parts ends where the whole ends."""
+
+import signal
+from dataclasses import replace
+
+import pytest
+
+from gatewright.data import AugmentConfig
+from gatewright.models import ResNetsConfig
+from gatewright.train import Interrupted, load_config, train
+from gatewright.train.checkpoint import newest_checkpoint
+from tests.train.runs import FIVE_STEPS, differences, digits_config, final_state, logged, signal_at, write_image_folder
+
+RESNETS = ResNetsConfig(
+    num_experts=2, router="top-k", router_options={"jitter": 0.1}, split_epoch=1, stem_depth=2, gate_size=4
+)
+
+
+def train_in_parts(config, *stops):
+    """Train with a signal in the middle of a step after each number of forwards, resuming every time."""
+    for part, forward in enumerate(stops):
+        with signal_at(forward), pytest.raises(Interrupted, match=r"Go on with: gatewright train") as stopped:
+            train(config, resume=part > 0)
+        assert stopped.value.signal_number == signal.SIGTERM
+    return train(config, resume=True)
+
+
+def test_there_must_be_a_run_to_resume(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"There is no run to resume at .*/none: name its folder with --output"):
+        train(digits_config(tmp_path / "none"), resume=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_finished_run_that_is_resumed_only_concludes_again(finished, tmp_path):
+    config = digits_config(tmp_path / "run", data=FIVE_STEPS)
+    result, output = train(config)
+    before = final_state(output)
+    (output / "result.json").unlink()  # as if it had been stopped while it was evaluated
+    again, _ = train(config, resume=True)
+    assert differences(final_state(output), before) == []
+    assert again["confusion"] == result["confusion"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "stops"),
+    [
+        (
+            {
+                "optim": {"name": "sgd", "lr": 0.05, "ema_decay": 0.9, "clip_norm": 1.0, "accumulation_steps": 2},
+                "data": {"batch_size": 64, "augment": AugmentConfig(flip=True, translate=1, crop=0.7)},
+            },
+            (7, 12, 5),  # in the middle of an epoch, at its very end, and in the next
+        ),
+        (
+            {"optim": {"name": "muon", "lr": 0.01, "adam_lr": 1e-3, "schedule": "linear"}, "precision": "bfloat16"},
+            (24,),
+        ),
+    ],
+    ids=["sgd", "muon"],
+)
+def test_a_run_in_parts_ends_bit_by_bit_as_the_whole(tmp_path, changes, stops):
+    config = digits_config(tmp_path / "whole", epochs=2, log_interval=1, **changes)
+    whole, output = train(config)
+    parts, parts_output = train_in_parts(replace(config, output=str(tmp_path / "parts")), *stops)
+    assert differences(final_state(parts_output), final_state(output)) == []
+    for name in ("confusion", "test_accuracy", "layers"):
+        assert parts[name] == whole[name]
+    steps = [
+        [line["step"] for line in logged(place) if "train/task_loss" in line["values"]]
+        for place in (output, parts_output)
+    ]
+    assert steps[0] == steps[1]
+
+
+def test_a_run_in_parts_across_the_split_ends_as_the_whole(tmp_path):
+    folder = write_image_folder(tmp_path / "images")
+    data = {"name": "folder", "path": str(folder), "batch_size": 8, "holdout": 0.0, "augment": AugmentConfig(flip=True)}
+    optim = {"name": "sgd", "lr": 0.02, "ema_decay": 0.5, "warmup_epochs": 0.0}
+    config = digits_config(tmp_path / "whole", epochs=3, log_interval=1, data=data, optim=optim)
+    config = replace(config, model=RESNETS)
+    _, output = train(config)
+    _, parts_output = train_in_parts(replace(config, output=str(tmp_path / "parts")), 2, 4)
+    state = final_state(output)
+    assert differences(final_state(parts_output), state) == []
+    experts = [
+        {
+            name.split(f"experts.{index}.")[1]: value
+            for name, value in state["engine"]["model"].items()
+            if f"experts.{index}." in name
+        }
+        for index in range(2)
+    ]
+    assert len(differences(*experts)) > 5  # after the split they went ways of their own
+    assert [line["step"] for line in logged(output) if "layers/network.mixture.mixture/load_cv" in line["values"]] == [
+        *range(5, 13)
+    ]
+
+
+def test_resuming_with_settings_that_do_not_fit_spoils_nothing(tmp_path):
+    config = digits_config(tmp_path / "run", epochs=2, data=FIVE_STEPS, log_interval=1)
+    with signal_at(7), pytest.raises(Interrupted):
+        train(config)
+    other = replace(config, model=replace(config.model, num_experts=5))
+    with pytest.raises(ValueError, match="The checkpoint holds another model than this config describes"):
+        train(other, resume=True)
+    assert load_config(tmp_path / "run" / "config.yaml") == config
+    train(config, resume=True)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(tmp_path):
+    config = digits_config(tmp_path / "run", epochs=2, data=FIVE_STEPS)
+    _, output = train(config)
+    expected = final_state(output)
+    newest = newest_checkpoint(output / "checkpoints")
+    content = newest.read_bytes()
+    newest.unlink()  # what was loaded is still mapped into memory
+    newest.write_bytes(content[:-100])
+    with pytest.raises(ValueError, match=rf"{newest} is truncated .* Delete it to go on from an older checkpoint"):
+        train(config, resume=True)
+    newest.unlink()
+    train(config, resume=True)
+    assert differences(final_state(output), expected) == []

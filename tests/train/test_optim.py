@@ -1,0 +1,169 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Muon
+from torch.testing import assert_close
+
+from gatewright.train import OptimConfig
+from gatewright.train.optim import build_optimizers, clip_gradients, rate_factor, set_learning_rate
+
+
+def factors(*, num_steps=20, steps_per_epoch=5, **settings):
+    config = OptimConfig(**settings)
+    return [
+        rate_factor(config, step, num_steps=num_steps, steps_per_epoch=steps_per_epoch) for step in range(num_steps)
+    ]
+
+
+def network():
+    """A filter, a norm, a matrix and biases."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+
+
+def test_linear_warm_up_rises_evenly_to_the_full_rate():
+    assert factors(warmup_epochs=1, schedule="constant")[:6] == [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]
+
+
+def test_logarithmic_warm_up_is_that_of_deepspeed():
+    rates = factors(warmup_epochs=1, warmup="log", schedule="constant")
+    assert rates[:5] == [math.log(step + 1) / math.log(5) for step in range(5)]
+    assert rates[0] == 0.0
+    assert set(rates[4:]) == {1.0}
+
+
+def test_a_part_of_an_epoch_warms_up():
+    assert factors(warmup_epochs=0.4, schedule="constant")[:3] == [0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("warmup", ["linear", "log"])
+def test_one_step_of_warm_up_is_at_the_full_rate(warmup):
+    assert factors(warmup_epochs=0.2, warmup=warmup)[0] == 1.0
+
+
+def test_the_cosine_is_torchs():
+    optimizer = SGD([nn.Parameter(torch.ones(()))], lr=1.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
+    expected = []
+    for _ in range(20):
+        expected.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert_close(factors(schedule="cosine"), expected)
+
+
+def test_the_linear_fall_is_even_and_would_be_zero_at_the_next_step():
+    assert_close(factors(schedule="linear"), [1 - step / 20 for step in range(20)])
+
+
+def test_the_fall_begins_where_the_warm_up_ends():
+    rates = factors(schedule="linear", warmup_epochs=2)
+    assert rates[9] == rates[10] == 1.0
+    assert_close(rates[10:], [1 - step / 10 for step in range(10)])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("warmup", ["linear", "log"])
+@pytest.mark.parametrize("warmup_epochs", [0, 0.1, 1, 3.9, 4, 100])
+def test_the_rate_rises_then_falls_within_bounds(schedule, warmup, warmup_epochs):
+    rates = factors(schedule=schedule, warmup=warmup, warmup_epochs=warmup_epochs)
+    peak = rates.index(max(rates))
+    assert max(rates) == 1.0  # also where the warm-up is longer than the run
+    assert min(rates) >= 0.0
+    assert rates[:peak] == sorted(rates[:peak])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+
+
+def test_a_run_of_one_step():
+    for schedule in ("cosine", "linear", "constant"):
+        assert factors(num_steps=1, steps_per_epoch=1, schedule=schedule) == [1.0]
+
+
+def test_groups_keep_their_ratio_and_factors_do_not_pile_up():
+    optimizers = build_optimizers(network(), OptimConfig(name="muon", lr=0.1, adam_lr=0.004))
+    for factor in (0.5, 0.25, 1.0, 0.0, 0.5):
+        set_learning_rate(optimizers, factor)
+        rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+        assert rates == [0.1 * factor, 0.004 * factor, 0.004 * factor]
+
+
+@pytest.mark.parametrize(("name", "kinds"), [("adamw", [AdamW]), ("sgd", [SGD]), ("muon", [Muon, AdamW])])
+def test_every_parameter_has_one_optimizer(name, kinds):
+    model = network()
+    model[3].bias.requires_grad_(False)
+    optimizers = build_optimizers(model, OptimConfig(name=name))
+    assert [type(optimizer) for optimizer in optimizers] == kinds
+    held = [id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+def test_vectors_do_not_decay_and_the_rest_does(name):
+    model = network()
+    before = {key: p.detach().clone() for key, p in model.named_parameters()}
+    optimizers = build_optimizers(model, OptimConfig(name=name, lr=0.1, weight_decay=0.5, momentum=0.0))
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    for optimizer in optimizers:
+        optimizer.step()
+    for key, p in model.named_parameters():
+        assert_close(p.detach(), before[key] * (0.95 if p.dim() > 1 else 1.0))
+
+
+def test_muon_takes_matrices_and_nothing_else():
+    model = network()
+    muon, adamw = build_optimizers(model, OptimConfig(name="muon", lr=0.1))
+    assert [id(p) for p in muon.param_groups[0]["params"]] == [id(model[3].weight)]
+    assert {group["lr"] for group in adamw.param_groups} == {0.1}  # its own rate where adam_lr is left out
+    assert len(build_optimizers(nn.Linear(3, 2, bias=False), OptimConfig(name="muon"))) == 1
+
+
+def test_muon_without_matrices_is_refused():
+    with pytest.raises(ValueError, match=r"Muon works on matrices and this model has none. Use --optim.name adamw or"):
+        build_optimizers(nn.Conv2d(3, 4, 3), OptimConfig(name="muon"))
+
+
+def test_settings_reach_the_optimizer():
+    (sgd,) = build_optimizers(network(), OptimConfig(name="sgd", lr=0.3, momentum=0.7))
+    assert {(g["lr"], g["momentum"], g["nesterov"]) for g in sgd.param_groups} == {(0.3, 0.7, True)}
+    (plain,) = build_optimizers(network(), OptimConfig(name="sgd", momentum=0.0))
+    assert not plain.param_groups[0]["nesterov"]
+    (adamw,) = build_optimizers(network(), OptimConfig(betas=(0.5, 0.75)))
+    assert adamw.param_groups[1]["betas"] == (0.5, 0.75)
+
+
+def with_gradients(*gradients):
+    model = nn.ParameterList(torch.zeros(len(gradient)) for gradient in gradients)
+    for parameter, gradient in zip(model, gradients, strict=True):
+        parameter.grad = torch.tensor(gradient)
+    return model
+
+
+def test_clipping_returns_the_norm_and_scales_down():
+    model = with_gradients([3.0], [0.0, 4.0])
+    assert clip_gradients(model, 1.0) == 5.0
+    assert_close(model[0].grad, torch.tensor([0.6]))
+    assert_close(model[1].grad, torch.tensor([0.0, 0.8]))
+
+
+@pytest.mark.parametrize("max_norm", [None, 5.1, 100.0])
+def test_gradients_within_the_norm_stay(max_norm):
+    model = with_gradients([3.0], [0.0, 4.0])
+    assert clip_gradients(model, max_norm) == 5.0
+    assert model[0].grad.tolist() + model[1].grad.tolist() == [3.0, 0.0, 4.0]
+
+
+@pytest.mark.parametrize("max_norm", [None, 1.0])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_is_left_to_be_found(max_norm, bad):
+    model = with_gradients([3.0], [4.0, bad])
+    assert not clip_gradients(model, max_norm).isfinite()
+    assert model[0].grad.tolist() == [3.0]
+
+
+def test_parameters_without_a_gradient_do_not_count():
+    model = with_gradients([3.0], [0.0, 4.0])
+    model[0].grad = None
+    assert clip_gradients(model, 2.0) == 4.0
+    assert clip_gradients(nn.Linear(2, 2), 1.0) == 0.0

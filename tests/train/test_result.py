@@ -1,0 +1,135 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from gatewright import GroupedFeedForward, ModuleExperts, MoE, TopK
+from gatewright.models import CnnConfig, ImageClassifier, ResNetsConfig
+from gatewright.train import evaluate
+from gatewright.train.result import (
+    active_flops_per_image,
+    describe_layer,
+    describe_result,
+    hardware,
+    layer_metrics,
+    num_active_parameters,
+    versions,
+    write_json,
+)
+from tests.train.runs import image_set
+
+CONV1, CONV2 = 3 * 6 * 25 + 6, 6 * 16 * 25 + 16
+FC1, FC2, FC3, FC4 = 400 * 120 + 120, 120 * 84 + 84, 84 * 84 + 84, 84 * 10 + 10
+GATES = 2 * 84 * 8  # of the noisy router: logits and noise
+CNN_WITHOUT_FC3 = CONV1 + CONV2 + FC1 + FC2 + FC4
+# A multiplication and an addition per weight and place; biases are not counted by torch.
+CNN_FLOPS_WITHOUT_FC3 = 2 * (28 * 28 * 6 * 75 + 10 * 10 * 16 * 150 + 400 * 120 + 120 * 84 + 84 * 10)
+
+
+def cnn(**settings):
+    return ImageClassifier(CnnConfig(**settings).build((3, 32, 32), 10), [0.5] * 3, [0.2] * 3)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 8])
+@pytest.mark.filterwarnings("ignore:NoisyTopK with top_k=1")
+def test_the_article_cnn_by_hand(top_k):
+    model = cnn(num_experts=8, top_k=top_k)
+    assert sum(p.numel() for p in model.parameters()) == CNN_WITHOUT_FC3 + 8 * FC3 + GATES
+    assert num_active_parameters(model) == CNN_WITHOUT_FC3 + top_k * FC3 + GATES
+    flops = CNN_FLOPS_WITHOUT_FC3 + 2 * (top_k * 84 * 84 + 84 * 8)  # no noise is drawn in evaluation
+    assert active_flops_per_image(model, torch.rand(5, 3, 32, 32)) == flops
+
+
+def test_the_dense_twin_by_hand():
+    model = cnn(num_experts=1)
+    assert num_active_parameters(model) == CNN_WITHOUT_FC3 + FC3
+    assert active_flops_per_image(model, torch.rand(5, 3, 32, 32)) == CNN_FLOPS_WITHOUT_FC3 + 2 * 84 * 84
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("activation", "matrices"), [("gelu", 2), ("relu", 2), ("swiglu", 3)])
+@pytest.mark.parametrize(("dim", "ffn"), [(8, 16), (7, 5)], ids=["torchs-grouped-mm", "loop"])
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_grouped_experts_by_hand(activation, matrices, bias, dim, ffn, top_k):
+    experts = GroupedFeedForward(4, dim, ffn, activation=activation, bias=bias)
+    model = nn.Sequential(nn.Flatten(), MoE(TopK(dim, 4, top_k), experts))
+    biases = ((matrices - 1) * ffn + dim) * bias
+    assert num_active_parameters(model) == 4 * dim + top_k * (matrices * dim * ffn + biases)
+    flops = 2 * (4 * dim + top_k * matrices * dim * ffn)
+    assert active_flops_per_image(model, torch.rand(6, dim, 1, 1)) == flops
+
+
+def test_experts_of_different_sizes_count_by_their_mean():
+    experts = ModuleExperts([nn.Sequential(nn.Linear(4, ffn), nn.Linear(ffn, 4)) for ffn in (2, 6)])
+    sizes = [sum(p.numel() for p in expert.parameters()) for expert in experts.experts]
+    assert num_active_parameters(MoE(TopK(4, 2, 1), experts)) == 8 + sum(sizes) / 2
+
+
+def test_images_of_several_tokens_count_them_all():
+    layer = MoE(TopK(8, 3, 2), GroupedFeedForward(3, 8, 4))
+    assert active_flops_per_image(layer, torch.rand(2, 5, 8)) == 5 * 2 * (3 * 8 + 2 * 2 * 8 * 4)
+
+
+def test_a_mixture_of_resnets_works_as_many_of_them_as_top_k():
+    shape = {"image_shape": (3, 16, 16), "num_classes": 10}
+    config = ResNetsConfig(num_experts=4, top_k=2, gate_size=8)
+    mixture, dense = config.build(**shape), replace(config, num_experts=1).build(**shape)
+    images = torch.rand(8, 3, 16, 16)
+    classifier = 2 * 128 * 10
+    expert = active_flops_per_image(dense, images) - classifier
+    gate = 2 * (8 * 8 * 16 * 27 + 4 * 4 * 32 * 144 + 2 * 2 * 8 * 288 + 8 * 4)
+    assert active_flops_per_image(mixture, images) == 2 * expert + gate + classifier
+
+
+def test_counting_leaves_mode_gradients_and_statistics():
+    model = cnn(num_experts=2).train()
+    active_flops_per_image(model, torch.rand(2, 3, 32, 32))
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_description_is_that_of_the_evaluation():
+    images = replace(image_set(20, size=32, num_classes=10), class_names=tuple("abcdefghij"))
+    model = cnn(num_experts=3, top_k=2)
+    nn.init.normal_(model.network.mixture.router.gate.weight)
+    found = evaluate(model, images, batch_size=7)
+    described = describe_result(model, found, images.class_names, torch.rand(2, 3, 32, 32))
+    assert described["test_accuracy"] == found.accuracy
+    assert list(described["test_accuracy_per_class"]) == list("abcdefghij")
+    layer, use = described["layers"]["network.mixture"], found.layers["network.mixture"]
+    tokens = use.sums.tokens_per_expert
+    assert layer == describe_layer(use)
+    assert layer["tokens_per_expert"] == tokens.tolist()
+    assert layer["load_cv"] == pytest.approx(float(tokens.std(correction=0) / tokens.mean()))
+    assert layer["dead_experts"] == [index for index, count in enumerate(tokens) if count == 0]
+    assert json.loads(json.dumps(described)) == described
+
+
+def test_the_metrics_of_a_layer_are_named_and_are_numbers():
+    layer = MoE(TopK(8, 12, 2), GroupedFeedForward(12, 8, 4)).eval()
+    layer(torch.rand(1, 8))
+    values = layer_metrics("a.b", layer.routing.sums)
+    assert {type(value) for value in values.values()} == {float}
+    assert values["layers/a.b/dead_experts"] == 10
+    assert [values[f"layers/a.b/load/{index:02d}"] for index in (10, 11)] == pytest.approx(
+        (layer.routing.sums.tokens_per_expert / 2)[10:].tolist()
+    )
+
+
+def test_versions_and_hardware_say_what_runs():
+    assert versions()["torch"] == torch.__version__
+    assert {"cores", "threads", "device", "processor"} <= set(hardware(torch.device("cpu")))
+    assert hardware(torch.device("cpu"))["processor"]
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "result.json"
+    write_json({"a": 1}, path)
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        write_json({"a": object()}, path)
+    path.with_suffix(".partial").mkdir()
+    with pytest.raises(OSError, match="partial"):
+        write_json({"a": 2}, path)
+    assert json.loads(path.read_text()) == {"a": 1}
