@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from gatewright import Capacity, GroupedFeedForward, ModuleExperts, MoE, NoisyTopK, TopK, reference
+from gatewright import BatchScope, Capacity, GroupedFeedForward, ModuleExperts, MoE, NoisyTopK, TopK, reference
 from gatewright.dispatch import DISPATCHERS
 from gatewright.routers import ROUTERS
 from gatewright.routing import top_k_routing
@@ -25,7 +25,7 @@ ROUTER_CASES = {
 DISPATCHER_CASES = {
     **DISPATCHERS,
     "capacity-tight": partial(Capacity, 0.6, 1),
-    "capacity-tight-by-weight": partial(Capacity, 0.6, 1, "weight"),
+    "capacity-tight-by-weight": partial(Capacity, 0.6, 1, "largest-weight"),
 }
 EXPERT_CASES = {
     "grouped-feed-forward": lambda num_experts, dim: GroupedFeedForward(num_experts, dim, 2 * dim),
@@ -67,7 +67,28 @@ def random_routing(num_tokens, num_experts=4, top_k=2, dtype=torch.float32):
     """A routing as a router makes it, whose weights take a gradient."""
     logits = torch.randn(num_tokens, num_experts, dtype=dtype, requires_grad=True)
     top = logits.topk(top_k)
-    return top_k_routing(top.indices, top.values.softmax(-1), logits, logits.softmax(-1))
+    return top_k_routing(top.indices, top.values.sigmoid(), logits, logits.softmax(-1))
+
+
+def features_for(router, num_tokens):
+    """What a router routes by: numbers, or the integers that a hash takes."""
+    if type(router) in KEYED:
+        return torch.randint(10_000, (num_tokens, router.dim))
+    return torch.randn(num_tokens, router.dim)
+
+
+def run(moe, x):
+    """Call a layer on vectors; a router by keys gets keys that are a function of each vector."""
+    if type(moe.router) in KEYED:
+        return moe(x, x.detach().double().mul(1000).long()[:, : moe.router.dim])
+    return moe(x)
+
+
+def dense_weights(routing):
+    """The record as a matrix of weights, (tokens, experts)."""
+    num_tokens = int(routing.sums.num_tokens)
+    weights = routing.weight.new_zeros(num_tokens, routing.num_experts + 1)
+    return weights.index_put((routing.token_index, routing.expert_index), routing.weight, accumulate=True)[:, :-1]
 
 
 def reference_gates(router, features):
@@ -76,9 +97,9 @@ def reference_gates(router, features):
 
 
 def _noisy_top_k_gates(router, features):
-    noise = torch.randn(len(features), router.num_experts, dtype=features.dtype) if router.training else 0
     logits, noise_std = features @ router.gate.weight.t(), nn.functional.softplus(features @ router.noise.weight.t())
-    return reference.noisy_top_k(logits, noise_std, torch.zeros_like(logits) + noise, router.top_k)
+    noise = BatchScope().normal(logits) if router.training else torch.zeros_like(logits)
+    return reference.noisy_top_k(logits, noise_std, noise, router.top_k)
 
 
 def _top_k_gates(router, features):
@@ -88,17 +109,27 @@ def _top_k_gates(router, features):
 
 REFERENCE_GATES = {NoisyTopK: _noisy_top_k_gates, TopK: _top_k_gates}
 
+# What is not so of every router.
+KEYED = set()  # routed by integer keys, handed to the layer as features
+BATCHWISE = set()  # in training a token's route depends on the rest of its batch
+EXPERTS_CHOOSE = set()  # a token may get any number of experts
+BIASED = set()  # chosen by another score than the one that weighs
+UNTAUGHT = {}  # parameters by name that the task does not teach, of each class that has some
 
-def reference_kept(gates, top_k, dispatcher, training):
+
+def reference_kept(gates, routing, dispatcher, training):
     """The reference's (tokens, experts) weights of the assignments that the dispatcher's capacity lets through."""
     if not isinstance(dispatcher, Capacity) or not training:
         return gates
     num_tokens, num_experts = gates.shape
-    choices = [sorted(range(num_experts), key=lambda i: -row[i].item())[:top_k] for row in gates]
-    served = [(token, choice) for choice in range(top_k) for token in range(num_tokens)]
-    if dispatcher.priority == "weight":
-        served.sort(key=lambda pair: -gates[pair[0], choices[pair[0]][pair[1]]].item())
-    capacity = dispatcher.capacity(len(served), num_experts)
+    choices = [[] for _ in range(num_tokens)]
+    served = []
+    for token, expert in zip(routing.token_index.tolist(), routing.expert_index.tolist(), strict=True):
+        if expert < num_experts:
+            served.append((token, len(choices[token])))
+            choices[token].append(expert)
+    served = reference.prioritised(served, gates, dispatcher.priority)
+    capacity = dispatcher.capacity(len(routing.weight), num_experts)
     kept = torch.zeros_like(gates)
     for token, choice in reference.keep_within_capacity(choices, num_experts, capacity, served):
         kept[token, choices[token][choice]] = 1

@@ -6,13 +6,16 @@ The core, importable with torch alone: four nouns (`Router`, `Dispatcher`, `Expe
 
 from gatewright.dispatch import Capacity, Dispatcher, Dropless, ExpertBatch
 from gatewright.experts import Experts, GroupedFeedForward, ModuleExperts
-from gatewright.layer import MoE, aux_loss, moe_layers
+from gatewright.layer import MoE
+from gatewright.routed import RoutedLayer, aux_loss, end_step, moe_layers, seed_noise
 from gatewright.routers import NoisyTopK, Router, TopK
 from gatewright.routing import Routing, RoutingSums
+from gatewright.scope import BatchScope
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchScope",
     "Capacity",
     "Dispatcher",
     "Dropless",
@@ -22,10 +25,13 @@ __all__ = [
     "MoE",
     "ModuleExperts",
     "NoisyTopK",
+    "RoutedLayer",
     "Router",
     "Routing",
     "RoutingSums",
     "TopK",
     "aux_loss",
+    "end_step",
     "moe_layers",
+    "seed_noise",
 ]

@@ -100,6 +100,16 @@ def keep_within_capacity(
     return kept
 
 
+def prioritised(
+    served: Sequence[tuple[int, int]], gates: Float[Tensor, "tokens experts"], priority: str
+) -> Sequence[tuple[int, int]]:
+    """Put (token, choice) pairs in the order of service: https://arxiv.org/abs/2106.05974 section 4."""
+    if priority == "arrival":
+        return served
+    scores = gates.sum(1) if priority == "total-weight" else gates.max(1).values
+    return sorted(served, key=lambda pair: (pair[1], -scores[pair[0]].item()))
+
+
 def cv_squared(values: Float[Tensor, " experts"]) -> Float[Tensor, ""]:
     """``(std / mean) ** 2`` with the population's deviation: https://arxiv.org/abs/1701.06538 eq. 7."""
     mean = values.sum() / len(values)

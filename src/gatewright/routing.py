@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gatewright.scope import BatchScope
+
 
 @dataclass(frozen=True)
 class RoutingSums:
@@ -24,7 +26,10 @@ class RoutingSums:
         probs: Sum of the router's probabilities over all experts, chosen or not.
         router_z: Sum of ``logsumexp(logits) ** 2``, https://arxiv.org/abs/2202.08906 eq. 5.
         entropy: Sum of the entropies of the router's probabilities, in nats.
-        dropped: Assignments discarded by a capacity limit.
+        dropped: Assignments discarded by a capacity limit or expert dropout.
+        group_load: ``Load`` of the upper level where a router chooses groups of experts first; no entry in a flat one.
+        group_tokens: Tokens sent to each group; ``load`` is then the lower level's, within each group.
+        threshold: Sum of what learned thresholds miss the batch's own by, https://arxiv.org/abs/1701.06538 appendix F.
     """
 
     num_tokens: Float[Tensor, ""]
@@ -35,10 +40,17 @@ class RoutingSums:
     router_z: Float[Tensor, ""]
     entropy: Float[Tensor, ""]
     dropped: Float[Tensor, ""]
+    group_load: Float[Tensor, " groups"]
+    group_tokens: Float[Tensor, " groups"]
+    threshold: Float[Tensor, ""]
 
     def __add__(self, other: Self) -> Self:
         """Add the sums of two batches."""
         return type(self)(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+    def over(self, scope: BatchScope) -> Self:
+        """Add up over the processes of a scope, in one reduction."""
+        return type(self)(*scope.sum(*(getattr(self, field.name) for field in fields(self))))
 
     def detach(self) -> Self:
         """Return the same sums without their graph."""
@@ -49,13 +61,13 @@ class RoutingSums:
 class Routing:
     """Who goes where, and how much it counts: a flat list of (token, expert, weight).
 
-    Assignments stand in order of arrival: the first choices of all tokens, then their second choices, and so on. The
-    length depends on the router and the number of tokens alone, never on their values: a dropped assignment stays in
-    the list with ``expert_index = num_experts`` and weight 0.
+    Assignments stand in order of arrival: where tokens choose experts, the first choices of all tokens, then their
+    second choices, and so on. The length depends on the router and the number of tokens alone, never on their values:
+    an assignment that is dropped, or was not made, stays in the list with ``expert_index = num_experts`` and weight 0.
 
     Args:
         token_index: Which token, in ``[0, num_tokens)``.
-        expert_index: Which expert, in ``[0, num_experts]``; the last value marks a dropped assignment.
+        expert_index: Which expert, in ``[0, num_experts]``; the last value marks a dropped one.
         weight: What multiplies the expert's output for this token; at least float32.
         sums: The batch's additive statistics.
     """
@@ -101,21 +113,48 @@ def top_k_routing(
         load: Probability that a token is sent to each expert under fresh noise; by default what was chosen.
     """
     num_tokens, top_k = expert_index.shape
-    flat_expert, flat_weight = expert_index.t().reshape(-1), weight.t().reshape(-1)
-    zeros = logits.new_zeros(logits.shape[1])
-    tokens_per_expert = zeros.index_add(0, flat_expert, torch.ones_like(flat_weight, dtype=zeros.dtype))
-    return Routing(
-        token_index=torch.arange(num_tokens, device=logits.device).repeat(top_k),
-        expert_index=flat_expert,
-        weight=flat_weight,
-        sums=RoutingSums(
-            num_tokens=logits.new_full((), num_tokens),
-            tokens_per_expert=tokens_per_expert,
-            importance=zeros.index_add(0, flat_expert, flat_weight),
-            load=tokens_per_expert if load is None else load.sum(0),
-            probs=probs.sum(0),
-            router_z=logits.logsumexp(-1).square().sum(),
-            entropy=torch.special.entr(probs).sum(),
-            dropped=logits.new_zeros(()),
-        ),
+    token_index = torch.arange(num_tokens, device=logits.device).repeat(top_k)
+    return flat_routing(token_index, expert_index.t().reshape(-1), weight.t().reshape(-1), logits, probs, load)
+
+
+def flat_routing(
+    token_index: Int[Tensor, " assignments"],
+    expert_index: Int[Tensor, " assignments"],
+    weight: Float[Tensor, " assignments"],
+    logits: Float[Tensor, "tokens experts"],
+    probs: Float[Tensor, "tokens experts"],
+    load: Float[Tensor, "tokens experts"] | None = None,
+) -> Routing:
+    """Make the record of any list of assignments; those not made have ``expert_index = num_experts`` and weight 0.
+
+    Args:
+        token_index: Which token.
+        expert_index: Which expert.
+        weight: What its output is multiplied by.
+        logits: As in `top_k_routing`.
+        probs: As in `top_k_routing`.
+        load: As in `top_k_routing`.
+    """
+    num_tokens, num_experts = logits.shape
+    none = logits.new_zeros(())
+    tokens_per_expert = _per_expert(torch.ones_like(weight, dtype=logits.dtype), expert_index, num_experts)
+    sums = RoutingSums(
+        num_tokens=logits.new_full((), num_tokens),
+        tokens_per_expert=tokens_per_expert,
+        importance=_per_expert(weight, expert_index, num_experts),
+        load=tokens_per_expert if load is None else load.sum(0),
+        probs=probs.sum(0),
+        router_z=logits.logsumexp(-1).square().sum(),
+        entropy=torch.special.entr(probs).sum(),
+        dropped=none,
+        group_load=logits.new_zeros(0),
+        group_tokens=logits.new_zeros(0),
+        threshold=none,
     )
+    return Routing(token_index, expert_index, weight, sums)
+
+
+def _per_expert(values: Tensor, expert_index: Tensor, num_experts: int) -> Float[Tensor, " experts"]:
+    """Add up values by expert, without those of assignments that were not made."""
+    sums = values.new_zeros(num_experts + 1).index_add(0, expert_index, values)
+    return sums[:-1].clone()  # A view would confuse torch.compile where its detached twin is kept as well.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gatewright import Capacity, reference
-from tests.cases import random_routing
+from tests.cases import dense_weights, random_routing
 from tests.dispatch.test_base import routing_of
 
 
@@ -39,7 +39,7 @@ def test_capacity_is_the_formula_in_exact_arithmetic(factor):
             assert dispatcher.capacity(assignments, experts) == exact
 
 
-@pytest.mark.parametrize("priority", ["arrival", "weight"])
+@pytest.mark.parametrize("priority", ["arrival", "largest-weight", "total-weight"])
 @pytest.mark.parametrize(("num_tokens", "num_experts", "top_k"), [(63, 5, 2), (40, 3, 3), (17, 8, 1), (1, 4, 4)])
 @pytest.mark.parametrize("factor", [0.4, 0.8, 1.0])
 def test_it_keeps_exactly_what_the_reference_keeps(priority, num_tokens, num_experts, top_k, factor):
@@ -47,8 +47,7 @@ def test_it_keeps_exactly_what_the_reference_keeps(priority, num_tokens, num_exp
     batch = dispatcher.dispatch(torch.randn(num_tokens, 2), routing, training=True)
     choices = routing.expert_index.view(top_k, num_tokens).t().tolist()
     served = [(token, choice) for choice in range(top_k) for token in range(num_tokens)]
-    if priority == "weight":
-        served = [served[place] for place in routing.weight.argsort(descending=True, stable=True)]
+    served = reference.prioritised(served, dense_weights(routing), priority)
     capacity = max(2, math.ceil(factor * num_tokens * top_k / num_experts))
     kept = reference.keep_within_capacity(choices, num_experts, capacity, served)
     total = int(batch.tokens_per_expert.sum())
@@ -67,7 +66,7 @@ def test_arrival_serves_every_first_choice_before_any_second():
 
 def test_weight_serves_the_largest_first_and_ties_in_order_of_arrival():
     routing = routing_of([[0], [0], [0], [0]], 2, [[0.2], [0.9], [0.5], [0.5]])
-    batch = Capacity(1.0, 2, "weight").dispatch(torch.arange(4.0)[:, None], routing, training=True)
+    batch = Capacity(1.0, 2, "total-weight").dispatch(torch.arange(4.0)[:, None], routing, training=True)
     assert batch.rows.flatten().tolist()[:2] == [1, 2]
 
 
@@ -84,7 +83,7 @@ def test_one_expert_too_is_warned_of_where_it_takes_one_row_of_many():
         Capacity(0.2, 1).dispatch(torch.randn(5, 2), random_routing(5, 1, 1), training=True)
 
 
-@pytest.mark.parametrize("priority", ["arrival", "weight"])
+@pytest.mark.parametrize("priority", ["arrival", "largest-weight", "total-weight"])
 @pytest.mark.parametrize(
     ("num_tokens", "num_experts", "top_k"), [(4, 40, 1), (16, 40, 2), (7, 7, 1), (3, 5, 1), (2, 3, 1)]
 )
@@ -122,7 +121,7 @@ def test_it_does_not_warn_where_one_row_is_enough(num_tokens, num_experts, train
         ({"capacity_factor": -1.0}, "capacity_factor is above 0"),
         ({"capacity_factor": float("nan")}, "got nan"),
         ({"min_capacity": 0}, "min_capacity at least 1; got 1.25 and 0"),
-        ({"priority": "luck"}, "priority is 'arrival' or 'weight'; got 'luck'"),
+        ({"priority": "luck"}, "priority is 'arrival', 'largest-weight' or 'total-weight'; got 'luck'"),
     ],
 )
 def test_wrong_settings_are_refused(setting, message):
@@ -131,4 +130,4 @@ def test_wrong_settings_are_refused(setting, message):
 
 
 def test_repr():
-    assert repr(Capacity(1.0, 2, "weight")) == "Capacity(1.0, min_capacity=2, priority='weight')"
+    assert repr(Capacity(1.0, 2, "total-weight")) == "Capacity(1.0, min_capacity=2, priority='total-weight')"

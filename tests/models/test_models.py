@@ -117,10 +117,10 @@ def test_the_state_dict_goes_round(case):
 def test_settings_reach_the_layer(case):
     losses = {"load_balance": 0.5}
     changes = {"router": "top-k", "top_k": 1, "losses": losses, "dispatch": "capacity", "capacity_factor": 3.0}
-    model, _ = build(case, **changes, min_capacity=2, priority="weight")
+    model, _ = build(case, **changes, min_capacity=2, priority="total-weight")
     (layer,) = (layer for _, layer in moe_layers(model))
     assert (type(layer.router).__name__, layer.router.top_k, layer.losses) == ("TopK", 1, losses)
-    assert repr(layer.dispatcher) == "Capacity(3.0, min_capacity=2, priority='weight')"
+    assert repr(layer.dispatcher) == "Capacity(3.0, min_capacity=2, priority='total-weight')"
 
 
 def test_the_cnn_needs_images_of_sixteen_pixels():

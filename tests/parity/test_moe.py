@@ -29,8 +29,10 @@ def by_the_layer(moe, x, features):
 
 
 def by_the_reference(moe, x, features):
-    gates = reference_gates(moe.router, x.flatten(1) if features is None else features)
-    kept = reference_kept(gates, moe.router.top_k, moe.dispatcher, moe.training)
+    features = x.flatten(1) if features is None else features
+    gates = reference_gates(moe.router, features)
+    torch.manual_seed(SEED)
+    kept = reference_kept(gates, moe.router(features), moe.dispatcher, moe.training)
     return reference.mixture(x, kept, one_by_one(moe.experts))
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import softplus
 from torch.testing import assert_close
 
-from gatewright import NoisyTopK, reference
+from gatewright import BatchScope, NoisyTopK, reference
 from gatewright.losses import importance_loss, load_loss
 from gatewright.routers import load_probability
 from tests.cases import make_router, reference_gates
@@ -19,7 +19,7 @@ def parts(router, features):
     """Clean logits, deviations and the noise that the router draws after `torch.manual_seed(SEED)`."""
     logits, noise_std = features @ router.gate.weight.t(), softplus(features @ router.noise.weight.t())
     torch.manual_seed(SEED)
-    return logits, noise_std, torch.randn_like(logits)
+    return logits, noise_std, BatchScope().normal(logits)
 
 
 def route(router, features):

@@ -15,11 +15,11 @@ from rich.table import Table
 from gatewright.data import BUILT_IN_NAMES, decode_image, load_images
 from gatewright.dispatch import DISPATCHERS
 from gatewright.experts import EXPERTS
-from gatewright.layer import moe_layers
 from gatewright.losses import LOSSES
 from gatewright.names import known
 from gatewright.recipes import RECIPES
 from gatewright.report import expert_table, result_table
+from gatewright.routed import moe_layers
 from gatewright.routers import ROUTERS
 from gatewright.train import RunConfig, Trained, evaluate, load_config, load_run, train
 

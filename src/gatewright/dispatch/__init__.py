@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from gatewright.dispatch.base import Dispatcher, ExpertBatch
-from gatewright.dispatch.capacity import Capacity
+from gatewright.dispatch.capacity import Capacity, Priority
 from gatewright.dispatch.dropless import Dropless
 
 DISPATCHERS: Mapping[str, type[Dispatcher]] = MappingProxyType(
@@ -21,4 +21,5 @@ __all__ = [
     "Dispatcher",
     "Dropless",
     "ExpertBatch",
+    "Priority",
 ]

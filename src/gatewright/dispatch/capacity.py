@@ -2,14 +2,16 @@
 
 import math
 import warnings
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gatewright.dispatch.base import Dispatcher, ExpertBatch, group_by_expert
 from gatewright.routing import Routing
+
+Priority = Literal["arrival", "largest-weight", "total-weight"]
 
 
 class Capacity(Dispatcher):
@@ -21,9 +23,9 @@ class Capacity(Dispatcher):
     Args:
         capacity_factor: Room over the even share; 1.0 to 1.25 is usual.
         min_capacity: Least rows per expert, whatever the factor says.
-        priority: Who is served first where room is short: ``"arrival"`` is batch order, all first choices before all
-            second ones (GShard's order); ``"weight"`` is the largest weight first
-            (https://arxiv.org/abs/2106.05974 section 4.1).
+        priority: Which tokens are served first where room is short, all first choices before all second ones:
+            ``"arrival"`` is batch order (GShard's); ``"largest-weight"`` and ``"total-weight"`` are batch-prioritised
+            routing, by a token's largest weight or the sum of its weights (https://arxiv.org/abs/2106.05974 section 4).
 
     Raises:
         ValueError: If the factor is not positive, min_capacity is below 1 or priority is unknown.
@@ -33,15 +35,15 @@ class Capacity(Dispatcher):
         self,
         capacity_factor: float = 1.25,
         min_capacity: int = 4,
-        priority: Literal["arrival", "weight"] = "arrival",
+        priority: Priority = "arrival",
     ) -> None:
         if not capacity_factor > 0 or min_capacity < 1:
             raise ValueError(
                 f"capacity_factor is above 0 and min_capacity at least 1; got {capacity_factor} and {min_capacity}. "
                 "For no limit at all use Dropless()."
             )
-        if priority not in ("arrival", "weight"):
-            raise ValueError(f"priority is 'arrival' or 'weight'; got {priority!r}.")
+        if priority not in get_args(Priority):
+            raise ValueError(f"priority is 'arrival', 'largest-weight' or 'total-weight'; got {priority!r}.")
         self.capacity_factor, self.min_capacity, self.priority = capacity_factor, min_capacity, priority
         self._warned = False
 
@@ -55,20 +57,30 @@ class Capacity(Dispatcher):
         if training:
             capacity = self.capacity(len(routing.weight), routing.num_experts)
             self._warn_of_one_row(capacity, len(routing.weight), routing.num_experts)
-            routing = routing.drop(self._over(routing, capacity))
+            routing = routing.drop(self._over(routing, capacity, len(x)))
         return group_by_expert(x, routing)
 
-    def _over(self, routing: Routing, capacity: int) -> Bool[Tensor, " assignments"]:
+    def _over(self, routing: Routing, capacity: int, num_tokens: int) -> Bool[Tensor, " assignments"]:
         """Mark every assignment that finds its expert full."""
-        served = torch.arange(len(routing.weight), device=routing.weight.device)
-        if self.priority == "weight":
-            served = routing.weight.argsort(descending=True, stable=True)
+        served = self._served(routing, num_tokens)
         order = served[routing.expert_index[served].argsort(stable=True)]
         expert = routing.expert_index[order]
-        place = torch.arange(len(order), device=order.device) - torch.searchsorted(expert, expert)
         return torch.zeros_like(expert, dtype=torch.bool).index_put(
-            (order,), (place >= capacity) & (expert < routing.num_experts)
+            (order,), (_place_in_run(expert) >= capacity) & (expert < routing.num_experts)
         )
+
+    def _served(self, routing: Routing, num_tokens: int) -> Int[Tensor, " assignments"]:
+        """Put the assignments in the order in which they are served."""
+        token = routing.token_index
+        if self.priority == "arrival":
+            return torch.arange(len(token), device=token.device)
+        reduce = "amax" if self.priority == "largest-weight" else "sum"
+        weight = routing.weight.detach()
+        priority = weight.new_zeros(num_tokens).scatter_reduce(0, token, weight, reduce)[token]
+        by_token = token.argsort(stable=True)
+        choice = torch.empty_like(token).index_put((by_token,), _place_in_run(token[by_token]))
+        served = priority.argsort(descending=True, stable=True)
+        return served[choice[served].argsort(stable=True)]
 
     def _warn_of_one_row(self, capacity: int, num_assignments: int, num_experts: int) -> None:
         if capacity > 1 or num_assignments < 2 or self._warned:
@@ -85,3 +97,8 @@ class Capacity(Dispatcher):
     def __repr__(self) -> str:
         """Show the settings when a layer is printed."""
         return f"Capacity({self.capacity_factor}, min_capacity={self.min_capacity}, priority={self.priority!r})"
+
+
+def _place_in_run(values: Int[Tensor, " sorted"]) -> Int[Tensor, " sorted"]:
+    """Number the entries of each run of equal values from 0."""
+    return torch.arange(len(values), device=values.device) - torch.searchsorted(values, values)

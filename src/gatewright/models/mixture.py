@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 from torch import nn
 
-from gatewright.dispatch import Capacity, Dispatcher, Dropless
+from gatewright.dispatch import Capacity, Dispatcher, Dropless, Priority
 from gatewright.experts import ModuleExperts
 from gatewright.layer import MoE
 from gatewright.models.together import StartTogether
@@ -30,7 +30,7 @@ class MixtureConfig:
         dispatch: ``"dropless"``, or ``"capacity"`` with the three settings that follow.
         capacity_factor: Room per expert over the even share, in training.
         min_capacity: Least rows per expert, in training.
-        priority: Who is served first where room is short.
+        priority: Which items are served first where room is short.
         split_epoch: Epoch before which the first expert serves every item, and at which it is copied into all of them
             (`StartTogether`); 0 begins with separate experts. Experts from scratch learn from their share of the items
             alone, and starve where they are whole networks.
@@ -44,7 +44,7 @@ class MixtureConfig:
     dispatch: Literal["dropless", "capacity"] = "dropless"
     capacity_factor: float = 1.25
     min_capacity: int = 4
-    priority: Literal["arrival", "weight"] = "arrival"
+    priority: Priority = "arrival"
     split_epoch: int = 0
 
     def build_router(self, dim: int) -> Router:

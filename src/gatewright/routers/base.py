@@ -3,14 +3,17 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gatewright.routing import Routing
+from gatewright.routing import Routing, RoutingSums
+from gatewright.scope import ONE_PROCESS, BatchScope
+
+Score = Literal["softmax", "sigmoid"]
 
 TASK_GRADIENT_HINT = (
     "{router} with top_k=1 normalises the one chosen weight to 1, so the gate gets no gradient from the task and "
@@ -46,8 +49,17 @@ class Router(nn.Module, ABC):
         self.dim, self.num_experts, self.top_k = dim, num_experts, top_k
 
     @abstractmethod
-    def forward(self, features: Float[Tensor, "tokens dim"]) -> Routing:
-        """Route every token. Computes in at least float32, also under autocast."""
+    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
+        """Route every token. Computes in at least float32, also under autocast.
+
+        What depends on more than the token itself (noise, other tokens) comes from the scope.
+        """
+
+    def record(self, sums: RoutingSums) -> None:
+        """Take note of what a training forward routed; not called again where activation checkpointing repeats it."""
+
+    def end_step(self, scope: BatchScope = ONE_PROCESS) -> None:
+        """Adapt to what was noted since the last optimizer step; called through `gatewright.end_step`."""
 
     def extra_repr(self) -> str:
         """Show the sizes when a model is printed."""
@@ -59,3 +71,23 @@ def gate_logits(features: Float[Tensor, "tokens dim"], gate: nn.Linear) -> Float
     dtype = torch.promote_types(torch.promote_types(features.dtype, gate.weight.dtype), torch.float32)
     with torch.autocast(features.device.type, enabled=False):
         return F.linear(features.to(dtype), gate.weight.to(dtype))
+
+
+def score_logits(logits: Float[Tensor, "tokens choices"], score: Score) -> Float[Tensor, "tokens choices"]:
+    """Turn logits into scores in (0, 1)."""
+    return logits.softmax(-1) if score == "softmax" else logits.sigmoid()
+
+
+def normalized(scores: Float[Tensor, "tokens choices"]) -> Float[Tensor, "tokens choices"]:
+    """Divide each row by its sum."""
+    return scores / scores.sum(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
+
+
+def check_score(score: str) -> None:
+    """Refuse a score that does not exist.
+
+    Raises:
+        ValueError: If it is neither softmax nor sigmoid.
+    """
+    if score not in ("softmax", "sigmoid"):
+        raise ValueError(f"score is 'softmax' or 'sigmoid'; got {score!r}.")

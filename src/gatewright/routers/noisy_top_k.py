@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gatewright.routers.base import TASK_GRADIENT_HINT, Router, gate_logits
 from gatewright.routing import Routing, top_k_routing
+from gatewright.scope import ONE_PROCESS, BatchScope
 
 MIN_NOISE_STD = 1e-6
 """Floor under the noise's standard deviation. The paper has none; below it the gradient of the load would be NaN."""
@@ -47,13 +48,13 @@ class NoisyTopK(Router):
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.noise.weight)
 
-    def forward(self, features: Float[Tensor, "tokens dim"]) -> Routing:
+    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
         """Route every token, with noise in training only."""
         logits = gate_logits(features, self.gate)
         noisy_logits, load = logits, None
         if self.training:
             noise_std = F.softplus(gate_logits(features, self.noise)).clamp(min=MIN_NOISE_STD)
-            noisy_logits = logits + noise_std * torch.randn_like(logits)
+            noisy_logits = logits + noise_std * scope.normal(logits)
             load = load_probability(logits, noisy_logits, noise_std, self.top_k)
         top = noisy_logits.topk(self.top_k)
         return top_k_routing(top.indices, top.values.softmax(-1), logits, logits.softmax(-1), load)

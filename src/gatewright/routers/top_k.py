@@ -2,14 +2,22 @@
 
 import warnings
 from types import MappingProxyType
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gatewright.routers.base import TASK_GRADIENT_HINT, Router, gate_logits
+from gatewright.routers.base import (
+    TASK_GRADIENT_HINT,
+    Router,
+    Score,
+    check_score,
+    gate_logits,
+    normalized,
+    score_logits,
+)
 from gatewright.routing import Routing, top_k_routing
+from gatewright.scope import ONE_PROCESS, BatchScope
 
 
 class TopK(Router):
@@ -42,14 +50,13 @@ class TopK(Router):
         num_experts: int,
         top_k: int = 1,
         *,
-        score: Literal["softmax", "sigmoid"] = "softmax",
+        score: Score = "softmax",
         score_after_top_k: bool = False,
         normalize: bool = False,
         jitter: float = 0.0,
     ) -> None:
         super().__init__(dim, num_experts, top_k)
-        if score not in ("softmax", "sigmoid"):
-            raise ValueError(f"score is 'softmax' or 'sigmoid'; got {score!r}.")
+        check_score(score)
         if not 0 <= jitter < 1:
             raise ValueError(f"jitter is at least 0 and below 1; got {jitter}. Switch uses 0.01.")
         if top_k == 1 < num_experts and (normalize or (score == "softmax" and score_after_top_k)):
@@ -60,22 +67,15 @@ class TopK(Router):
         std = (0.1 / dim) ** 0.5
         nn.init.trunc_normal_(self.gate.weight, std=std, a=-2 * std, b=2 * std)
 
-    def forward(self, features: Float[Tensor, "tokens dim"]) -> Routing:
+    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
         """Route every token; jitter in training only."""
         if self.training and self.jitter:
             features = features.to(torch.promote_types(features.dtype, torch.float32))
-            features = features * torch.empty_like(features).uniform_(1 - self.jitter, 1 + self.jitter)
+            features = features * (1 + self.jitter * (2 * scope.uniform(features) - 1))
         logits = gate_logits(features, self.gate)
-        scores = self._score(logits)
+        scores = score_logits(logits, self.score)
         top = logits.topk(self.top_k)
-        weight = self._score(top.values) if self.score_after_top_k else scores.gather(-1, top.indices)
+        weight = score_logits(top.values, self.score) if self.score_after_top_k else scores.gather(-1, top.indices)
         if self.normalize:
-            weight = _normalized(weight)
-        return top_k_routing(top.indices, weight, logits, _normalized(scores))
-
-    def _score(self, logits: Float[Tensor, "tokens choices"]) -> Float[Tensor, "tokens choices"]:
-        return logits.softmax(-1) if self.score == "softmax" else logits.sigmoid()
-
-
-def _normalized(scores: Float[Tensor, "tokens choices"]) -> Float[Tensor, "tokens choices"]:
-    return scores / scores.sum(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
+            weight = normalized(weight)
+        return top_k_routing(top.indices, weight, logits, normalized(scores))

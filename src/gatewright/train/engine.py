@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from gatewright.layer import aux_loss, moe_layers
 from gatewright.models import begin_epoch
+from gatewright.routed import aux_loss, end_step, moe_layers, seed_noise
 from gatewright.train.checkpoint import restore_layout
 from gatewright.train.config import Precision, RunConfig
 from gatewright.train.optim import build_optimizers, clip_gradients, rate_factor, set_learning_rate
@@ -87,7 +87,10 @@ class TorchEngine:
             self.config.optim, self.step_count, num_steps=num_steps, steps_per_epoch=self.steps_per_epoch
         )
         set_learning_rate(self.optimizers, factor)
-        losses = [self._backward(batch, len(micro_batches)) for batch in micro_batches]
+        losses = []
+        for place, batch in enumerate(micro_batches):
+            seed_noise(self.model, self.config.seed, self.step_count * len(micro_batches) + place)
+            losses.append(self._backward(batch, len(micro_batches)))
         gradient_norm = self._update()
         task, auxiliary = (sum(values) / len(losses) for values in zip(*losses, strict=True))
         return StepReport(task, auxiliary, self.optimizers[0].param_groups[0]["lr"], gradient_norm)
@@ -117,6 +120,7 @@ class TorchEngine:
             self.scaler.step(optimizer)
             optimizer.zero_grad()
         self.scaler.update()
+        end_step(self.model)
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.step_count += 1

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gatewright.data import ImageSet, evaluation_batches
-from gatewright.layer import MoE, moe_layers
+from gatewright.routed import RoutedLayer, moe_layers
 from gatewright.routing import Routing, RoutingSums
 from gatewright.train.config import Precision
 from gatewright.train.engine import autocast
@@ -100,7 +100,7 @@ def _add_use(layers: dict[str, LayerUse], model: nn.Module, labels: Tensor, num_
         )
 
 
-def take_routing(layer: MoE) -> Routing | None:
+def take_routing(layer: RoutedLayer) -> Routing | None:
     """Return the routing of the last forward and forget it; None where the layer did not run since."""
     routing, layer.routing = layer.routing, None
     return routing

@@ -22,10 +22,10 @@ from gatewright.data import (
     num_batches,
     training_batches,
 )
-from gatewright.layer import moe_layers
 from gatewright.metrics import load_share
 from gatewright.models import ImageClassifier
 from gatewright.report import write_pictures, write_report
+from gatewright.routed import moe_layers
 from gatewright.routing import RoutingSums
 from gatewright.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from gatewright.train.config import RunConfig, save_config

@@ -14,7 +14,7 @@ from torch import Size, Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gatewright import metrics
-from gatewright.layer import moe_layers
+from gatewright.layer import MoE
 from gatewright.routing import RoutingSums
 from gatewright.train.evaluate import Evaluation, LayerUse
 
@@ -69,7 +69,7 @@ def layer_metrics(name: str, sums: RoutingSums) -> dict[str, float]:
 def num_active_parameters(model: nn.Module) -> int:
     """Count the parameters that one item uses: all of them, but of each layer's experts only top_k, of mean size."""
     active = float(sum(parameter.numel() for parameter in model.parameters()))
-    for _, layer in moe_layers(model):
+    for layer in (module for module in model.modules() if isinstance(module, MoE)):
         expert_parameters = sum(parameter.numel() for parameter in layer.experts.parameters())
         active -= expert_parameters * (1 - layer.router.top_k / layer.router.num_experts)
     return round(active)

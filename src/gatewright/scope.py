@@ -1,0 +1,92 @@
+"""What a router may know beyond its own tokens: the rest of a global batch, and numbers to draw noise from."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_WORD = 1 << 64
+_GAMMA = 0x9E3779B97F4A7C15
+_ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+
+
+class BatchScope:
+    """A batch that may be part of a larger one, spread over processes; this one is all there is.
+
+    The tokens of a global batch are numbered through, those of the first process first. Whatever a router does that
+    depends on more than one token goes through its scope, so that it does not depend on how the batch is split.
+
+    Args:
+        key: What noise is a function of, beside the token's number: a 64-bit integer. By default one is drawn from
+            torch's generator whenever noise is asked for.
+    """
+
+    def __init__(self, key: Int[Tensor, ""] | None = None) -> None:
+        self.key = key
+
+    def token_offset(self, num_tokens: int) -> int:
+        """Return how many tokens of the global batch stand before this process's."""
+        return 0
+
+    def sum(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Add up each tensor over the processes, with a gradient."""
+        return values
+
+    def gather(self, values: Float[Tensor, "tokens *item"]) -> Float[Tensor, "global_tokens *item"]:
+        """Concatenate over the processes in the order of the global batch, with a gradient."""
+        return values
+
+    def uniform(self, like: Float[Tensor, "tokens columns"], stream: int = 0) -> Float[Tensor, "tokens columns"]:
+        """Draw from the open interval (0, 1), in 23-bit steps; another ``stream`` gives other numbers."""
+        return _fraction(self._bits(like, stream) >> 40).to(like.dtype)
+
+    def normal(self, like: Float[Tensor, "tokens columns"], stream: int = 0) -> Float[Tensor, "tokens columns"]:
+        """Draw from the standard normal distribution, within 5.8 deviations: the Box-Muller transform."""
+        bits = self._bits(like, stream)
+        radius = (-2 * _fraction(bits >> 40).log()).sqrt()
+        return (radius * (2 * math.pi * _fraction(bits >> 16)).cos()).to(like.dtype)
+
+    def _bits(self, like: Tensor, stream: int) -> Int[Tensor, "tokens columns"]:
+        """Hash the key and each entry's place in the global batch: splitmix64, used as a counter-based generator."""
+        tokens, columns = like.shape
+        key = torch.randint(2**62, (), device=like.device) if self.key is None else self.key
+        first = self.token_offset(tokens) * columns
+        counter = torch.arange(first, first + tokens * columns, device=like.device).view(tokens, columns)
+        # Exclusive or before the product: torch's inductor would fold a product of the counter alone into its loop
+        # index, where C++ leaves overflow undefined.
+        return splitmix64((counter ^ (key + _signed(stream * _GAMMA))) * _signed(_GAMMA))
+
+
+ONE_PROCESS = BatchScope()
+
+
+def splitmix64(bits: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+    """Mix 64-bit integers, one to one: the output function of https://doi.org/10.1145/2660193.2660195."""
+    for shift, factor in _ROUNDS:
+        bits = (bits ^ _shifted(bits, shift)) * _signed(factor)
+    return bits ^ _shifted(bits, 31)
+
+
+def noise_key(*numbers: int) -> int:
+    """Hash integers, such as a seed, a step and a layer's place, to a signed 64-bit key."""
+    key = torch.zeros((), dtype=torch.int64)
+    for number in numbers:
+        key = splitmix64(key + _signed(_GAMMA) + _signed(number))
+    return int(key)
+
+
+def _fraction(bits: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Read the lowest 23 bits as a number in (0, 1), which float32 then holds exactly."""
+    return ((bits & 0x7FFFFF).to(torch.float32) + 0.5) * 2.0**-23
+
+
+def _shifted(bits: Tensor, places: int) -> Tensor:
+    """Shift right, filling with zeros."""
+    return (bits >> places) & ((1 << (64 - places)) - 1)
+
+
+def _signed(word: int) -> int:
+    """Reduce to 64 bits and read them as a signed integer, as torch does."""
+    word %= _WORD
+    return word - _WORD if word >= _WORD // 2 else word
