@@ -47,10 +47,14 @@ class BatchScope:
         radius = (-2 * _fraction(bits >> 40).log()).sqrt()
         return (radius * (2 * math.pi * _fraction(bits >> 16)).cos()).to(like.dtype)
 
+    def draw_key(self, device: torch.device) -> Int[Tensor, ""]:
+        """Draw a key from torch's generator."""
+        return torch.randint(2**62, (), device=device)
+
     def _bits(self, like: Tensor, stream: int) -> Int[Tensor, "tokens columns"]:
         """Hash the key and each entry's place in the global batch: splitmix64, used as a counter-based generator."""
         tokens, columns = like.shape
-        key = torch.randint(2**62, (), device=like.device) if self.key is None else self.key
+        key = self.draw_key(like.device) if self.key is None else self.key
         first = self.token_offset(tokens) * columns
         counter = torch.arange(first, first + tokens * columns, device=like.device).view(tokens, columns)
         # Exclusive or before the product: torch's inductor would fold a product of the counter alone into its loop

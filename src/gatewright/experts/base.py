@@ -1,11 +1,18 @@
 """What every kind of experts is: a module that turns an `ExpertBatch` into one output row per row."""
 
+import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 Shape = tuple[int, ...]
+_FORMS = (
+    "Pass a factory and how many it makes, such as (lambda: nn.Linear(84, 84), num_experts=8), or the modules "
+    "themselves, such as ([nn.Linear(84, 84), nn.Linear(84, 84)])."
+)
 
 
 class Experts(nn.Module, ABC):
@@ -29,3 +36,77 @@ class Experts(nn.Module, ABC):
 
         An expert without rows is not called: its gradient is zero, never None, and its buffers do not change.
         """
+
+    @abstractmethod
+    def keep(self, start: int, stop: int) -> None:
+        """Keep the experts from `start` to before `stop`, and forget the others: they live in other processes.
+
+        Parameters of single experts keep their names, those of stacked experts become shorter.
+        """
+
+
+def make_modules(experts: Callable[[], nn.Module] | Iterable[nn.Module], num_experts: int | None) -> list[nn.Module]:
+    """Call a factory once per expert, or take the modules given.
+
+    Raises:
+        ValueError: If there is no expert, or one module in place of several; if the factory returns the same module
+            twice; or if num_experts is missing or disagrees with the modules given.
+    """
+    if isinstance(experts, Iterable):
+        modules = list(experts)
+        if num_experts not in (None, len(modules)):
+            raise ValueError(
+                f"num_experts ({num_experts}) is not the number of modules given ({len(modules)}). {_FORMS}"
+            )
+    elif isinstance(experts, nn.Module):
+        raise ValueError(f"One {type(experts).__name__} cannot be every expert: each is a module of its own. {_FORMS}")
+    elif num_experts is None:
+        raise ValueError("A factory of experts needs num_experts: pass how many to make, such as num_experts=8.")
+    else:
+        modules = [experts() for _ in range(num_experts)]
+    if not modules:
+        raise ValueError("A layer needs at least one expert; got none.")
+    if len({id(module) for module in modules}) < len(modules):
+        raise ValueError(
+            "Each expert is a module of its own; the same one was given twice. Pass a factory that makes a new module "
+            "on each call, such as lambda: nn.Linear(84, 84)."
+        )
+    return modules
+
+
+def output_shape_of(name: str, module: nn.Module, item_shape: Shape) -> Shape:
+    """Shape of one output row, found on the meta device, in evaluation mode so that no buffer changes.
+
+    Raises:
+        ValueError: If the module does not take such items, or does not return one row per row.
+    """
+    meta, kind = copy.deepcopy(module).to("meta").eval(), type(module).__name__
+    dtype = next((p.dtype for p in meta.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    try:
+        with torch.no_grad():
+            output = meta(torch.empty(2, *item_shape, device="meta", dtype=dtype))
+    except Exception as error:
+        raise ValueError(
+            f"{name[0].upper()}{name[1:]} ({kind}) does not take items of shape {item_shape}: {error}"
+        ) from error
+    if not isinstance(output, Tensor) or output.dim() < 1 or output.shape[0] != 2:
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(
+            f"An expert returns one tensor with one row per row it gets; for 2 rows of shape {item_shape}, {name} "
+            f"({kind}) returns {found}. Wrap it in a module that does."
+        )
+    return tuple(output.shape[1:])
+
+
+def check_output_shape(name: str, module: nn.Module, item_shape: Shape, expected: Shape) -> None:
+    """Refuse a module whose output cannot be added to a mixture's.
+
+    Raises:
+        ValueError: If it does not return outputs of the expected shape.
+    """
+    shape = output_shape_of(name, module, item_shape)
+    if shape != expected:
+        raise ValueError(
+            f"The outputs of the experts and of {name} are added; for items of shape {item_shape} the experts return "
+            f"{expected} and {name} ({type(module).__name__}) returns {shape}. Make them agree."
+        )

@@ -1,0 +1,125 @@
+"""Spread a model's experts over processes, and keep the rest of it equal on all of them."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from gatewright.layer import MoE
+from gatewright.parallel.dispatcher import ExpertParallel, expert_runs
+from gatewright.parallel.scope import ProcessScope
+from gatewright.routed import moe_layers
+
+
+def expert_mesh(ep_size: int, device_type: str = "cpu") -> DeviceMesh:
+    """Arrange all processes as ``(replica, expert)``: a row holds all experts, a column the same ones.
+
+    Args:
+        ep_size: Processes that share the experts of a layer out among them; it divides the number of processes.
+        device_type: Of the mesh.
+
+    Raises:
+        ValueError: If it does not; the sentence names what does.
+    """
+    world = dist.get_world_size()
+    check_ep_size(ep_size, world)
+    return init_device_mesh(device_type, (world // ep_size, ep_size), mesh_dim_names=("replica", "expert"))
+
+
+def check_ep_size(ep_size: int, world: int) -> None:
+    """Refuse an expert-parallel size that does not divide the number of processes.
+
+    Raises:
+        ValueError: The sentence names the sizes that do.
+    """
+    if ep_size < 1 or world % ep_size:
+        fits = ", ".join(str(size) for size in range(1, world + 1) if world % size == 0)
+        raise ValueError(
+            f"ep_size ({ep_size}) divides the number of processes ({world}), so that every process belongs to one full "
+            f"set of experts. With {world} processes use ep_size {fits}, or start a multiple of {ep_size} processes."
+        )
+
+
+def parallelize(model: nn.Module, mesh: DeviceMesh, *, local_balance: bool = False) -> nn.Module:
+    """Give each process its experts, and its routers the view of the global batch. In place; returns the model.
+
+    Every process makes the whole model first, from the same seed, and keeps a part: the numbers are those of one
+    process. What is not an expert stays whole everywhere; averaging its gradients is up to `DistributedDataParallel` or
+    FSDP, which `expert_parameters` tells what to leave alone.
+
+    Args:
+        model: With `MoE` layers.
+        mesh: From `expert_mesh`.
+        local_balance: Whether balance statistics stay each process's own, instead of the global batch's.
+
+    Raises:
+        ValueError: If a layer has fewer experts than the mesh has processes to hold them.
+    """
+    everyone = dist.group.WORLD
+    assert everyone is not None  # a mesh has made it
+    ep_group, rank = mesh.get_group("expert"), mesh.get_local_rank("expert")
+    for name, layer in moe_layers(model):
+        layer.scope = ProcessScope(everyone, device=mesh.device_type, local_balance=local_balance)
+        if isinstance(layer, MoE) and ep_group.size() > 1:
+            _spread(name, layer, ep_group, rank)
+    return model
+
+
+def expert_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield name and parameter of every expert that is spread over processes."""
+    for name, layer in moe_layers(model):
+        if isinstance(layer, MoE) and isinstance(layer.dispatcher, ExpertParallel):
+            prefix = f"{name}.experts" if name else "experts"
+            yield from ((f"{prefix}.{inner}", parameter) for inner, parameter in layer.experts.named_parameters())
+
+
+def average_expert_gradients(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Make each expert's gradient that of the global mean loss.
+
+    It has been summed over the processes of a row on the way back through the all-to-all; what is left is the sum over
+    the rows, and the number of processes that a mean over each one's loss is divided by.
+    """
+    gradients = [parameter.grad for _, parameter in expert_parameters(model) if parameter.grad is not None]
+    sum_in_place(gradients, mesh.get_group("replica"))
+    for gradient in gradients:
+        gradient /= mesh.size()
+
+
+def total_gradient_norm(model: nn.Module, mesh: DeviceMesh) -> Tensor:
+    """Return the norm of all gradients, with each expert counted once wherever it lives."""
+    spread = {parameter for _, parameter in expert_parameters(model)}
+    everywhere = (p.grad for p in model.parameters() if p.grad is not None and p not in spread)
+    here = (p.grad for p in spread if p.grad is not None)
+    whole, part = nn.utils.get_total_norm(everywhere), nn.utils.get_total_norm(here)
+    squares = part.square()
+    dist.all_reduce(squares, group=mesh.get_group("expert"))
+    return (whole.square() + squares).sqrt()
+
+
+def sum_in_place(tensors: Iterable[Tensor], group: dist.ProcessGroup) -> None:
+    """Add up tensors over a group, in one reduction per dtype."""
+    if group.size() == 1:
+        return
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        by_dtype.setdefault(tensor.dtype, []).append(tensor)
+    for same in by_dtype.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in same])
+        dist.all_reduce(flat, group=group)
+        for tensor, part in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def _spread(name: str, layer: MoE, group: dist.ProcessGroup, rank: int) -> None:
+    num_experts = layer.router.num_experts
+    if num_experts < group.size():
+        raise ValueError(
+            f"Layer {name or 'MoE'} has {num_experts} experts for {group.size()} processes to share: some would hold "
+            f"none. Use ep_size of at most {num_experts}, or more experts."
+        )
+    own = expert_runs(num_experts, group.size())[rank]
+    layer.experts.keep(own.start, own.stop)
+    layer.dispatcher = ExpertParallel(layer.dispatcher, group, num_experts)
+    layer.watch()

@@ -1,0 +1,55 @@
+"""The scope of a batch that is spread over processes."""
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from gatewright.parallel.collectives import all_gather, all_reduce, gather_counts
+from gatewright.scope import BatchScope
+
+
+class ProcessScope(BatchScope):
+    """The processes of a group have one batch between them, each its own run of tokens, in rank order.
+
+    Args:
+        group: The processes.
+        key: As in `BatchScope`; where there is none, the first process draws one for all.
+        device: Where counts travel from: the device that the group's backend wants.
+        local_balance: Whether balance statistics stay each process's own, instead of the global batch's.
+    """
+
+    def __init__(
+        self,
+        group: ProcessGroup,
+        key: Int[Tensor, ""] | None = None,
+        *,
+        device: str = "cpu",
+        local_balance: bool = False,
+    ) -> None:
+        super().__init__(key)
+        self.group, self.device, self.local_balance = group, device, local_balance
+
+    def token_offset(self, num_tokens: int) -> int:
+        """Return how many tokens the processes before this one have."""
+        counts = gather_counts(torch.tensor([num_tokens], device=self.device), self.group)
+        return int(counts[: self.group.rank()].sum())
+
+    def sum(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Add up each tensor over the processes, in one reduction, with a gradient."""
+        if self.local_balance:
+            return values
+        total = all_reduce(torch.cat([value.reshape(-1) for value in values]), self.group)
+        parts = total.split([value.numel() for value in values])
+        return tuple(part.view_as(value) for part, value in zip(parts, values, strict=True))
+
+    def gather(self, values: Float[Tensor, "tokens *item"]) -> Float[Tensor, "global_tokens *item"]:
+        """Concatenate over the processes in rank order, with a gradient."""
+        return all_gather(values, self.group)
+
+    def draw_key(self, device: torch.device) -> Int[Tensor, ""]:
+        """Draw a key on the first process and tell the others."""
+        key = super().draw_key(device)
+        dist.broadcast(key, group=self.group, group_src=0)
+        return key

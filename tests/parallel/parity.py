@@ -1,0 +1,145 @@
+"""One process against several, on the same global batch: what the workers of these tests run."""
+
+import copy
+import functools
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from gatewright import Capacity, ModuleExperts, MoE, aux_loss, seed_noise
+from gatewright.parallel import (
+    average_expert_gradients,
+    expert_mesh,
+    expert_parameters,
+    expert_runs,
+    parallelize,
+    sum_in_place,
+    total_gradient_norm,
+)
+from tests.cases import make_moe, run
+
+DIM = 8
+
+
+@functools.cache
+def mesh_of(ep_size):
+    return expert_mesh(ep_size)
+
+
+def part_of(num_tokens, world, rank, split):
+    """Which tokens a rank has of a global batch."""
+    if split == "even":
+        return expert_runs(num_tokens, world)[rank]
+    ends = [0, *(num_tokens * place * place // world**2 for place in range(1, world)), num_tokens]  # 0 of 13 first
+    return range(ends[rank], ends[rank + 1])
+
+
+def gradients_of(model):
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def single(model, x, upstream):
+    """The whole batch on one process."""
+    seed_noise(model, 3, 1)
+    output = run(model, x)
+    auxiliary = aux_loss(model)
+    ((output * upstream).sum() / len(x) + auxiliary).backward()
+    gradients = gradients_of(model)
+    norm = nn.utils.get_total_norm(gradients.values())
+    return output.detach(), auxiliary.detach(), gradients, norm
+
+
+def several(model, x, upstream, mesh, part):
+    """This rank's part of the batch, with its share of the experts."""
+    parallelize(model, mesh)
+    seed_noise(model, 3, 1)
+    own = slice(part.start, part.stop)
+    output = run(model, x[own])
+    auxiliary = aux_loss(model)
+    ((output * upstream[own]).sum() / len(x) * mesh.size() + auxiliary).backward()
+    average_expert_gradients(model, mesh)
+    spread = dict(expert_parameters(model))
+    dense = [p.grad for name, p in model.named_parameters() if name not in spread and p.grad is not None]
+    sum_in_place(dense, dist.group.WORLD)
+    for gradient in dense:
+        gradient /= mesh.size()
+    return output.detach(), auxiliary.detach(), gradients_of(model), total_gradient_norm(model, mesh)
+
+
+def difference(actual, expected):
+    """Largest difference, over the largest entry expected."""
+    if actual.numel() == 0:
+        return 0.0
+    return float((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-3))
+
+
+def differences(build, x, ep_size, split):
+    """Largest differences between one process and this group: of output, auxiliary loss, gradients and their norm."""
+    mesh = mesh_of(ep_size)
+    model = build()
+    upstream = torch.randn(len(x), *model.output_shape, dtype=x.dtype)
+    part = part_of(len(x), mesh.size(), dist.get_rank(), split)
+    expected = single(copy.deepcopy(model), x, upstream)
+    actual = several(model, x, upstream, mesh, part)
+    runs = expert_runs(model.router.num_experts, ep_size)[mesh.get_local_rank("expert")]
+    gradient = 0.0
+    for name, value in actual[2].items():
+        wanted = expected[2][name]
+        if value.shape != wanted.shape:  # stacked experts
+            wanted = wanted[runs.start : runs.stop]
+        gradient = max(gradient, difference(value, wanted))
+    return {
+        "output": difference(actual[0], expected[0][part.start : part.stop]),
+        "auxiliary": difference(actual[1], expected[1]),
+        "gradient": gradient,
+        "norm": difference(actual[3], expected[3]),
+        "compared": len(actual[2]),
+    }
+
+
+def layer(router, experts, dtype, num_experts=5, num_tokens=13, ep_size=2, split="even", top_k=2):
+    """Differences of one layer of a combination of the contract suite."""
+    torch.manual_seed(0)
+    x = torch.randn(num_tokens, DIM, dtype=dtype)
+    build = functools.partial(make_moe, router, experts, dim=DIM, num_experts=num_experts, top_k=top_k)
+    return differences(lambda: build().to(dtype), x, ep_size, split)
+
+
+def all_to_one(dtype, ep_size):
+    """Every token goes to the last expert; the others, and most ranks, get nothing."""
+    torch.manual_seed(0)
+    x = torch.randn(13, DIM, dtype=dtype)
+    x[:, 0] = 1
+
+    def build():
+        moe = make_moe("top-k", "modules", dim=DIM, num_experts=4, top_k=1).to(dtype)
+        with torch.no_grad():
+            moe.router.gate.weight[3, 0] = 50.0
+        return moe
+
+    return differences(build, x, ep_size, "even")
+
+
+def images(dtype, ep_size):
+    """Different convolutional experts on items of any shape, some of them on each rank."""
+    torch.manual_seed(0)
+
+    def expert(width):
+        return nn.Sequential(nn.Conv2d(3, width, 3), nn.Tanh(), nn.Flatten(), nn.Linear(9 * width, 10))
+
+    def build():
+        torch.manual_seed(1)
+        router = make_moe("noisy-top-k", dim=75, num_experts=3).router
+        return MoE(router, ModuleExperts([expert(2), expert(3), expert(4)]), item_shape=(3, 5, 5)).to(dtype)
+
+    return differences(build, torch.randn(11, 3, 5, 5, dtype=dtype), ep_size, "uneven")
+
+
+def capacity_drops_per_rank(ep_size):
+    """How many assignments each rank drops, and the largest load, with a capacity of its own."""
+    torch.manual_seed(0)
+    model = parallelize(make_moe("top-k", "modules", dim=DIM, num_experts=4), mesh_of(ep_size))
+    model.dispatcher.local = Capacity(0.5, 1)
+    output = model(torch.randn(40, DIM))
+    return float(model.routing.sums.dropped), output.isfinite().all().item()

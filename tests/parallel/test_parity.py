@@ -1,0 +1,55 @@
+"""Several processes compute what one does: outputs, gradients, their norm and the auxiliary losses."""
+
+import pytest
+import torch
+
+from tests.cases import EXPERT_CASES, ROUTER_CASES
+from tests.parallel import parity
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+pytestmark = pytest.mark.distributed
+
+
+def assert_equal(results, dtype):
+    for result in results:
+        assert result.pop("compared") > 0
+        assert max(result.values()) <= TOLERANCE[dtype], result
+
+
+@pytest.mark.parametrize("router", ROUTER_CASES)
+@pytest.mark.parametrize("experts", ["modules-different", "grouped-relu-bias"])
+@pytest.mark.parametrize(("world", "ep_size"), [(2, 1), (2, 2), (4, 2), (4, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_every_router(ranks, router, experts, world, ep_size, dtype):
+    assert_equal(ranks(world, parity.layer, router, experts, dtype, 5, 13, ep_size), dtype)
+
+
+@pytest.mark.parametrize("experts", EXPERT_CASES)
+@pytest.mark.parametrize("num_tokens", [1, 2, 40])
+def test_every_kind_of_experts_on_uneven_parts_of_a_batch(ranks, experts, num_tokens):
+    """Ranks with no tokens at all, and 7 experts over 4 ranks."""
+    results = ranks(4, parity.layer, "noisy-top-k", experts, torch.float64, 7, num_tokens, 4, "uneven")
+    assert_equal(results, torch.float64)
+
+
+@pytest.mark.parametrize(("num_experts", "ep_size"), [(40, 3), (3, 3)])
+def test_expert_counts_that_the_ranks_do_not_divide(ranks, num_experts, ep_size):
+    results = ranks(3, parity.layer, "top-k", "modules-different", torch.float64, num_experts, 50, ep_size)
+    assert_equal(results, torch.float64)
+
+
+@pytest.mark.parametrize(("world", "ep_size"), [(2, 2), (4, 2), (4, 4)])
+def test_all_tokens_to_one_expert(ranks, world, ep_size):
+    assert_equal(ranks(world, parity.all_to_one, torch.float64, ep_size), torch.float64)
+
+
+@pytest.mark.parametrize(("world", "ep_size"), [(2, 2), (3, 3)])
+def test_images_through_different_experts(ranks, world, ep_size):
+    assert_equal(ranks(world, parity.images, torch.float64, ep_size), torch.float64)
+
+
+def test_capacity_is_per_rank(ranks):
+    for dropped, finite in ranks(2, parity.capacity_drops_per_rank, 2):
+        assert dropped >= 40
+        assert finite
