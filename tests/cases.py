@@ -10,22 +10,69 @@ from functools import partial
 import torch
 from torch import nn
 
-from gatewright import BatchScope, Capacity, GroupedFeedForward, ModuleExperts, MoE, NoisyTopK, TopK, reference
+from gatewright import (
+    BatchScope,
+    Biased,
+    Capacity,
+    ExpertChoice,
+    ExpertDropout,
+    GroupedFeedForward,
+    GroupLimited,
+    Hashed,
+    Hierarchical,
+    MergedMoE,
+    ModuleExperts,
+    MoE,
+    NoisyTopK,
+    Sinkhorn,
+    Soft,
+    TopK,
+    reference,
+)
 from gatewright.dispatch import DISPATCHERS
 from gatewright.routers import ROUTERS
+from gatewright.routers.base import ExpertBias
+from gatewright.routers.expert_dropout import STREAM
 from gatewright.routing import top_k_routing
 
+
+def in_groups(dim, num_experts, top_k, **options):
+    """A group-limited router in two groups where they can be of equal size, else in groups of one."""
+    num_groups = num_experts if num_experts % 2 else 2
+    return GroupLimited(dim, num_experts, top_k, num_groups=num_groups, top_k_groups=min(top_k, num_groups), **options)
+
+
+def in_two_levels(dim, num_experts, top_k):
+    """A hierarchical router in groups of three where they fit, else in groups of one."""
+    num_groups = num_experts if num_experts % 3 else max(num_experts // 3, 1)
+    top_k_groups = top_k if num_groups == num_experts else min(2, num_groups)
+    return Hierarchical(dim, num_experts, top_k, num_groups=num_groups, top_k_groups=top_k_groups)
+
+
 ROUTER_CASES = {
-    **ROUTERS,
+    **{name: router for name, router in ROUTERS.items() if not router.dense},
+    "biased-softmax": partial(Biased, score="softmax", normalize=False),
+    "biased-unnormalized": partial(Biased, normalize=False),
+    "group-limited-v2": partial(in_groups, score="softmax", group_score="max", normalize=False, bias_rate=0.0),
+    "group-limited-v3": in_groups,
+    "expert-choice-normalized": partial(ExpertChoice, normalize=True),
+    "expert-dropout": lambda *sizes: ExpertDropout(NoisyTopK(*sizes), 0.4),
+    "hierarchical-in-groups": in_two_levels,
+    "sinkhorn-sigmoid": partial(Sinkhorn, score="sigmoid"),
     "top-k-after": partial(TopK, score_after_top_k=True),
     "top-k-normalized": partial(TopK, normalize=True),
     "top-k-sigmoid": partial(TopK, score="sigmoid"),
     "top-k-sigmoid-normalized": partial(TopK, score="sigmoid", normalize=True),
 }
 DISPATCHER_CASES = {
-    **DISPATCHERS,
+    **{name: dispatcher for name, dispatcher in DISPATCHERS.items() if not dispatcher.dense},
     "capacity-tight": partial(Capacity, 0.6, 1),
     "capacity-tight-by-weight": partial(Capacity, 0.6, 1, "largest-weight"),
+}
+SOFT_CASES = {
+    "soft": Soft,
+    "soft-groups": partial(Soft, slots_per_expert=2, group_size=3),
+    "soft-per-token": partial(Soft, group_size=1),
 }
 EXPERT_CASES = {
     "grouped-feed-forward": lambda num_experts, dim: GroupedFeedForward(num_experts, dim, 2 * dim),
@@ -52,15 +99,32 @@ def make_router(case, dim, num_experts, top_k):
         router = ROUTER_CASES[case](dim, num_experts, top_k)
     for parameter in router.parameters():
         nn.init.normal_(parameter, std=dim**-0.5)
+    for module in router.modules():
+        if isinstance(module, ExpertBias):
+            nn.init.normal_(module.bias, std=0.1)
     return router
 
 
 def make_moe(router="top-k", experts="grouped-feed-forward", dispatcher="dropless", *, dim=8, num_experts=5, top_k=2):
+    if experts == "merged":
+        return make_merged(router, dim, num_experts, top_k)
     return MoE(
         make_router(router, dim, num_experts, top_k),
         EXPERT_CASES[experts](num_experts, dim),
         dispatcher=DISPATCHER_CASES[dispatcher](),
     )
+
+
+def make_soft_moe(router="soft", experts="grouped-feed-forward", *, dim=8, num_experts=5):
+    """A layer of a dense router, whose weights are far from even."""
+    moe = MoE(SOFT_CASES[router](dim, num_experts), EXPERT_CASES[experts](num_experts, dim))
+    nn.init.constant_(moe.router.scale, 3.0)
+    return moe
+
+
+def make_merged(router="top-k", dim=8, num_experts=5, top_k=2):
+    """A layer that mixes parameters, without dispatch."""
+    return MergedMoE(make_router(router, dim, num_experts, top_k), partial(two_layers, dim, 3), num_experts)
 
 
 def random_routing(num_tokens, num_experts=4, top_k=2, dtype=torch.float32):
@@ -80,8 +144,13 @@ def features_for(router, num_tokens):
 def run(moe, x):
     """Call a layer on vectors; a router by keys gets keys that are a function of each vector."""
     if type(moe.router) in KEYED:
-        return moe(x, x.detach().double().mul(1000).long()[:, : moe.router.dim])
+        return moe(x, keys_of(x))
     return moe(x)
+
+
+def keys_of(x):
+    """Integers that are a function of each vector."""
+    return x.detach().double().mul(1000).long()
 
 
 def dense_weights(routing):
@@ -107,14 +176,81 @@ def _top_k_gates(router, features):
     return reference.top_k(features @ router.gate.weight.t(), router.top_k, **variant)
 
 
-REFERENCE_GATES = {NoisyTopK: _noisy_top_k_gates, TopK: _top_k_gates}
+def _biased_gates(router, features):
+    logits, bias = features @ router.gate.weight.t(), router.expert_bias.bias
+    settings = {"score": router.score, "normalize": router.normalize, "scale": router.scale}
+    return reference.group_limited(logits, bias, router.top_k, **settings)
+
+
+def _group_limited_gates(router, features):
+    names = ("num_groups", "top_k_groups", "score", "group_score", "normalize", "scale")
+    settings = {name: getattr(router, name) for name in names}
+    return reference.group_limited(features @ router.gate.weight.t(), router.expert_bias.bias, router.top_k, **settings)
+
+
+def _expert_choice_gates(router, features):
+    scores = reference.top_k(features @ router.gate.weight.t(), router.num_experts)
+    if router.training:
+        mask = reference.batchwise_mask(scores, router.top_k)
+    else:
+        mask = (scores > router.threshold).to(scores.dtype)
+    return reference.expert_choice(scores, mask, normalize=router.normalize)
+
+
+def _sinkhorn_gates(router, features):
+    logits = features @ router.gate.weight.t()
+    plan = reference.sinkhorn(logits, router.tolerance, router.max_iterations).log() if router.training else logits
+    scores = reference.top_k(logits, router.num_experts, score=router.score)
+    return scores * (reference.top_k(plan, router.top_k) > 0)  # of the k largest entries in each row
+
+
+def levels(router, features):
+    """Both levels of a `Hierarchical` as the reference takes them; noise is drawn as the router draws it."""
+    drawn = []
+    for stream, level in ((1, router.primary), (0, router.secondary)):
+        if level.gate is None:
+            drawn.append((features.new_zeros(len(features), level.num_gates),) * 3)
+            continue
+        logits, noise_std = features @ level.gate.weight.t(), nn.functional.softplus(features @ level.noise.weight.t())
+        noise = BatchScope().normal(logits, stream) if router.training else torch.zeros_like(logits)
+        drawn.append((logits, noise_std, noise))
+    return drawn
+
+
+def _hierarchical_gates(router, features):
+    return reference.hierarchical(*levels(router, features), router.top_k_groups, router.top_k)
+
+
+def _hashed_gates(router, features):
+    return reference.hashed(features, router.num_experts, router.top_k, router.seed)
+
+
+def _expert_dropout_gates(router, features):
+    gates = reference_gates(router.router, features)
+    return (
+        reference.expert_dropout(gates, BatchScope().uniform(gates, STREAM), router.rate) if router.training else gates
+    )
+
+
+REFERENCE_GATES = {
+    Biased: _biased_gates,
+    ExpertChoice: _expert_choice_gates,
+    ExpertDropout: _expert_dropout_gates,
+    GroupLimited: _group_limited_gates,
+    Hashed: _hashed_gates,
+    Hierarchical: _hierarchical_gates,
+    NoisyTopK: _noisy_top_k_gates,
+    Sinkhorn: _sinkhorn_gates,
+    TopK: _top_k_gates,
+}
 
 # What is not so of every router.
-KEYED = set()  # routed by integer keys, handed to the layer as features
-BATCHWISE = set()  # in training a token's route depends on the rest of its batch
-EXPERTS_CHOOSE = set()  # a token may get any number of experts
-BIASED = set()  # chosen by another score than the one that weighs
-UNTAUGHT = {}  # parameters by name that the task does not teach, of each class that has some
+KEYED = {Hashed}  # routed by integer keys, handed to the layer as features
+BATCHWISE = {ExpertChoice, Sinkhorn}  # in training a token's route depends on the rest of its batch
+DROPS = {ExpertDropout}  # in training discards assignments at random, and scales up the rest
+EXPERTS_CHOOSE = {ExpertChoice}  # a token may get any number of experts
+BIASED = {Biased, GroupLimited, Sinkhorn}  # chosen by another score than the one that weighs
+UNTAUGHT = {ExpertChoice: {"threshold"}}  # parameters by name that the task does not teach, of each class that has some
 
 
 def reference_kept(gates, routing, dispatcher, training):
@@ -127,13 +263,21 @@ def reference_kept(gates, routing, dispatcher, training):
     for token, expert in zip(routing.token_index.tolist(), routing.expert_index.tolist(), strict=True):
         if expert < num_experts:
             served.append((token, len(choices[token])))
-            choices[token].append(expert)
+        choices[token].append(expert)  # a second choice stays one where the first was discarded
     served = reference.prioritised(served, gates, dispatcher.priority)
     capacity = dispatcher.capacity(len(routing.weight), num_experts)
     kept = torch.zeros_like(gates)
     for token, choice in reference.keep_within_capacity(choices, num_experts, capacity, served):
         kept[token, choices[token][choice]] = 1
     return gates * kept
+
+
+def reference_soft(moe, x, features):
+    """What the reference makes of a layer of a dense router."""
+    router = moe.router
+    group_size = router.group_size or len(x)
+    weights = reference.soft(features, router.gate.weight.t(), router.scale, group_size)
+    return reference.soft_mixture(x, *weights, one_by_one(moe.experts), group_size)
 
 
 def one_by_one(experts):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
+PAGES = sorted(page.relative_to(ROOT).as_posix() for page in ROOT.glob("docs/*/*.md"))
 
 
 def python_blocks(name):
@@ -32,7 +33,13 @@ def test_the_router_of_the_contributing_guide_routes_by_angle_alone():
     assert router.gate.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
+@pytest.mark.parametrize("name", PAGES)
+def test_the_examples_of_the_pages_run(name):
+    (example,) = python_blocks(name)
+    exec(compile(example, name, "exec"), {})
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", *PAGES])
 def test_links_lead_somewhere(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#]+)\)", text)

@@ -20,7 +20,7 @@ LEVELS = [
     {"routing"},
     {"routers", "experts", "dispatch", "losses", "metrics"},
     {"routed"},
-    {"layer", "merged", "reference"},
+    {"layer", "merged", "reference", "residual"},
     {"data", "models", "surgery", "parallel"},
     {"train", "report"},
     {"recipes", "cli", "__main__"},

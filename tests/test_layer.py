@@ -5,7 +5,18 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from gatewright import Capacity, Dropless, GroupedFeedForward, ModuleExperts, MoE, NoisyTopK, TopK, moe_layers
+from gatewright import (
+    Capacity,
+    Dropless,
+    GroupedFeedForward,
+    ModuleExperts,
+    MoE,
+    NoisyTopK,
+    Soft,
+    SoftDispatch,
+    TopK,
+    moe_layers,
+)
 from tests.cases import make_moe, make_router
 
 
@@ -73,6 +84,7 @@ def test_the_default_dispatcher_and_losses():
     moe = MoE(NoisyTopK(8, 3), GroupedFeedForward(3, 8, 4))
     assert isinstance(moe.dispatcher, Dropless)
     assert moe.losses == {"importance": 0.1, "load": 0.1}
+    assert isinstance(MoE(Soft(8, 3), GroupedFeedForward(3, 8, 4)).dispatcher, SoftDispatch)
     assert MoE(TopK(8, 3), GroupedFeedForward(3, 8, 4)).losses == {"load_balance": 0.01}
     assert MoE(TopK(8, 3), GroupedFeedForward(3, 8, 4), losses={"router_z": 1e-3}).losses == {"router_z": 1e-3}
 
@@ -104,6 +116,14 @@ def linear(out=8):
         (
             lambda: MoE(TopK(8, 2), ModuleExperts([linear()(), nn.LSTM(8, 8)])),
             r"one tensor with one row per row .* expert 1 \(LSTM\) returns tuple",
+        ),
+        (
+            lambda: MoE(Soft(8, 3), GroupedFeedForward(3, 8, 4), dispatcher=Dropless()),
+            r"got Dropless\(\), which takes a Routing, and Soft, .* or pass SoftDispatch\(\)\.",
+        ),
+        (
+            lambda: MoE(TopK(8, 3), GroupedFeedForward(3, 8, 4), dispatcher=SoftDispatch()),
+            r"got SoftDispatch\(\), which takes a SoftRouting, and TopK, .* pass Dropless\(\) or Capacity\(\)\.",
         ),
         (
             lambda: MoE(TopK(8, 3), GroupedFeedForward(3, 8, 4), losses={"laod": 1.0}),

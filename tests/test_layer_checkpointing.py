@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gatewright import ModuleExperts, MoE, NoisyTopK, aux_loss
 from gatewright.losses import LOSSES
-from tests.cases import make_moe
+from tests.cases import SOFT_CASES, make_moe, make_soft_moe
 
 X = torch.randn(21, 8, generator=torch.Generator().manual_seed(3))
 
@@ -56,6 +56,16 @@ def test_gradients_are_those_of_a_plain_step(run, experts, dispatcher):
         make_moe("noisy-top-k", experts, dispatcher),
     ]
     model = nn.Sequential(*layers)
+    expected, actual = step(model, X, plainly), step(model, X, run)
+    assert actual.keys() == expected.keys()
+    for name, value in actual.items():
+        assert_close(value, expected[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("run", [checkpointed, each_part_checkpointed])
+@pytest.mark.parametrize("router", SOFT_CASES)
+def test_gradients_of_soft_routing_are_those_of_a_plain_step(run, router):
+    model = nn.Sequential(make_soft_moe(router), nn.Linear(8, 8), make_soft_moe(router, "modules"))
     expected, actual = step(model, X, plainly), step(model, X, run)
     assert actual.keys() == expected.keys()
     for name, value in actual.items():

@@ -5,14 +5,17 @@ Each check runs in a process without the import hook (see `run_unhooked` in conf
 
 import copy
 import shutil
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 
 from gatewright import Capacity, GroupedFeedForward, ModuleExperts, MoE, aux_loss
-from tests.cases import make_moe, make_router
+from tests.cases import SOFT_CASES, make_moe, make_router, make_soft_moe
 
 
 def step(model, moe, x, autocast=False):
@@ -56,10 +59,29 @@ def grouped(router, dispatcher, dim, autocast, training):
         ("noisy-top-k", "dropless", 7, False, False),
         ("top-k", "dropless", 8, True, True),
         ("top-k", "capacity", 7, False, True),
+        ("hierarchical-in-groups", "dropless", 8, False, True),
+        ("expert-dropout", "dropless", 8, False, True),
+        ("expert-choice", "dropless", 8, False, True),
+        ("expert-choice-normalized", "capacity", 8, True, True),
+        ("expert-choice", "dropless", 7, False, False),
+        ("sinkhorn", "dropless", 8, False, True),
+        ("sinkhorn", "capacity", 7, True, True),
     ],
 )
 def test_grouped_experts_are_one_graph(run_unhooked, router, dispatcher, dim, autocast, training):
     run_unhooked(grouped, router, dispatcher, dim, autocast, training)
+
+
+def soft(router, autocast, training):
+    torch.manual_seed(0)
+    moe = make_soft_moe(router, "grouped-swiglu-bias").train(training)
+    agrees_with_eager(moe, torch.randn(12, 8), autocast, backend="aot_eager", fullgraph=True)
+
+
+@pytest.mark.parametrize("router", SOFT_CASES)
+@pytest.mark.parametrize(("autocast", "training"), [(False, True), (False, False), (True, True)])
+def test_soft_routing_is_one_graph(run_unhooked, router, autocast, training):
+    run_unhooked(soft, router, autocast, training)
 
 
 def modules(dispatcher):
@@ -74,20 +96,40 @@ def test_module_experts_break_the_graph_and_agree(run_unhooked):
     run_unhooked(modules, Capacity(0.8, 2))
 
 
-def sizes():
+def sizes(router, group_size):
+    torch._dynamo.reset()
     torch.manual_seed(0)
-    counter = torch._dynamo.testing.CompileCounter()
-    moe = MoE(make_router("top-k", 8, 3, 2), GroupedFeedForward(3, 8, 4), losses={}).eval()
-    compiled = torch.compile(moe, backend=counter, fullgraph=True)
-    for num_tokens in (4, 5, 6, 63, 17, 1, 0):
-        x = torch.randn(num_tokens, 8)
+    counter = CompileCounter()
+    moe = make_soft_moe(router) if router in SOFT_CASES else make_moe(router)
+    moe.losses.clear()
+    compiled = torch.compile(moe.eval(), backend=counter, fullgraph=True)
+    for num_groups in (4, 5, 6, 63, 17, 1, 0):
+        x = torch.randn(num_groups * group_size, 8)
         assert_close(compiled(x), moe(x))
     assert counter.frame_count <= 4, "a graph per batch size"
 
 
-def test_one_graph_serves_batches_of_all_sizes(run_unhooked):
-    """The first two sizes, one token and none: a batch of 6, 63 or 17 is compiled no more."""
-    run_unhooked(sizes)
+@pytest.mark.parametrize(
+    ("router", "group_size"), [("top-k", 1), ("soft", 1), ("soft-groups", 3), ("soft-per-token", 1)]
+)
+def test_one_graph_serves_batches_of_all_sizes(run_unhooked, router, group_size):
+    """The first two sizes, one group and none: a batch of 6, 63 or 17 is compiled no more."""
+    run_unhooked(sizes, router, group_size)
+
+
+def crowded():
+    torch.manual_seed(0)
+    moe = MoE(make_router("top-k", 8, 20, 1), GroupedFeedForward(20, 8, 4), dispatcher=Capacity(1.0, 1))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        agrees_with_eager(moe, torch.randn(13, 8), backend="aot_eager", fullgraph=True)
+    return [(warning.filename, warning.lineno) for warning in caught if "1 row per expert" in str(warning.message)]
+
+
+def test_a_capacity_that_would_warn_is_one_graph_too_and_eager_mode_says_on_which_line(run_unhooked):
+    ((file, line),) = run_unhooked(crowded)
+    assert file == __file__
+    assert Path(file).read_text().splitlines()[line - 1].strip() == "output = model(x)"
 
 
 def forgotten(experts):

@@ -4,31 +4,57 @@ The core, importable with torch alone: four nouns (`Router`, `Dispatcher`, `Expe
 (`Routing`). Start with `gatewright.reference`, which says in plain loops what all of it computes.
 """
 
-from gatewright.dispatch import Capacity, Dispatcher, Dropless, ExpertBatch
+from gatewright.dispatch import Capacity, Dispatcher, Dropless, ExpertBatch, SoftDispatch
 from gatewright.experts import Experts, GroupedFeedForward, ModuleExperts
 from gatewright.layer import MoE
+from gatewright.merged import MergedMoE
+from gatewright.residual import ResidualMixture
 from gatewright.routed import RoutedLayer, aux_loss, end_step, moe_layers, seed_noise
-from gatewright.routers import NoisyTopK, Router, TopK
-from gatewright.routing import Routing, RoutingSums
+from gatewright.routers import (
+    Biased,
+    ExpertChoice,
+    ExpertDropout,
+    GroupLimited,
+    Hashed,
+    Hierarchical,
+    NoisyTopK,
+    Router,
+    Sinkhorn,
+    Soft,
+    TopK,
+)
+from gatewright.routing import Routing, RoutingSums, SoftRouting
 from gatewright.scope import BatchScope
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BatchScope",
+    "Biased",
     "Capacity",
     "Dispatcher",
     "Dropless",
     "ExpertBatch",
+    "ExpertChoice",
+    "ExpertDropout",
     "Experts",
+    "GroupLimited",
     "GroupedFeedForward",
+    "Hashed",
+    "Hierarchical",
+    "MergedMoE",
     "MoE",
     "ModuleExperts",
     "NoisyTopK",
+    "ResidualMixture",
     "RoutedLayer",
     "Router",
     "Routing",
     "RoutingSums",
+    "Sinkhorn",
+    "Soft",
+    "SoftDispatch",
+    "SoftRouting",
     "TopK",
     "aux_loss",
     "end_step",

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Num
+from torch import Tensor, nn
 
-from gatewright.dispatch import Dispatcher, Dropless
+from gatewright.dispatch import Dispatcher, Dropless, SoftDispatch
 from gatewright.experts import Experts
+from gatewright.experts.base import check_output_shape
 from gatewright.routed import RoutedLayer
 from gatewright.routers import Router
 
@@ -26,13 +27,17 @@ class MoE(RoutedLayer):
         router: Who goes where.
         experts: What they do there.
         item_shape: Shape of what is dispatched; an int stands for one dimension. By default ``(router.dim,)``.
-        dispatcher: How tokens travel; by default `Dropless`. Evaluation drops nothing, whatever the dispatcher.
+        dispatcher: How tokens travel; by default `Dropless`, or `SoftDispatch` for a dense router. Evaluation drops
+            nothing, whatever the dispatcher.
         losses: Coefficient per auxiliary loss, by its name in `gatewright.losses.LOSSES`; by default the router's own
             (``router.default_losses``). An empty mapping turns them off.
+        shared: A module applied to every item, dropped or not, and added with weight 1. Several shared experts are one
+            wider module: https://arxiv.org/abs/2401.06066 section 3.2.
 
     Raises:
-        ValueError: If router and experts disagree on their number, experts do not take the items or return different
-            shapes, or a loss is unknown.
+        ValueError: If router and experts disagree on their number, or router and dispatcher on the kind of routing;
+            experts do not take the items or return different shapes; the shared expert does not fit them, or a loss is
+            unknown.
     """
 
     def __init__(
@@ -43,21 +48,18 @@ class MoE(RoutedLayer):
         item_shape: int | Sequence[int] | None = None,
         dispatcher: Dispatcher | None = None,
         losses: Mapping[str, float] | None = None,
+        shared: nn.Module | None = None,
     ) -> None:
-        super().__init__(router, losses)
-        if router.num_experts != experts.num_experts:
-            raise ValueError(
-                f"The router chooses among {router.num_experts} experts and there are {experts.num_experts}. "
-                "Give both the same num_experts."
-            )
-        self.experts, self.dispatcher = experts, dispatcher or Dropless()
-        shape = (router.dim,) if item_shape is None else item_shape
-        self.item_shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        super().__init__(router, losses, item_shape)
+        self.check_num_experts(experts.num_experts)
+        self.experts, self.shared, self.dispatcher = experts, shared, _dispatcher_for(router, dispatcher)
         self.output_shape = experts.output_shape(self.item_shape)
+        if shared is not None:
+            check_output_shape("the shared expert", shared, self.item_shape, self.output_shape)
         self.watch()
 
     def forward(
-        self, x: Float[Tensor, "*batch_and_item"], features: Float[Tensor, "*batch_and_features"] | None = None
+        self, x: Float[Tensor, "*batch_and_item"], features: Num[Tensor, "*batch_and_features"] | None = None
     ) -> Float[Tensor, "*batch_and_out"]:
         """Send each item to its experts and add up what they return.
 
@@ -69,24 +71,29 @@ class MoE(RoutedLayer):
         Raises:
             ValueError: If a shape or dtype does not fit.
         """
-        items = self._items(x)
+        items = self.flat_items(x)
         routing = self.route_features(items if features is None else features, len(items))
         batch = self.dispatcher.dispatch(items, routing, training=self.training)
         rows = self.experts(batch.rows, batch.tokens_per_expert)
         output = self.dispatcher.combine(rows, batch, len(items))
+        if self.shared is not None:
+            output = output + self.shared(items)
         self.record(batch.routing)
-        return output.reshape(*x.shape[: x.dim() - len(self.item_shape)], *self.output_shape)
-
-    def _items(self, x: Tensor) -> Tensor:
-        if not x.is_floating_point():
-            raise ValueError(f"MoE takes floating-point items; got {x.dtype}. Convert with x.float() first.")
-        if x.dim() <= len(self.item_shape) or tuple(x.shape[-len(self.item_shape) :]) != self.item_shape:
-            raise ValueError(
-                f"MoE takes items of shape {self.item_shape} behind one or more batch dimensions; got "
-                f"{tuple(x.shape)}. Reshape the input, or set item_shape."
-            )
-        return x.reshape(-1, *self.item_shape)
+        return self.like_batch(output, x)
 
     def extra_repr(self) -> str:
         """Show the dispatcher and the losses when a model is printed."""
         return f"dispatcher={self.dispatcher}, losses={self.losses}"
+
+
+def _dispatcher_for(router: Router, dispatcher: Dispatcher | None) -> Dispatcher:
+    """Choose a dispatcher that takes what the router makes, or refuse one that does not."""
+    if dispatcher is None:
+        return SoftDispatch() if router.dense else Dropless()
+    if dispatcher.dense != router.dense:
+        takes, fits = ("Routing", "SoftDispatch()") if router.dense else ("SoftRouting", "Dropless() or Capacity()")
+        raise ValueError(
+            f"The dispatcher takes the record that the router makes; got {dispatcher}, which takes a {takes}, and "
+            f"{type(router).__name__}, which makes the other kind. Leave the dispatcher out, or pass {fits}."
+        )
+    return dispatcher

@@ -8,17 +8,21 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
 def mixture(
-    x: Float[Tensor, "tokens *item"], gates: Float[Tensor, "tokens experts"], experts: Sequence[nn.Module]
+    x: Float[Tensor, "tokens *item"],
+    gates: Float[Tensor, "tokens experts"],
+    experts: Sequence[nn.Module],
+    shared: nn.Module | None = None,
 ) -> Float[Tensor, "tokens *out"]:
     """``y = sum_i G(x)_i E_i(x)``, calling an expert for the tokens whose gate is not 0.
 
     https://arxiv.org/abs/1701.06538 eq. 1. An expert sees its tokens as one batch, because BatchNorm makes that matter.
-    A token without an expert gets zero.
+    A token without an expert gets zero. A shared expert is added for every token:
+    https://arxiv.org/abs/2401.06066 section 3.2.
     """
     outputs = [x.new_zeros(())] * len(x)
     for index, expert in enumerate(experts):
@@ -26,7 +30,34 @@ def mixture(
         if tokens:
             for token, row in zip(tokens, expert(x[tokens]), strict=True):
                 outputs[token] = outputs[token] + gates[token, index] * row
-    return torch.stack(torch.broadcast_tensors(*outputs))
+    mixed = torch.stack(torch.broadcast_tensors(*outputs))
+    return mixed if shared is None else mixed + shared(x)
+
+
+def merged(
+    x: Float[Tensor, "tokens *item"], gates: Float[Tensor, "tokens experts"], experts: Sequence[nn.Module]
+) -> Float[Tensor, "tokens *out"]:
+    """``y = f(x; sum_i G(x)_i theta_i)``, one token at a time: https://arxiv.org/abs/1904.04971 section 3."""
+    parameters = [dict(expert.named_parameters()) for expert in experts]
+    outputs = []
+    for item, row in zip(x, gates, strict=True):
+        mixed = {name: sum(row[i] * parameters[i][name] for i in range(len(experts))) for name in parameters[0]}
+        outputs.append(torch.func.functional_call(experts[0], mixed, (item[None],))[0])
+    return torch.stack(outputs)
+
+
+def residual(
+    x: Float[Tensor, "tokens *item"],
+    mixed: Float[Tensor, "tokens *out"],
+    kept: Float[Tensor, "tokens *out"],
+    coefficient: nn.Linear,
+) -> Float[Tensor, "tokens *out"]:
+    """``y = c_0 mixed + c_1 kept`` with ``c = softmax(W x + b)``: https://arxiv.org/abs/2201.05596 section 4.1."""
+    outputs = []
+    for item, of_mixture, of_branch in zip(x, mixed, kept, strict=True):
+        first, second = (coefficient.weight @ item.flatten() + coefficient.bias).exp()
+        outputs.append((first * of_mixture + second * of_branch) / (first + second))
+    return torch.stack(outputs)
 
 
 def noisy_top_k(
@@ -84,6 +115,193 @@ def top_k(
         total = sum(scores[i] for i in kept) if normalize else torch.ones_like(row[0])
         gates.append(torch.stack([scores[i] / total if i in kept else row[i] * 0 for i in range(len(row))]))
     return torch.stack(gates)
+
+
+def group_limited(
+    logits: Float[Tensor, "tokens experts"],
+    bias: Float[Tensor, " experts"],
+    top_k: int,
+    *,
+    num_groups: int = 1,
+    top_k_groups: int = 1,
+    score: str = "sigmoid",
+    group_score: str = "two-largest",
+    normalize: bool = True,
+    scale: float = 1.0,
+) -> Float[Tensor, "tokens experts"]:
+    """Choose by biased scores in the best groups, weigh without bias: https://arxiv.org/abs/2412.19437 eqs. 13 to 16.
+
+    With one group it is biased top-k alone. Of equal scores the first counts as the larger.
+    """
+    size, gates = logits.shape[1] // num_groups, []
+    for row in logits:
+        total = sum(logit.exp() for logit in row)
+        scores = [logit.exp() / total if score == "softmax" else 1 / (1 + (-logit).exp()) for logit in row]
+        biased = [(scores[i] + bias[i]).item() for i in range(len(row))]
+        groups = [sorted(biased[g * size : (g + 1) * size], reverse=True) for g in range(num_groups)]
+        values = [group[0] if group_score == "max" else sum(group[:2]) for group in groups]
+        best = sorted(range(num_groups), key=lambda g: -values[g])[:top_k_groups]
+        allowed = [i for i in range(len(row)) if i // size in best]
+        kept = sorted(allowed, key=lambda i: -biased[i])[:top_k]
+        divisor = sum(scores[i] for i in kept) if normalize else 1
+        gates.append(torch.stack([scale * scores[i] / divisor if i in kept else row[i] * 0 for i in range(len(row))]))
+    return torch.stack(gates)
+
+
+def moved_bias(
+    bias: Float[Tensor, " experts"], load: Float[Tensor, " experts"], rate: float
+) -> Float[Tensor, " experts"]:
+    """``b_i + rate * sign(mean(load) - load_i)``: https://arxiv.org/abs/2408.15664 algorithm 1."""
+    mean = sum(load) / len(load)
+    return torch.stack([b + rate * (int(mean > n) - int(mean < n)) for b, n in zip(bias, load, strict=True)])
+
+
+def batchwise_mask(scores: Float[Tensor, "tokens experts"], top_k: int) -> Float[Tensor, "tokens experts"]:
+    """1 for the largest scores of each expert, ``m = tokens * top_k / experts`` of them, 0 for the rest.
+
+    https://arxiv.org/abs/1701.06538 appendix F and https://arxiv.org/abs/2202.09368. m is rounded, half up, and is at
+    least 1; of equal scores the first ones count.
+    """
+    num_tokens, num_experts = scores.shape
+    count = max(math.floor(num_tokens * top_k / num_experts + 0.5), 1)
+    mask = torch.zeros_like(scores)
+    for expert in range(num_experts):
+        for token in sorted(range(num_tokens), key=lambda token: -scores[token, expert].item())[:count]:
+            mask[token, expert] = 1
+    return mask
+
+
+def threshold_loss(
+    scores: Float[Tensor, "tokens experts"], threshold: Float[Tensor, " experts"], top_k: int
+) -> Float[Tensor, ""]:
+    """``sum (M_threshold - M_batchwise) (X - T)`` of constant scores X: https://arxiv.org/abs/1701.06538 appendix F."""
+    loss = threshold.new_zeros(())
+    for row, chosen in zip(scores.detach(), batchwise_mask(scores, top_k), strict=True):
+        for score, limit, taken in zip(row, threshold, chosen, strict=True):
+            loss = loss + (int(score > limit) - taken) * (score - limit)
+    return loss
+
+
+def expert_choice(
+    scores: Float[Tensor, "tokens experts"], mask: Float[Tensor, "tokens experts"], *, normalize: bool = False
+) -> Float[Tensor, "tokens experts"]:
+    """Scores where the mask is 1; normalised, ``G(x)_i = G_i M_i / sum_j G_j M_j`` of 1701.06538 appendix F."""
+    gates = []
+    for row, chosen in zip(scores, mask, strict=True):
+        gates.append(row * chosen / ((row * chosen).sum() if normalize and chosen.any() else 1))
+    return torch.stack(gates)
+
+
+def sinkhorn(
+    logits: Float[Tensor, "tokens experts"], tolerance: float, max_iterations: int
+) -> Float[Tensor, "tokens experts"]:
+    """``Pi = diag(u) exp(logits) diag(v)``: rows to 1 and columns to tokens / experts in turn, then rows once more.
+
+    https://arxiv.org/abs/2202.01169; it ends where no column had to change by more than ``exp(tolerance)``.
+    """
+    plan, (num_tokens, num_experts) = logits.detach().exp(), logits.shape
+    for _ in range(max_iterations):
+        plan = torch.stack([row / row.sum() for row in plan])
+        factors = [num_tokens / num_experts / column.sum() for column in plan.t()]
+        plan = torch.stack([column * factor for column, factor in zip(plan.t(), factors, strict=True)], dim=1)
+        if all(abs(factor.log()) <= tolerance for factor in factors):
+            break
+    return torch.stack([row / row.sum() for row in plan])
+
+
+def soft(
+    x: Float[Tensor, "tokens dim"], phi: Float[Tensor, "dim slots"], scale: Float[Tensor, ""], group_size: int
+) -> tuple[Float[Tensor, "tokens slots"], Float[Tensor, "tokens slots"]]:
+    """Dispatch and combine weights: https://arxiv.org/abs/2308.00951 eqs. 1 and 2, lengths as in algorithm 2."""
+    rows = [row / (row.norm() + 1e-6) for row in x]
+    columns = [column / (column.norm() + 1e-6) for column in phi.t()]
+    shares = torch.stack([torch.stack([(scale * (row @ column)).exp() for column in columns]) for row in rows])
+    dispatch = []
+    for token in range(len(x)):
+        first = token - token % group_size
+        dispatch.append(shares[token] / sum(shares[first : first + group_size]))
+    return torch.stack(dispatch), torch.stack([row / row.sum() for row in shares])
+
+
+def soft_mixture(
+    x: Float[Tensor, "tokens *item"],
+    dispatch: Float[Tensor, "tokens slots"],
+    combine: Float[Tensor, "tokens slots"],
+    experts: Sequence[nn.Module],
+    group_size: int,
+) -> Float[Tensor, "tokens *out"]:
+    """``Y = C f(D^T X)`` in each group, calling an expert once for its slots of all groups.
+
+    https://arxiv.org/abs/2308.00951 section 2.1; the first slots are the first expert's.
+    """
+    groups = [range(first, first + group_size) for first in range(0, len(x), group_size)]
+    per_expert = dispatch.shape[1] // len(experts)
+    outputs = [x.new_zeros(())] * len(x)
+    for index, expert in enumerate(experts):
+        places = [(group, index * per_expert + slot) for group in groups for slot in range(per_expert)]
+        rows = torch.stack([sum((dispatch[i, slot] * x[i] for i in group), x.new_zeros(())) for group, slot in places])
+        for (group, slot), row in zip(places, expert(rows), strict=True):
+            for token in group:
+                outputs[token] = outputs[token] + combine[token, slot] * row
+    return torch.stack(outputs)
+
+
+Level = tuple[Float[Tensor, "tokens _"], Float[Tensor, "tokens _"], Float[Tensor, "tokens _"]]
+"""Logits, deviations and noise, as `noisy_top_k` takes them."""
+
+
+def hierarchical(primary: Level, secondary: Level, top_k_groups: int, top_k: int) -> Float[Tensor, "tokens experts"]:
+    """``G_primary(x)_i G_i(x)_j``: https://arxiv.org/abs/1701.06538 appendix B."""
+    upper, gates = noisy_top_k(*primary, top_k_groups), []
+    size = secondary[0].shape[1] // upper.shape[1]
+    for group in range(upper.shape[1]):
+        logits, noise_std, noise = (values[:, group * size : (group + 1) * size] for values in secondary)
+        gates.append(upper[:, group : group + 1] * noisy_top_k(logits, noise_std, noise, top_k // top_k_groups))
+    return torch.cat(gates, dim=1)
+
+
+def hierarchical_load(primary: Level, secondary: Level, top_k_groups: int, top_k: int) -> Float[Tensor, " experts"]:
+    """``Load_primary(X)_i Load_i(X_i)_j / |X_i|``: appendix B again; X_i are the tokens that chose group i."""
+    upper, group_load = noisy_top_k(*primary, top_k_groups), load_probability(*primary, top_k_groups).sum(0)
+    size, loads = secondary[0].shape[1] // upper.shape[1], []
+    for group in range(upper.shape[1]):
+        sent = [token for token in range(len(upper)) if upper[token, group] != 0]
+        logits, noise_std, noise = (values[sent, group * size : (group + 1) * size] for values in secondary)
+        lower = load_probability(logits, noise_std, noise, top_k // top_k_groups).sum(0) if sent else logits.sum(0) * 0
+        loads.append(group_load[group] * lower / max(len(sent), 1))
+    return torch.cat(loads)
+
+
+def hashed(keys: Int[Tensor, "tokens dim"], num_experts: int, top_k: int, seed: int) -> Float[Tensor, "tokens experts"]:
+    """1 / k for the experts of the k largest hashes of (seed, key, expert): https://arxiv.org/abs/2106.04426.
+
+    Each number in turn goes into splitmix64, https://doi.org/10.1145/2660193.2660195, in whole numbers of 64 bits.
+    """
+
+    def mix(word: int) -> int:
+        word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        word = (word ^ word >> 27) * 0x94D049BB133111EB % 2**64
+        return word ^ word >> 31
+
+    gates = torch.zeros(len(keys), num_experts)
+    for token, key in enumerate(keys.tolist()):
+        state = mix((seed + 0x9E3779B97F4A7C15) % 2**64)
+        for number in key:
+            state = mix(state ^ number % 2**64)
+        hashes = [(mix(state ^ expert) + 2**63) % 2**64 for expert in range(num_experts)]  # ordered as if signed
+        for expert in sorted(range(num_experts), key=lambda i: -hashes[i])[:top_k]:
+            gates[token, expert] = 1 / top_k
+    return gates
+
+
+def expert_dropout(
+    gates: Float[Tensor, "tokens experts"], noise: Float[Tensor, "tokens experts"], rate: float
+) -> Float[Tensor, "tokens experts"]:
+    """Gates whose uniform noise is below the rate go; the others make up for them: ``gate / (1 - rate)``."""
+    rows = [gates[:0]]
+    for row, drawn in zip(gates, noise, strict=True):
+        rows.append(torch.stack([g * 0 if u < rate else g / (1 - rate) for g, u in zip(row, drawn, strict=True)])[None])
+    return torch.cat(rows)
 
 
 def keep_within_capacity(

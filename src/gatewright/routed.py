@@ -1,7 +1,7 @@
 """What every layer with a router keeps beside its output: the last routing, and losses waiting to be taken."""
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gatewright.experts.base import Shape
 from gatewright.losses import LOSSES
 from gatewright.names import known
 from gatewright.routers import Router
-from gatewright.routing import Routing, RoutingSums
+from gatewright.routing import Routing, RoutingSums, SoftRouting
 from gatewright.scope import BatchScope, noise_key
 
 REENTRANT = (
@@ -28,21 +29,31 @@ class RoutedLayer(nn.Module):
     Args:
         router: Who goes where.
         losses: Coefficient per auxiliary loss; None takes the router's own.
+        item_shape: Shape of one item; an int stands for one dimension, None for ``(router.dim,)``.
 
     Raises:
         ValueError: If a loss is unknown.
     """
 
-    routing: Routing | None
+    item_shape: Shape
+    """Shape of one item."""
+    output_shape: Shape
+    """Shape of what becomes of one item, known once the layer has its experts."""
+
+    routing: Routing | SoftRouting | None
     """The last forward's routing without its graph, grouped by expert and with what was dropped; a view for metrics."""
 
-    def __init__(self, router: Router, losses: Mapping[str, float] | None) -> None:
+    def __init__(
+        self, router: Router, losses: Mapping[str, float] | None, item_shape: int | Sequence[int] | None = None
+    ) -> None:
         super().__init__()
         self.router = router
+        shape = (router.dim,) if item_shape is None else item_shape
+        self.item_shape = (shape,) if isinstance(shape, int) else tuple(shape)
         self.losses = dict(router.default_losses if losses is None else losses)
         for name in self.losses:
             known(name, LOSSES, "auxiliary loss")
-        self.scope = BatchScope()
+        self.scope, self.local_balance = BatchScope(), False
         self.routing = None
         self.loss_values: dict[str, Tensor] = {}
         self._pending: list[RoutingSums] = []
@@ -53,12 +64,45 @@ class RoutedLayer(nn.Module):
         pending, self._pending = self._pending, []
         if not pending and self.training and self._lost:
             raise RuntimeError(REENTRANT)
-        batches = [sums.over(self.scope) for sums in pending]
+        batches = pending if self.local_balance else [sums.over(self.scope) for sums in pending]
         losses = {name: sum((LOSSES[name](sums) for sums in batches), torch.zeros(())) for name in self.losses}
         self.loss_values = {name: loss.detach() for name, loss in losses.items()}
         return losses
 
-    def route_features(self, features: Tensor, num_tokens: int) -> Routing:
+    def check_num_experts(self, num_experts: int) -> None:
+        """Refuse experts that the router does not choose among.
+
+        Raises:
+            ValueError: If there are not as many as the router chooses among.
+        """
+        if self.router.num_experts != num_experts:
+            raise ValueError(
+                f"The router chooses among {self.router.num_experts} experts and there are {num_experts}. "
+                "Give both the same num_experts."
+            )
+
+    def flat_items(self, x: Tensor) -> Float[Tensor, "tokens *item"]:
+        """Merge the leading dimensions into one.
+
+        Raises:
+            ValueError: If these are not floating-point items of ``item_shape``.
+        """
+        if not x.is_floating_point():
+            raise ValueError(
+                f"{type(self).__name__} takes floating-point items; got {x.dtype}. Convert with x.float() first."
+            )
+        if x.dim() <= len(self.item_shape) or tuple(x.shape[x.dim() - len(self.item_shape) :]) != self.item_shape:
+            raise ValueError(
+                f"{type(self).__name__} takes items of shape {self.item_shape} behind one or more batch dimensions; "
+                f"got {tuple(x.shape)}. Reshape the input, or set item_shape."
+            )
+        return x.reshape(-1, *self.item_shape)
+
+    def like_batch(self, output: Float[Tensor, "tokens *out"], x: Tensor) -> Float[Tensor, "*batch_and_out"]:
+        """Give outputs the leading dimensions of the input."""
+        return output.reshape(*x.shape[: x.dim() - len(self.item_shape)], *self.output_shape)
+
+    def route_features(self, features: Tensor, num_tokens: int) -> Routing | SoftRouting:
         """Route tokens by features of any trailing shape.
 
         Raises:
@@ -69,10 +113,10 @@ class RoutedLayer(nn.Module):
                 f"The router looks at {self.router.dim} numbers per item, for {num_tokens} items; got features of "
                 f"shape {tuple(features.shape)}. Make router.dim and the features agree."
             )
-        routing: Routing = self.router(features.reshape(num_tokens, self.router.dim), self.scope)
+        routing: Routing | SoftRouting = self.router(features.reshape(num_tokens, self.router.dim), self.scope)
         return routing
 
-    def record(self, routing: Routing) -> None:
+    def record(self, routing: Routing | SoftRouting) -> None:
         """Keep what losses and metrics read; a forward that runs again inside backward records nothing."""
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             if self.training and self._lost:

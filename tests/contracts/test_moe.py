@@ -19,6 +19,7 @@ some = pytest.mark.parametrize(
     ("router", "experts", "dispatcher"),
     [
         *((router, "modules", "capacity-tight") for router in ROUTER_CASES),
+        *((router, "merged", "dropless") for router in ROUTER_CASES),
         *(("noisy-top-k", experts, "dropless") for experts in EXPERT_CASES),
         *(("noisy-top-k", "grouped-feed-forward", dispatcher) for dispatcher in DISPATCHER_CASES),
     ],
@@ -82,7 +83,7 @@ def test_a_token_without_an_expert_gets_zero_and_gives_no_gradient(router, exper
     aux_loss(moe)
     output.sum().backward()
     lost = torch.tensor([not experts for experts in chosen(moe)])
-    assert lost.sum() == moe.routing.sums.dropped
+    assert sum(map(len, chosen(moe))) + moe.routing.sums.dropped == moe.routing.sums.tokens_per_expert.sum()
     assert not output[lost].any()
     assert not x.grad[lost].any()
     assert output[~lost].any(-1).all()
@@ -127,7 +128,7 @@ def test_copies_compute_the_same_and_leave_the_last_batch_behind(router, experts
     twin = copied(moe)
     assert twin.routing is None
     assert aux_loss(twin) == 0  # the original's losses are not the copy's
-    assert aux_loss(moe) > 0
+    assert aux_loss(moe) > 0 or not moe.losses
     outputs = []
     for module in (moe, twin):
         torch.manual_seed(1)

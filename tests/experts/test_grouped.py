@@ -66,6 +66,37 @@ def test_autocast_leaves_float64_alone():
     assert torch.equal(output, experts(rows, counts))
 
 
+def ones_through(dropout, num_rows, size=50):
+    """Experts that return their hidden activations, which are all 1 before dropout, and their rows."""
+    experts = GroupedFeedForward(2, size, size, activation="relu", dropout=dropout)
+    with torch.no_grad():
+        for weight in (experts.weight_in, experts.weight_out):
+            weight.copy_(torch.eye(size).expand_as(weight))
+    return experts, torch.ones(num_rows, size, requires_grad=True)
+
+
+def test_dropout_zeroes_hidden_activations_and_scales_the_rest_in_training_alone():
+    """At its rate, within 5 standard errors; gradients go where activations stayed; rows past the last group give 0."""
+    rate = 0.25
+    experts, rows = ones_through(rate, 400)
+    output = experts(rows, torch.tensor([150, 200]))
+    assert not output[350:].any()
+    kept = output[:350] > 0
+    assert_close(output[:350], kept / (1 - rate))
+    assert (kept.float().mean() - (1 - rate)).abs() < 5 * (rate * (1 - rate) / kept.numel()) ** 0.5
+    (gradient,) = torch.autograd.grad(output.sum(), rows)
+    assert_close(gradient, output)
+    assert_close(experts.eval()(rows, torch.tensor([150, 200]))[:350], torch.ones(350, 50))
+
+
+def test_dropout_is_torchs_own():
+    experts, rows = ones_through(0.5, 9)
+    torch.manual_seed(1)
+    output = experts(rows, torch.tensor([4, 5]))
+    torch.manual_seed(1)
+    assert torch.equal(output, nn.functional.dropout(rows, 0.5))
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("setting", "message"),
@@ -73,6 +104,8 @@ def test_autocast_leaves_float64_alone():
         ({"num_experts": 0}, "num_experts, dim and ffn are at least 1; got 0, 3 and 5"),
         ({"dim": 0}, "got 2, 0 and 5"),
         ({"ffn": -1}, "got 2, 3 and -1"),
+        ({"dropout": -0.1}, "dropout is at least 0 and below 1; got -0.1"),
+        ({"dropout": 1.0}, "got 1.0"),
         ({"activation": "tanh"}, "activation is 'gelu', 'relu' or 'swiglu'; got 'tanh'"),
     ],
 )
@@ -87,5 +120,5 @@ def test_items_are_vectors_of_its_dim():
 
 
 def test_it_prints_its_sizes():
-    text = repr(GroupedFeedForward(2, 3, 5, activation="relu", bias=True))
-    assert "num_experts=2, dim=3, ffn=5, activation=relu, bias=True" in text
+    text = repr(GroupedFeedForward(2, 3, 5, activation="relu", bias=True, dropout=0.1))
+    assert "num_experts=2, dim=3, ffn=5, activation=relu, bias=True, dropout=0.1" in text

@@ -63,6 +63,13 @@ SHARED = nn.Linear(3, 3)
         (lambda: ModuleExperts([SHARED, nn.Linear(3, 3), SHARED]), "same one was given twice"),
         (lambda: ModuleExperts(lambda: nn.Linear(3, 3)), "needs num_experts"),
         (lambda: ModuleExperts([nn.Linear(3, 3)], 2), r"num_experts \(2\) is not the number of modules given \(1\)"),
+        (
+            lambda: ModuleExperts(nn.Linear(8, 8), 4),
+            r"One Linear cannot .* \(lambda: nn.Linear\(84, 84\), num_experts=8\), or the modules themselves, such as "
+            r"\(\[nn.Linear\(84, 84\), nn.Linear\(84, 84\)\]\)",
+        ),
+        (lambda: ModuleExperts(nn.Linear(8, 8)), "One Linear cannot be every expert"),
+        (lambda: ModuleExperts(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), 4), r"given \(2\). Pass a factory"),
         (lambda: ModuleExperts([]), "at least one expert; got none"),
         (lambda: ModuleExperts(lambda: nn.Linear(3, 3), 0), "at least one expert; got none"),
     ],

@@ -128,3 +128,8 @@ def test_the_cnn_needs_images_of_sixteen_pixels():
     for shape in ((3, 15, 32), (3, 32, 15)):
         with pytest.raises(ValueError, match=r"The CNN takes images of at least 16 x 16 pixels; got \d+ x \d+"):
             CnnConfig().build(shape, 10)
+
+
+def test_a_width_of_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"width is at least 1 channel; got 0\."):
+        DigitsConfig(width=0)

@@ -127,6 +127,11 @@ def test_parts_of_a_model_are_found():
     assert (model[0].together, model[2]["deep"].together) == (False, True)
 
 
+def test_an_epoch_before_the_first_is_refused():
+    with pytest.raises(ValueError, match=r"split_epoch is an epoch, counted from 0; got -1\."):
+        together(-1)
+
+
 def test_experts_without_modules_are_refused():
     with pytest.raises(TypeError, match="StartTogether copies modules; got GroupedFeedForward"):
         StartTogether(MoE(TopK(6, 3, 2), GroupedFeedForward(3, 6, 4)), 1)

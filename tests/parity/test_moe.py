@@ -10,12 +10,18 @@ from gatewright import Capacity, ModuleExperts, MoE, reference
 from tests.cases import (
     DISPATCHER_CASES,
     EXPERT_CASES,
+    KEYED,
     ROUTER_CASES,
+    SOFT_CASES,
+    keys_of,
     make_moe,
     make_router,
+    make_soft_moe,
     one_by_one,
     reference_gates,
     reference_kept,
+    reference_soft,
+    run,
 )
 
 SEED = 1
@@ -25,14 +31,20 @@ pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.filterwarnings("i
 
 
 def by_the_layer(moe, x, features):
-    return moe(x, features)
+    return run(moe, x) if features is None else moe(x, features)
 
 
 def by_the_reference(moe, x, features):
     features = x.flatten(1) if features is None else features
+    features = keys_of(features) if type(moe.router) in KEYED else features
+    if moe.router.dense:
+        return reference_soft(moe, x, features)
     gates = reference_gates(moe.router, features)
     torch.manual_seed(SEED)
-    kept = reference_kept(gates, moe.router(features), moe.dispatcher, moe.training)
+    routing = moe.router(features)
+    if moe.training:
+        moe.router.record(routing.sums.detach())
+    kept = reference_kept(gates, routing, moe.dispatcher, moe.training)
     return reference.mixture(x, kept, one_by_one(moe.experts))
 
 
@@ -105,6 +117,32 @@ def test_evaluation(router, dispatcher):
     check(make_moe(router, "modules", dispatcher).eval(), torch.randn(9, 8), torch.float64)
 
 
+@pytest.mark.parametrize("router", SOFT_CASES)
+@pytest.mark.parametrize("experts", EXPERT_CASES)
+@pytest.mark.parametrize(
+    ("dtype", "dim", "num_tokens"),
+    [(torch.float64, 7, 9), (torch.float32, 8, 63), (torch.float32, 7, 3), (torch.bfloat16, 8, 9)],
+)
+def test_soft_routing(router, experts, dtype, dim, num_tokens):
+    moe = make_soft_moe(router, experts, dim=dim)
+    for training in (True, False):
+        check(moe.train(training), torch.randn(num_tokens, dim), dtype)
+
+
+@pytest.mark.parametrize("router", ["soft", "soft-per-token"])
+@pytest.mark.parametrize("num_experts", [1, 4])
+def test_soft_routing_of_one_token(router, num_experts):
+    check(make_soft_moe(router, num_experts=num_experts), torch.randn(1, 8), torch.float64)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("dispatcher", DISPATCHER_CASES)
+@pytest.mark.parametrize("top_k", [2, 6])
+def test_three_groups_of_three_experts(dispatcher, top_k, training):
+    moe = make_moe("hierarchical-in-groups", "modules", dispatcher, dim=7, num_experts=9, top_k=top_k)
+    check(moe.train(training), torch.randn(21, 7), torch.float64)
+
+
 class Residual(nn.Module):
     def __init__(self, dim, norm):
         super().__init__()
@@ -141,3 +179,15 @@ def test_images_through_convolutions(num_tokens, own_features):
     )
     features = torch.randn(num_tokens, 4) if own_features else None
     check(moe, torch.randn(num_tokens, 3, 5, 5), torch.float64, features)
+
+
+@pytest.mark.parametrize("router", SOFT_CASES)
+@pytest.mark.parametrize("own_features", [False, True], ids=["routed-by-pixels", "routed-by-features"])
+def test_images_in_soft_mixtures(router, own_features):
+    def expert(width):
+        return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Flatten(), nn.Linear(9 * width, 10))
+
+    experts = ModuleExperts([expert(2), expert(3)])
+    moe = MoE(SOFT_CASES[router](4 if own_features else 75, 2), experts, item_shape=(3, 5, 5))
+    features = torch.randn(6, 4) if own_features else None
+    check(moe, torch.randn(6, 3, 5, 5), torch.float64, features)

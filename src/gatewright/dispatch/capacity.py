@@ -1,6 +1,7 @@
 """Dispatch with a capacity: in training each expert takes a bounded number of rows, and the rest are dropped."""
 
 import math
+import sys
 import warnings
 from typing import Literal, get_args
 
@@ -83,7 +84,8 @@ class Capacity(Dispatcher):
         return served[choice[served].argsort(stable=True)]
 
     def _warn_of_one_row(self, capacity: int, num_assignments: int, num_experts: int) -> None:
-        if capacity > 1 or num_assignments < 2 or self._warned:
+        # A warning cannot be traced, and would break a graph that was to be one.
+        if capacity > 1 or num_assignments < 2 or torch.compiler.is_compiling() or self._warned:
             return
         self._warned = True
         factor = math.ceil(20 * num_experts / num_assignments) / 10
@@ -91,12 +93,20 @@ class Capacity(Dispatcher):
             f"A capacity of 1 row per expert ({num_assignments} assignments over {num_experts} experts, "
             f"capacity_factor {self.capacity_factor}) drops most of the batch. Set capacity_factor={factor} for 2 rows "
             "or more, a larger min_capacity or batch, or use Dropless().",
-            stacklevel=4,
+            stacklevel=_level_of_caller(),
         )
 
     def __repr__(self) -> str:
         """Show the settings when a layer is printed."""
         return f"Capacity({self.capacity_factor}, min_capacity={self.min_capacity}, priority={self.priority!r})"
+
+
+def _level_of_caller() -> int:
+    """Count the frames from the one that asks to the first outside Gatewright and torch, which ran the layer."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("gatewright", "torch"):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _place_in_run(values: Int[Tensor, " sorted"]) -> Int[Tensor, " sorted"]:

@@ -2,6 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
+from typing import ClassVar
 from collections.abc import Callable, Iterable
 
 import torch
@@ -19,6 +20,8 @@ class Experts(nn.Module, ABC):
     """A number of experts, each mapping items of one shape to outputs of one shape."""
 
     num_experts: int
+    stacked: ClassVar[bool] = False
+    """Whether parameters hold all experts along their first dimension, instead of being one expert's each."""
 
     @abstractmethod
     def output_shape(self, item_shape: Shape) -> Shape:

@@ -1,7 +1,6 @@
 """Any `nn.Module` as an expert: equal or different ones, on items of any shape."""
 
-import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gatewright.experts.base import Experts, Shape
+from gatewright.experts.base import Experts, Shape, make_modules, output_shape_of
 
 _RESUME = "_gatewright_resume_batch_statistics"
 
@@ -27,13 +26,13 @@ class ModuleExperts(Experts):
         num_experts: How many to make; with modules, leave it out.
 
     Raises:
-        ValueError: If there is no expert, the factory returns the same module twice, or num_experts is missing or
-            disagrees with the modules given.
+        ValueError: If there is no expert, or one module in place of several; if the factory returns the same module
+            twice; or if num_experts is missing or disagrees with the modules given.
     """
 
     def __init__(self, experts: Callable[[], nn.Module] | Iterable[nn.Module], num_experts: int | None = None) -> None:
         super().__init__()
-        self.experts = nn.ModuleList(_make(experts, num_experts))
+        self.experts = nn.ModuleList(make_modules(experts, num_experts))
         self.num_experts = len(self.experts)
         for module in self.experts.modules():
             if isinstance(module, _BatchNorm):
@@ -42,7 +41,7 @@ class ModuleExperts(Experts):
 
     def output_shape(self, item_shape: Shape) -> Shape:
         """Run every expert's copy on the meta device with two items, and compare what comes out."""
-        shapes = [_output_shape(index, expert, item_shape) for index, expert in enumerate(self.experts)]
+        shapes = [output_shape_of(f"expert {index}", expert, item_shape) for index, expert in enumerate(self.experts)]
         for index, shape in enumerate(shapes):
             if shape != shapes[0]:
                 raise ValueError(
@@ -61,6 +60,14 @@ class ModuleExperts(Experts):
         idle = [p for expert, n in zip(self.experts, counts, strict=True) if n == 0 for p in expert.parameters()]
         return _with_zero_gradient(self._join(outputs, groups[-1]), [groups[-1], *idle])
 
+    def keep(self, start: int, stop: int) -> None:
+        """Keep a run of the experts, each under the name it had."""
+        kept = nn.ModuleList()
+        for index, expert in enumerate(self.experts):
+            if start <= index < stop:
+                kept.add_module(str(index), expert)
+        self.experts, self.num_experts = kept, len(kept)
+
     def _join(self, outputs: list[Tensor], dropped: Tensor) -> Tensor:
         """Concatenate the outputs, with zeros for rows that no expert saw."""
         if not outputs:
@@ -68,45 +75,6 @@ class ModuleExperts(Experts):
         if len(dropped) == 0:
             return torch.cat(outputs)
         return torch.cat([*outputs, outputs[0].new_zeros(len(dropped), *outputs[0].shape[1:])])
-
-
-def _make(experts: Callable[[], nn.Module] | Iterable[nn.Module], num_experts: int | None) -> Iterator[nn.Module]:
-    if isinstance(experts, Iterable):
-        modules = list(experts)
-        if num_experts not in (None, len(modules)):
-            raise ValueError(f"num_experts ({num_experts}) is not the number of modules given ({len(modules)}).")
-    elif num_experts is None:
-        raise ValueError("A factory of experts needs num_experts: ModuleExperts(factory, num_experts=8).")
-    else:
-        modules = [experts() for _ in range(num_experts)]
-    if not modules:
-        raise ValueError("A layer needs at least one expert; got none.")
-    if len({id(module) for module in modules}) < len(modules):
-        raise ValueError(
-            "Each expert is a module of its own; the same one was given twice. Pass a factory that makes a new module "
-            "on each call, such as lambda: nn.Linear(84, 84)."
-        )
-    return iter(modules)
-
-
-def _output_shape(index: int, expert: nn.Module, item_shape: Shape) -> Shape:
-    """Shape of one output row, found on the meta device, in evaluation mode so that no buffer changes."""
-    meta = copy.deepcopy(expert).to("meta").eval()
-    dtype = next((p.dtype for p in meta.parameters() if p.is_floating_point()), torch.get_default_dtype())
-    try:
-        with torch.no_grad():
-            output = meta(torch.empty(2, *item_shape, device="meta", dtype=dtype))
-    except Exception as error:
-        raise ValueError(
-            f"Expert {index} ({type(expert).__name__}) does not take items of shape {item_shape}: {error}"
-        ) from error
-    if not isinstance(output, Tensor) or output.dim() < 1 or output.shape[0] != 2:
-        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(
-            f"An expert returns one tensor with one row per row it gets; for 2 rows of shape {item_shape}, expert "
-            f"{index} ({type(expert).__name__}) returns {found}. Wrap it in a module that does."
-        )
-    return tuple(output.shape[1:])
 
 
 def _use_running_statistics_for_one_value(norm: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -6,7 +6,7 @@ from gatewright.models.digits import DigitsCnn, DigitsConfig
 from gatewright.models.mixture import MixtureConfig, RouterOption
 from gatewright.models.resnet import RESNETS, ResNetShape
 from gatewright.models.resnets import MixtureOfResNets, ResNetsConfig
-from gatewright.models.together import StartTogether, begin_epoch
+from gatewright.models.together import StartTogether, begin_epoch, restore_splits
 
 ModelConfig = CnnConfig | DigitsConfig | ResNetsConfig
 """The settings of any ready-made model."""
@@ -26,4 +26,5 @@ __all__ = [
     "RouterOption",
     "StartTogether",
     "begin_epoch",
+    "restore_splits",
 ]

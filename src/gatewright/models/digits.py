@@ -19,6 +19,10 @@ class DigitsConfig(MixtureConfig):
     num_experts: int = 4
     width: int = 32
 
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"width is at least 1 channel; got {self.width}.")
+
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
         """Make the network for images of a shape ``(channels, height, width)``."""
         return DigitsCnn(self, image_shape, num_classes)

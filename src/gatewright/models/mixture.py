@@ -7,14 +7,19 @@ from typing import Any, Literal, cast
 
 from torch import nn
 
-from gatewright.dispatch import Capacity, Dispatcher, Dropless, Priority
+from gatewright.dispatch import Capacity, Dispatcher, Priority
 from gatewright.experts import ModuleExperts
 from gatewright.layer import MoE
 from gatewright.models.together import StartTogether
 from gatewright.names import known
-from gatewright.routers import ROUTERS, Router
+from gatewright.routers import ROUTERS, ExpertDropout, Hashed, Router, Soft
 
 RouterOption = bool | int | float | str
+
+HASHED_NEEDS_KEYS = (
+    "The router hashed takes integer keys, and a recipe's model hands its router features. Choose another router, or "
+    "build gatewright.MoE yourself and call moe(x, features=keys)."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +28,10 @@ class MixtureConfig:
 
     Args:
         num_experts: How many experts; 1 makes the dense twin: the expert alone, without a router.
-        top_k: Experts per item.
+        top_k: Experts per item, where the router chooses some.
         router: A name in `gatewright.routers.ROUTERS`.
         router_options: The router's further keyword arguments, such as ``{"jitter": 0.01}``.
+        expert_dropout: Probability of discarding an assignment in training (`ExpertDropout`).
         losses: Coefficient per auxiliary loss; None takes the router's own.
         dispatch: ``"dropless"``, or ``"capacity"`` with the three settings that follow.
         capacity_factor: Room per expert over the even share, in training.
@@ -40,6 +46,7 @@ class MixtureConfig:
     top_k: int = 2
     router: str = "noisy-top-k"
     router_options: dict[str, RouterOption] = field(default_factory=dict)
+    expert_dropout: float = 0.0
     losses: dict[str, float] | None = None
     dispatch: Literal["dropless", "capacity"] = "dropless"
     capacity_factor: float = 1.25
@@ -51,21 +58,36 @@ class MixtureConfig:
         """Make the router for features of a size.
 
         Raises:
-            ValueError: If the router or one of its options is unknown, or a value does not fit.
+            ValueError: If the router or one of its options is unknown, a value does not fit, or the router needs keys.
         """
         make = ROUTERS[known(self.router, ROUTERS, "router")]
-        accepted = list(inspect.signature(make).parameters)[3:]
+        if make is Hashed:
+            raise ValueError(HASHED_NEEDS_KEYS)
+        _, _, *accepted = inspect.signature(make).parameters
+        sizes = {"top_k": self.top_k} if "top_k" in accepted else {}
         for option in self.router_options:
-            known(option, accepted, f"option of the router {self.router}")
+            known(option, [name for name in accepted if name not in sizes], f"option of the router {self.router}")
+        # A ready-made model routes images: mixed with each other, one's class would depend on the rest of its batch.
+        ungrouped = {"group_size": 1} if make is Soft else {}
         try:
-            return make(dim, self.num_experts, self.top_k, **cast(dict[str, Any], self.router_options))
+            router = make(dim, self.num_experts, **sizes, **ungrouped | cast(dict[str, Any], self.router_options))
         except TypeError as error:
             raise ValueError(f"An option of the router {self.router} has a wrong type: {error}.") from error
+        return ExpertDropout(router, self.expert_dropout) if self.expert_dropout else router
 
-    def build_dispatcher(self) -> Dispatcher:
-        """Make the dispatcher."""
+    def build_dispatcher(self) -> Dispatcher | None:
+        """Make the dispatcher; None is the router's own, which drops nothing.
+
+        Raises:
+            ValueError: If there is a capacity and the router sends nothing that could exceed it.
+        """
         if self.dispatch == "dropless":
-            return Dropless()
+            return None
+        if ROUTERS[known(self.router, ROUTERS, "router")].dense:
+            raise ValueError(
+                f"A capacity bounds what tokens send to an expert, and the router {self.router} mixes all tokens into "
+                "slots of a fixed number; got dispatch='capacity'. Use dispatch='dropless'."
+            )
         return Capacity(self.capacity_factor, self.min_capacity, self.priority)
 
     def build_mixture(

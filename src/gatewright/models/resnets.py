@@ -38,6 +38,11 @@ class ResNetsConfig(MixtureConfig):
                 f"stem_depth is between 0 and {parts - 1}, so that experts keep a part of {self.resnet}'s {parts}; got "
                 f"{self.stem_depth}."
             )
+        if self.gate_size < 1 or (self.feature_size is not None and self.feature_size < 1):
+            raise ValueError(
+                f"gate_size is at least 1, and feature_size too, or None for the network's own width; got "
+                f"{self.gate_size} and {self.feature_size}."
+            )
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
         """Make the network for images of a shape ``(channels, height, width)``."""

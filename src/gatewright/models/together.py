@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from gatewright.experts import ModuleExperts
@@ -21,19 +21,22 @@ class StartTogether(nn.Module):
 
     Raises:
         TypeError: If the experts are not modules.
+        ValueError: If there is no such epoch.
     """
 
     def __init__(self, mixture: MoE, split_epoch: int) -> None:
         super().__init__()
         if not isinstance(mixture.experts, ModuleExperts):
             raise TypeError(f"StartTogether copies modules; got {type(mixture.experts).__name__}.")
+        if split_epoch < 0:
+            raise ValueError(f"split_epoch is an epoch, counted from 0; got {split_epoch}.")
         self.mixture, self.split_epoch, self.together = mixture, split_epoch, True
 
-    def forward(self, x: Float[Tensor, "*shape"], features: Float[Tensor, "*features"] | None = None) -> Tensor:
+    def forward(self, x: Float[Tensor, "*shape"], features: Num[Tensor, "*features"] | None = None) -> Tensor:
         """Ask the first expert, or after the split the mixture."""
         if self.together:
-            first: Tensor = self._experts[0](x)
-            return first
+            served: Tensor = self.first(x)
+            return served
         mixed: Tensor = self.mixture(x, features)
         return mixed
 
@@ -45,6 +48,11 @@ class StartTogether(nn.Module):
         for expert in others:
             expert.load_state_dict(first.state_dict())
         self.together = False
+
+    @property
+    def first(self) -> nn.Module:
+        """The expert that serves every item before the split; the first of those that this process holds."""
+        return next(iter(self._experts))
 
     @property
     def _experts(self) -> nn.ModuleList:
@@ -66,3 +74,10 @@ def begin_epoch(model: nn.Module, epoch: int) -> None:
     for module in model.modules():
         if isinstance(module, StartTogether):
             module.begin_epoch(epoch)
+
+
+def restore_splits(model: nn.Module, state: dict[str, Any]) -> None:
+    """Tell every `StartTogether` of a model whether it was one network still when a state dict was saved."""
+    for name, module in model.named_modules():
+        if isinstance(module, StartTogether):
+            module.set_extra_state(state.get(f"{name}._extra_state" if name else "_extra_state", True))

@@ -3,13 +3,28 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from gatewright.routers.base import Router
-from gatewright.routers.noisy_top_k import NoisyTopK, load_probability
+from gatewright.routers.base import Router, load_probability
+from gatewright.routers.biased import Biased
+from gatewright.routers.expert_choice import ExpertChoice
+from gatewright.routers.expert_dropout import ExpertDropout
+from gatewright.routers.group_limited import GroupLimited
+from gatewright.routers.hashed import Hashed
+from gatewright.routers.hierarchical import Hierarchical
+from gatewright.routers.noisy_top_k import NoisyTopK
+from gatewright.routers.sinkhorn import Sinkhorn
+from gatewright.routers.soft import Soft
 from gatewright.routers.top_k import TopK
 
 ROUTERS: Mapping[str, type[Router]] = MappingProxyType(
     {
+        "biased": Biased,
+        "expert-choice": ExpertChoice,
+        "group-limited": GroupLimited,
+        "hashed": Hashed,
+        "hierarchical": Hierarchical,
         "noisy-top-k": NoisyTopK,
+        "sinkhorn": Sinkhorn,
+        "soft": Soft,
         "top-k": TopK,
     }
 )
@@ -17,8 +32,16 @@ ROUTERS: Mapping[str, type[Router]] = MappingProxyType(
 
 __all__ = [
     "ROUTERS",
+    "Biased",
+    "ExpertChoice",
+    "ExpertDropout",
+    "GroupLimited",
+    "Hashed",
+    "Hierarchical",
     "NoisyTopK",
     "Router",
+    "Sinkhorn",
+    "Soft",
     "TopK",
     "load_probability",
 ]

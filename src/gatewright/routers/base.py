@@ -1,24 +1,37 @@
-"""What every router is: a module that maps tokens to a `Routing`."""
+"""What every router is: a module that maps tokens to a `Routing`, or to its dense twin."""
 
+import math
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gatewright.routing import Routing, RoutingSums
+from gatewright.routing import Routing, RoutingSums, SoftRouting
 from gatewright.scope import ONE_PROCESS, BatchScope
 
 Score = Literal["softmax", "sigmoid"]
+
+MIN_NOISE_STD = 1e-6
+"""Floor under the noise's standard deviation. The paper has none; below it the gradient of the load would be NaN."""
 
 TASK_GRADIENT_HINT = (
     "{router} with top_k=1 normalises the one chosen weight to 1, so the gate gets no gradient from the task and "
     "learns from the balance losses alone. Use top_k=2, or TopK(dim, num_experts, top_k=1) with its default scores "
     "(softmax over all experts, not normalised)."
+)
+
+FORGOTTEN_STEPS = 1000
+"""Training forwards without a step of the expert bias after which a warning says so."""
+
+FORGOTTEN_STEP_HINT = (
+    f"{FORGOTTEN_STEPS} training forwards were routed by an expert bias that never moved, so nothing evens out the "
+    "load. Call gatewright.end_step(model) after every optimizer.step(), or pass bias_rate=0 to keep the bias as it is."
 )
 
 
@@ -34,8 +47,10 @@ class Router(nn.Module, ABC):
         ValueError: If a size is below 1 or top_k is above num_experts.
     """
 
-    default_losses: ClassVar[Mapping[str, float]] = MappingProxyType({})
+    default_losses: Mapping[str, float] = MappingProxyType({})
     """Auxiliary losses and their coefficients where a layer names none; the names are keys of `LOSSES`."""
+    dense: ClassVar[bool] = False
+    """Whether its record is a `SoftRouting`, which needs a dispatcher that is dense too."""
 
     def __init__(self, dim: int, num_experts: int, top_k: int) -> None:
         super().__init__()
@@ -49,7 +64,7 @@ class Router(nn.Module, ABC):
         self.dim, self.num_experts, self.top_k = dim, num_experts, top_k
 
     @abstractmethod
-    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
+    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing | SoftRouting:
         """Route every token. Computes in at least float32, also under autocast.
 
         What depends on more than the token itself (noise, other tokens) comes from the scope.
@@ -66,11 +81,102 @@ class Router(nn.Module, ABC):
         return f"dim={self.dim}, num_experts={self.num_experts}, top_k={self.top_k}"
 
 
+class ExpertBias(nn.Module):
+    """A bias per expert that evens out the load without a loss: https://arxiv.org/abs/2408.15664 algorithm 1.
+
+    It is added to scores for selection only, and has no gradient: once per optimizer step, from the assignments of all
+    training forwards since the last one, ``b_i += rate * sign(mean(load) - load_i)``. It stays float32 in a model of
+    any other type, because a step of 0.001 vanishes next to a bfloat16 of 0.5.
+
+    Args:
+        num_experts: How many experts there are.
+        rate: Size of a step: 0.001 in the paper, where 0.0001 is slow and 0.01 swings. 0 leaves the bias as it is.
+
+    Raises:
+        ValueError: If the rate is negative or not finite.
+    """
+
+    bias: Tensor
+    load: Tensor
+
+    def __init__(self, num_experts: int, rate: float = 0.001) -> None:
+        super().__init__()
+        if not 0 <= rate < math.inf:
+            raise ValueError(f"bias_rate is finite and at least 0; got {rate}. DeepSeek uses 0.001.")
+        self.rate = rate
+        self.register_buffer("bias", torch.zeros(num_experts, dtype=torch.float32))
+        self.register_buffer("load", torch.zeros(num_experts, dtype=torch.float32), persistent=False)
+        self._forwards_left = FORGOTTEN_STEPS
+
+    def forward(self, scores: Float[Tensor, "tokens experts"]) -> Float[Tensor, "tokens experts"]:
+        """Return what to select by: scores and bias, without a gradient."""
+        return scores.detach() + self.bias
+
+    def record(self, sums: RoutingSums) -> None:
+        """Add the assignments of a training forward to the load."""
+        if not self.training or self.rate == 0:
+            return
+        self.load.add_(sums.tokens_per_expert.detach())
+        if not torch.compiler.is_compiling() and self._forwards_left:  # A graph would be compiled anew for every count.
+            self._forwards_left -= 1
+            if self._forwards_left == 0:
+                warnings.warn(FORGOTTEN_STEP_HINT, stacklevel=2)
+
+    def end_step(self, scope: BatchScope) -> None:
+        """Move every bias by one step, from the load of all processes, and begin to count anew."""
+        (load,) = scope.sum(self.load)
+        self.bias.add_(self.rate * (load.mean() - load).sign())
+        self.load.zero_()
+        self._forwards_left = 0
+
+    def extra_repr(self) -> str:
+        """Show the step when a model is printed."""
+        return f"rate={self.rate}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move to another device, but not to another type; off the meta device, to zeros."""
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in before.items():
+            device = getattr(self, name).device
+            kept = torch.zeros_like(buffer, device=device) if buffer.is_meta else buffer.to(device)
+            setattr(self, name, kept)
+        return self
+
+
+def even_gate(dim: int, num_experts: int) -> nn.Linear:
+    """Make a gate whose first logits are small, so that no expert is favoured from the start, as in `TopK`."""
+    gate, std = nn.Linear(dim, num_experts, bias=False), (0.1 / dim) ** 0.5
+    nn.init.trunc_normal_(gate.weight, std=std, a=-2 * std, b=2 * std)
+    return gate
+
+
 def gate_logits(features: Float[Tensor, "tokens dim"], gate: nn.Linear) -> Float[Tensor, "tokens experts"]:
     """Apply a gate in at least float32, whatever autocast or the parameters say; float64 stays float64."""
     dtype = torch.promote_types(torch.promote_types(features.dtype, gate.weight.dtype), torch.float32)
     with torch.autocast(features.device.type, enabled=False):
         return F.linear(features.to(dtype), gate.weight.to(dtype))
+
+
+def load_probability(
+    logits: Float[Tensor, "*tokens experts"],
+    noisy_logits: Float[Tensor, "*tokens experts"],
+    noise_std: Float[Tensor, "*tokens experts"],
+    top_k: int,
+) -> Float[Tensor, "*tokens experts"]:
+    """Probability that each expert stays among the top k when its own noise is drawn again.
+
+    Eqs. 8 and 9 of https://arxiv.org/abs/1701.06538: ``P(x, i) = Phi((logit_i - kth_excluding(H, k, i)) / std_i)``.
+    The k-th largest noisy logit of the others is the (k+1)-th of all where i is among the top k, and the k-th
+    otherwise. With top_k = experts every probability is 1.
+    """
+    if top_k == logits.shape[-1]:
+        return torch.ones_like(logits)
+    top = noisy_logits.topk(top_k + 1).values
+    kth, next_after = top[..., top_k - 1 : top_k], top[..., top_k : top_k + 1]
+    threshold = torch.where(noisy_logits > next_after, next_after, kth)
+    probability: Tensor = torch.special.ndtr((logits - threshold) / noise_std)
+    return probability
 
 
 def score_logits(logits: Float[Tensor, "tokens choices"], score: Score) -> Float[Tensor, "tokens choices"]:
@@ -83,6 +189,19 @@ def normalized(scores: Float[Tensor, "tokens choices"]) -> Float[Tensor, "tokens
     return scores / scores.sum(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
 
 
+def largest(values: Float[Tensor, "tokens choices"], count: int) -> Int[Tensor, "tokens count"]:
+    """Find the largest values of each row, in falling order; of equal ones the first come first, on every device."""
+    return values.sort(dim=-1, descending=True, stable=True).indices[:, :count]
+
+
+def selected_weight(
+    scores: Float[Tensor, "tokens experts"], expert_index: Int[Tensor, "tokens top_k"], *, normalize: bool, scale: float
+) -> Float[Tensor, "tokens top_k"]:
+    """Take the scores of chosen experts, divided by their sum where they are to add up to the scale."""
+    weight = scores.gather(-1, expert_index)
+    return scale * (normalized(weight) if normalize else weight)
+
+
 def check_score(score: str) -> None:
     """Refuse a score that does not exist.
 
@@ -91,3 +210,13 @@ def check_score(score: str) -> None:
     """
     if score not in ("softmax", "sigmoid"):
         raise ValueError(f"score is 'softmax' or 'sigmoid'; got {score!r}.")
+
+
+def check_scale(scale: float) -> None:
+    """Refuse a factor on the weights that is not one.
+
+    Raises:
+        ValueError: If it is not above 0, or not finite.
+    """
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale is finite and above 0; got {scale}. DeepSeek-V3 uses 2.5, and 1 leaves weights alone.")

@@ -3,17 +3,13 @@
 import warnings
 from types import MappingProxyType
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gatewright.routers.base import TASK_GRADIENT_HINT, Router, gate_logits
+from gatewright.routers.base import MIN_NOISE_STD, TASK_GRADIENT_HINT, Router, gate_logits, load_probability
 from gatewright.routing import Routing, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope
-
-MIN_NOISE_STD = 1e-6
-"""Floor under the noise's standard deviation. The paper has none; below it the gradient of the load would be NaN."""
 
 
 class NoisyTopK(Router):
@@ -58,24 +54,3 @@ class NoisyTopK(Router):
             load = load_probability(logits, noisy_logits, noise_std, self.top_k)
         top = noisy_logits.topk(self.top_k)
         return top_k_routing(top.indices, top.values.softmax(-1), logits, logits.softmax(-1), load)
-
-
-def load_probability(
-    logits: Float[Tensor, "tokens experts"],
-    noisy_logits: Float[Tensor, "tokens experts"],
-    noise_std: Float[Tensor, "tokens experts"],
-    top_k: int,
-) -> Float[Tensor, "tokens experts"]:
-    """Probability that each expert stays among the top k when its own noise is drawn again.
-
-    Eqs. 8 and 9 of https://arxiv.org/abs/1701.06538: ``P(x, i) = Phi((logit_i - kth_excluding(H, k, i)) / std_i)``.
-    The k-th largest noisy logit of the others is the (k+1)-th of all where i is among the top k, and the k-th
-    otherwise. With top_k = experts every probability is 1.
-    """
-    if top_k == logits.shape[-1]:
-        return torch.ones_like(logits)
-    top = noisy_logits.topk(top_k + 1).values
-    kth, next_after = top[:, top_k - 1 : top_k], top[:, top_k : top_k + 1]
-    threshold = torch.where(noisy_logits > next_after, next_after, kth)
-    probability: Tensor = torch.special.ndtr((logits - threshold) / noise_std)
-    return probability

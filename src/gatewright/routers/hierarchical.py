@@ -1,0 +1,160 @@
+"""Two-level noisy top-k gating: a group first, then experts within it: https://arxiv.org/abs/1701.06538 appendix B."""
+
+import warnings
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from gatewright.routers.base import MIN_NOISE_STD, Router, gate_logits, load_probability
+from gatewright.routing import Routing, RoutingSums, top_k_routing
+from gatewright.scope import ONE_PROCESS, BatchScope
+
+LEVEL_HINT = (
+    "Hierarchical with {} normalises the one chosen weight to 1, so the {} gate gets no gradient from the task and "
+    "learns from the balance losses alone. Use {}."
+)
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """One level's logits, clean and with noise of a deviation; without noise both are the same."""
+
+    logits: Float[Tensor, "tokens gates choices"]
+    noisy: Float[Tensor, "tokens gates choices"]
+    std: Float[Tensor, "tokens gates choices"]
+
+    def of(self, index: Int[Tensor, "tokens top_k"]) -> Self:
+        """Take some of the gates for every token."""
+        index = index[:, :, None].expand(-1, -1, self.logits.shape[-1])
+        return type(self)(self.logits.gather(1, index), self.noisy.gather(1, index), self.std.gather(1, index))
+
+    def load(self, top_k: int) -> Float[Tensor, "tokens gates choices"]:
+        """Probability that each choice is among the top k of its gate under fresh noise of its own."""
+        return load_probability(self.logits, self.noisy, self.std, top_k)
+
+
+class NoisyGates(nn.Module):
+    """One level: noisy gates side by side, both matrices zero at first; gates of a single choice have none.
+
+    Args:
+        dim: Size of the features.
+        num_gates: How many gates choose independently.
+        num_choices: How many choices each of them has.
+    """
+
+    def __init__(self, dim: int, num_gates: int, num_choices: int) -> None:
+        super().__init__()
+        self.num_gates, self.num_choices = num_gates, num_choices
+        self.gate: nn.Linear | None = None
+        if num_choices > 1:
+            self.gate, self.noise = (nn.Linear(dim, num_gates * num_choices, bias=False) for _ in range(2))
+            nn.init.zeros_(self.gate.weight)
+            nn.init.zeros_(self.noise.weight)
+
+    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope, stream: int) -> Noisy:
+        """Return the logits, https://arxiv.org/abs/1701.06538 eq. 4; with noise in training only."""
+        shape = (len(features), self.num_gates, self.num_choices)
+        if self.gate is None:
+            certain = features.new_zeros(shape, dtype=torch.promote_types(features.dtype, torch.float32))
+            return Noisy(certain, certain, certain)
+        logits = gate_logits(features, self.gate)
+        if not self.training:
+            return Noisy(logits.view(shape), logits.view(shape), torch.zeros_like(logits).view(shape))
+        std = F.softplus(gate_logits(features, self.noise)).clamp(min=MIN_NOISE_STD)
+        noisy = logits + std * scope.normal(logits, stream)
+        return Noisy(logits.view(shape), noisy.view(shape), std.view(shape))
+
+
+class Hierarchical(Router):
+    """Choose groups of experts by one noisy top-k gate, and experts in each chosen group by another of its own.
+
+    https://arxiv.org/abs/1701.06538 appendix B: expert j of group i has weight ``G_primary(x)_i G_i(x)_j``, each
+    factor as in `NoisyTopK`. All matrices start at zero, and a level with nothing to choose has none: with one group,
+    or with groups of one expert, this is `NoisyTopK`. An expert's load is its group's, times the mean of its own over
+    the tokens that chose the group.
+
+    Probabilities are the products of both levels' softmaxes; ``router_z`` is of the sums of both levels' logits.
+
+    Args:
+        dim: Size of the features a token is routed by.
+        num_experts: How many experts there are; group i has those from ``i * num_experts / num_groups`` on.
+        top_k: Experts per token: ``top_k / top_k_groups`` in each chosen group.
+        num_groups: How many groups of equal size.
+        top_k_groups: Groups per token; by default 2 as in the paper, or 1 where there is one.
+
+    Raises:
+        ValueError: If sizes do not fit: groups of equal size, no more of them chosen than there are, and top_k shared
+            out equally among those chosen.
+    """
+
+    default_losses = MappingProxyType({"importance": 0.1, "load": 0.1})
+
+    def __init__(
+        self, dim: int, num_experts: int, top_k: int = 4, *, num_groups: int = 1, top_k_groups: int | None = None
+    ) -> None:
+        super().__init__(dim, num_experts, top_k)
+        self.num_groups, self.top_k_groups = num_groups, min(2, num_groups) if top_k_groups is None else top_k_groups
+        self._check_sizes()
+        self.group_size, self.top_k_in_group = num_experts // num_groups, top_k // self.top_k_groups
+        if self.top_k_groups == 1 < num_groups:
+            warnings.warn(LEVEL_HINT.format("one group per token", "primary", "top_k_groups=2"), stacklevel=2)
+        if self.top_k_in_group == 1 < self.group_size:
+            remedy = f"top_k={2 * self.top_k_groups}"
+            warnings.warn(LEVEL_HINT.format("one expert per chosen group", "secondary", remedy), stacklevel=2)
+        self.primary = NoisyGates(dim, 1, num_groups)
+        self.secondary = NoisyGates(dim, num_groups, self.group_size)
+
+    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
+        """Route every token, with noise of both levels in training only."""
+        primary, secondary = self.primary(features, scope, stream=1), self.secondary(features, scope, stream=0)
+        groups = primary.noisy[:, 0].topk(self.top_k_groups)
+        chosen = secondary.of(groups.indices)
+        experts = chosen.noisy.topk(self.top_k_in_group)
+        weight = (groups.values.softmax(-1)[:, :, None] * experts.values.softmax(-1)).flatten(1)
+        expert_index = (groups.indices[:, :, None] * self.group_size + experts.indices).flatten(1)
+        best = weight.sort(dim=-1, descending=True, stable=True)
+        routing = top_k_routing(
+            expert_index.gather(1, best.indices),
+            best.values,
+            (primary.logits.mT + secondary.logits).flatten(1),
+            (primary.logits.softmax(-1).mT * secondary.logits.softmax(-1)).flatten(1),
+        )
+        return replace(routing, sums=self._with_loads(routing.sums, groups.indices, primary, chosen))
+
+    def _with_loads(
+        self, sums: RoutingSums, group_index: Int[Tensor, "tokens top_k"], primary: Noisy, chosen: Noisy
+    ) -> RoutingSums:
+        """Give both levels' loads: what each would be sent under fresh noise, and in evaluation what it is sent."""
+        is_chosen = sums.probs.new_zeros(len(group_index), self.num_groups).scatter(1, group_index, 1.0)
+        group_tokens = is_chosen.sum(0)
+        if not self.training:
+            return replace(sums, group_load=group_tokens, group_tokens=group_tokens)
+        group_load = primary.load(self.top_k_groups).sum((0, 1)).to(group_tokens.dtype)
+        load = chosen.load(self.top_k_in_group).to(group_tokens.dtype).flatten(0, 1)
+        load = sums.probs.new_zeros(self.num_groups, self.group_size).index_add(0, group_index.flatten(), load)
+        return replace(sums, load=load.flatten(), group_load=group_load, group_tokens=group_tokens)
+
+    def _check_sizes(self) -> None:
+        experts, groups, chosen = self.num_experts, self.num_groups, self.top_k_groups
+        if groups < 1 or experts % groups:
+            raise ValueError(
+                f"Groups are of equal size, so num_groups divides num_experts; got num_groups={groups} for {experts} "
+                "experts. Change either."
+            )
+        if not 1 <= chosen <= groups:
+            raise ValueError(f"top_k_groups is between 1 and num_groups ({groups}); got {chosen}.")
+        if self.top_k % chosen or self.top_k // chosen > experts // groups:
+            raise ValueError(
+                f"A token takes the same number of experts, of {experts // groups} that there are, from each of "
+                f"{chosen} groups: top_k is a multiple of top_k_groups up to {chosen * (experts // groups)}; got "
+                f"{self.top_k}. Change top_k, num_groups or top_k_groups."
+            )
+
+    def extra_repr(self) -> str:
+        """Show the sizes when a model is printed."""
+        return f"{super().extra_repr()}, num_groups={self.num_groups}, top_k_groups={self.top_k_groups}"

@@ -1,0 +1,76 @@
+"""Sinkhorn routing: in training, the experts that a balanced plan for the whole batch gives each token."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from gatewright.ops import sinkhorn
+from gatewright.routers.base import (
+    Router,
+    Score,
+    check_score,
+    even_gate,
+    gate_logits,
+    largest,
+    normalized,
+    score_logits,
+)
+from gatewright.routing import Routing, top_k_routing
+from gatewright.scope import ONE_PROCESS, BatchScope
+
+
+class Sinkhorn(Router):
+    """Choose by a plan that loads experts evenly, and weigh by the gate's own scores: S-BASE.
+
+    https://arxiv.org/abs/2202.01169. In training a token goes to the k experts of the largest entries in its row of
+    ``Pi = diag(u) exp(logits) diag(v)``, whose rows sum to 1 and columns to tokens / experts over the global batch
+    (`gatewright.ops.sinkhorn`); Pi takes no part in the gradient. Evaluation looks at one token at a time and takes the
+    k largest logits. The weight is the score of the raw logits in both, so a first choice need not weigh most.
+
+    The plan is even and the choice of its largest entries nearly so: the more tokens and the surer the gate, the more
+    even. A single token, or tokens all alike, have a plan of equal entries and go anywhere.
+
+    The loss defaults to none, because the plan balances already. It does so in training alone: where evaluation must be
+    even too, pass ``losses={"load_balance": 0.01}``, which has the gate itself learn an even load.
+
+    Args:
+        dim: Size of the features a token is routed by.
+        num_experts: How many experts there are.
+        top_k: Experts per token.
+        score: What turns logits into weights, over all experts and not normalised over the chosen.
+        tolerance: By what factor, ``exp(tolerance)``, a column of Pi may miss its sum.
+        max_iterations: Most iterations for it, of one pass over the global batch's logits each.
+
+    Raises:
+        ValueError: If top_k is above num_experts, a size or max_iterations is below 1, tolerance is not positive or
+            score is unknown.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        top_k: int = 1,
+        *,
+        score: Score = "softmax",
+        tolerance: float = 1e-3,
+        max_iterations: int = 100,
+    ) -> None:
+        super().__init__(dim, num_experts, top_k)
+        check_score(score)
+        if not tolerance > 0 or max_iterations < 1:
+            raise ValueError(
+                f"tolerance is above 0 and max_iterations at least 1; got {tolerance} and {max_iterations}. "
+                "The defaults are 0.001 and 100."
+            )
+        self.score, self.tolerance, self.max_iterations = score, tolerance, max_iterations
+        self.gate = even_gate(dim, num_experts)
+
+    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
+        """Route every token: by the plan in training, by its logits in evaluation."""
+        logits = gate_logits(features, self.gate)
+        scores = score_logits(logits, self.score)
+        plan = logits.detach()
+        if self.training:  # Of each row of Pi, its logarithm up to a constant.
+            plan = plan + sinkhorn(scope.gather(plan), self.tolerance, self.max_iterations)
+        expert_index = largest(plan, self.top_k)
+        return top_k_routing(expert_index, scores.gather(-1, expert_index), logits, normalized(scores))

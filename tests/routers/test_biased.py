@@ -1,0 +1,178 @@
+"""Biased top-k against the reference, and the balance that it is for."""
+
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from gatewright import Biased, GroupedFeedForward, GroupLimited, MoE, TopK, aux_loss, end_step, reference
+from gatewright.metrics import max_over_mean_load
+from tests.cases import dense_weights
+
+ROOT = Path(__file__).parents[2]
+VARIANTS = [
+    {"score": score, "normalize": normalize, "scale": scale}
+    for score in ("softmax", "sigmoid")
+    for normalize in (False, True)
+    for scale in (1.0, 2.5)
+]
+
+
+def make(num_experts, top_k, **options):
+    """A router in float64 whose bias matters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        router = Biased(4, num_experts, top_k, **options).double()
+    torch.nn.init.normal_(router.gate.weight)
+    torch.nn.init.normal_(router.expert_bias.bias, std=0.3)
+    return router
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(map(str, variant.values())))
+@pytest.mark.parametrize(("num_experts", "top_k"), [(6, 1), (6, 2), (7, 5), (3, 3), (1, 1)])
+@pytest.mark.parametrize("num_tokens", [1, 21])
+def test_every_variant_is_the_references(variant, num_experts, top_k, num_tokens):
+    router, features = make(num_experts, top_k, **variant), torch.randn(num_tokens, 4, dtype=torch.float64)
+    upstream = torch.randn(num_tokens, num_experts, dtype=torch.float64)
+    weights = dense_weights(router(features))
+    expected = reference.group_limited(features @ router.gate.weight.t(), router.expert_bias.bias, top_k, **variant)
+    assert_close(weights, expected, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad((table * upstream).sum(), router.gate.weight) for table in (weights, expected)]
+    assert_close(*gradients, rtol=0, atol=1e-11)
+
+
+def test_without_a_bias_it_is_top_k():
+    router, plain = make(6, 3), TopK(4, 6, 3, score="sigmoid", normalize=True).double()
+    router.expert_bias.bias.zero_()
+    plain.load_state_dict({"gate.weight": router.gate.weight})
+    features = torch.randn(21, 4, dtype=torch.float64)
+    assert_close(dense_weights(router(features)), dense_weights(plain(features)))
+
+
+def test_the_bias_chooses_and_does_not_weigh():
+    router, features = make(6, 2, normalize=False), torch.randn(21, 4, dtype=torch.float64)
+    router.expert_bias.bias.copy_(torch.tensor([0.0, 0.0, 5.0, 0.0, 9.0, -3.0]))
+    routing = router(features)
+    assert routing.expert_index.tolist() == [4] * 21 + [2] * 21  # in the order of the biased scores
+    scores = (features @ router.gate.weight.t()).sigmoid()
+    assert_close(routing.weight, torch.cat([scores[:, 4], scores[:, 2]]))
+    assert_close(routing.sums.probs, (scores / scores.sum(-1, keepdim=True)).sum(0))  # nor does it sway the losses
+
+
+def test_of_equal_scores_the_first_experts_are_chosen():
+    router = Biased(4, 64, 3)
+    torch.nn.init.zeros_(router.gate.weight)
+    assert router(torch.randn(5, 4)).expert_index.view(3, 5).t().tolist() == [[0, 1, 2]] * 5
+    router.expert_bias.bias[[60, 40]] = 0.25
+    assert router(torch.randn(5, 4)).expert_index.view(3, 5).t().tolist() == [[40, 60, 0]] * 5
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_extreme_logits_stay_finite(score, normalize):
+    router = Biased(1, 4, 2, score=score, normalize=normalize)
+    with torch.no_grad():
+        router.gate.weight.copy_(torch.tensor([[1.0], [0.5], [0.25], [0.125]]))
+    routing = router(torch.tensor([[1e4], [-1e4]]))  # of the second token, every sigmoid is 0
+    routing.weight.sum().backward()
+    assert routing.weight.isfinite().all()
+    assert router.gate.weight.grad.isfinite().all()
+
+
+def loads_over_training(make_router, options, steps):
+    """The largest load over the mean, by routes of tokens never seen: before and after steps of two micro-batches."""
+    torch.manual_seed(0)
+    moe = MoE(make_router(8, 8, 2, bias_rate=0.005, **options), GroupedFeedForward(8, 8, 8), losses={})
+    torch.nn.init.normal_(moe.router.gate.weight, std=0.5)
+    with torch.no_grad():  # The first feature is 1: some experts are chosen much more often than others.
+        moe.router.gate.weight[:, 0] = torch.linspace(-3, 3, 8)
+
+    def route(num_tokens):
+        return moe.router(torch.randn(num_tokens, 8).index_fill(1, torch.tensor(0), 1.0))
+
+    loads = [float(max_over_mean_load(route(5000).sums))]
+    for _ in range(300):
+        moe.record(route(256))
+        moe.record(route(256))
+        if steps:
+            end_step(moe)
+    return [*loads, float(max_over_mean_load(route(5000).sums))]
+
+
+@pytest.mark.parametrize(
+    ("make_router", "options"),
+    [
+        (Biased, {}),
+        (GroupLimited, {"num_groups": 4, "top_k_groups": 2}),
+        (GroupLimited, {"num_groups": 2, "top_k_groups": 1, "group_score": "max"}),
+    ],
+    ids=["biased", "groups", "one-of-two-groups"],
+)
+def test_steps_even_out_a_skewed_load(run_unhooked, make_router, options):
+    before, after = run_unhooked(loads_over_training, make_router, options, True)
+    assert before > 2.5
+    assert after < 1.15
+
+
+def test_without_steps_the_load_stays_skewed(run_unhooked):
+    before, after = run_unhooked(loads_over_training, Biased, {}, False)
+    assert abs(after - before) < 0.2
+
+
+def test_it_has_no_loss_of_its_own():
+    moe = MoE(Biased(8, 5), GroupedFeedForward(5, 8, 8))
+    moe(torch.randn(13, 8)).sum().backward()  # no loss waits to be taken
+    assert aux_loss(moe) == 0
+
+
+def test_a_weight_that_is_always_1_is_warned_of(recwarn):
+    with pytest.warns(UserWarning, match="Biased with top_k=1 normalises .* no gradient from the task"):
+        Biased(4, 3, 1)
+    Biased(4, 3, 1, normalize=False)
+    assert not recwarn
+
+
+def warn():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Biased(4, 3, 1)
+        GroupLimited(4, 3, 1)
+    return [warning.filename for warning in caught]
+
+
+def test_the_warning_points_at_the_callers_line(run_unhooked):
+    assert run_unhooked(warn) == [__file__, __file__]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("make_router", [Biased, GroupLimited])
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"score": "softmin"}, "score is 'softmax' or 'sigmoid'; got 'softmin'"),
+        ({"scale": 0.0}, "scale is finite and above 0; got 0.0"),
+        ({"scale": float("inf")}, "scale is finite and above 0; got inf"),
+        ({"scale": float("nan")}, "scale is finite and above 0; got nan"),
+    ],
+)
+def test_wrong_settings_are_refused(make_router, setting, message):
+    with pytest.raises(ValueError, match=message):
+        make_router(4, 3, 2, **setting)
+
+
+def test_first_logits_are_small():
+    weight, std = Biased(200, 100).gate.weight, (0.1 / 200) ** 0.5
+    assert 1.9 * std < weight.abs().max() <= 2 * std
+
+
+@pytest.mark.parametrize("name", ["biased", "group-limited"])
+def test_the_example_of_its_page_runs_and_is_short(name):
+    text = (ROOT / "docs" / "routers" / f"{name}.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {}
+    exec(compile(example, f"{name}.md", "exec"), names)
+    assert names["moe"].router.expert_bias.bias.any()
+    assert len(text.splitlines()) <= 40

@@ -1,0 +1,307 @@
+"""The expert bias: what moves it, when, and what it survives."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+from gatewright import BatchScope, Biased, GroupedFeedForward, GroupLimited, MoE, aux_loss, end_step, reference
+from gatewright.routers.base import FORGOTTEN_STEPS, ExpertBias
+from gatewright.routing import top_k_routing
+from tests.cases import make_moe
+
+FORGOTTEN = r"1000 training forwards were routed by an expert bias that never moved.* Call gatewright.end_step\(model\)"
+
+
+def sums_of(load):
+    """The sums of a forward that sent so many tokens to each expert."""
+    expert_index = torch.arange(len(load)).repeat_interleave(torch.tensor(load))[:, None]
+    logits = torch.zeros(len(expert_index), len(load))
+    return top_k_routing(expert_index, torch.ones(expert_index.shape), logits, logits.softmax(-1)).sums
+
+
+def step(bias, *loads, scope=None):
+    for load in loads:
+        bias.record(sums_of(load))
+    bias.end_step(scope or BatchScope())
+    return bias.bias.clone()
+
+
+@pytest.mark.parametrize("load", [[5, 0, 1], [0, 0, 0, 7], [2, 2], [1, 2, 3], [4], [3, 3, 0, 9, 0]])
+@pytest.mark.parametrize("rate", [0.001, 0.5])
+def test_a_step_is_the_references(load, rate):
+    bias = ExpertBias(len(load), rate)
+    first = torch.randn(len(load))
+    bias.bias.copy_(first)
+    assert torch.equal(step(bias, load), reference.moved_bias(first, torch.tensor(load).float(), rate))
+
+
+def test_the_load_of_all_micro_batches_makes_one_step():
+    """Either batch alone would move the first expert up; together they move it down."""
+    bias = ExpertBias(3, 0.1)
+    assert_close(step(bias, [3, 9, 0], [3, 0, 0], [3, 0, 0]), torch.tensor([-0.1, -0.1, 0.1]))
+    assert not bias.load.any()
+    assert_close(step(bias, [0, 0, 3]), torch.tensor([0.0, 0.0, 0.0]), rtol=0, atol=1e-8)  # nothing of before counts
+
+
+def test_without_a_load_or_with_an_even_one_nothing_changes():
+    bias = ExpertBias(3, 0.1)
+    before = step(bias, [1, 2, 3])
+    assert before.any()
+    assert torch.equal(step(bias), before)
+    assert torch.equal(step(bias, [0, 0, 0]), before)
+    assert torch.equal(step(bias, [4, 4, 4]), before)
+
+
+class WithAnother(BatchScope):
+    """The scope of one of two processes, whose other's load is known."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.other = torch.tensor(other)
+
+    def sum(self, *values):
+        return tuple(value + self.other for value in values)
+
+
+def test_a_step_is_of_the_load_of_all_processes():
+    """Each process alone would move the other way, and both end alike."""
+    loads = [6, 0, 0], [0, 4, 11]
+    first, second = ExpertBias(3, 0.1), ExpertBias(3, 0.1)
+    ends = [step(bias, own, scope=WithAnother(other)) for bias, own, other in ((first, *loads), (second, *loads[::-1]))]
+    assert torch.equal(ends[0], ends[1])
+    assert_close(ends[0], torch.tensor([0.1, 0.1, -0.1]))
+    assert not first.load.any()
+
+
+def test_what_selects_has_no_gradient():
+    bias = ExpertBias(3)
+    bias.bias.copy_(torch.tensor([0.5, 0.0, -0.5]))
+    scores = torch.tensor([[0.1, 0.2, 0.3]], requires_grad=True)
+    selection = bias(scores)
+    assert not selection.requires_grad
+    assert_close(selection, torch.tensor([[0.6, 0.2, -0.2]]))
+    assert list(bias.parameters()) == []
+
+
+def biased_moe(**options):
+    return MoE(Biased(8, 5, 2, **options), GroupedFeedForward(5, 8, 8))
+
+
+def test_end_step_moves_every_layer_once_by_its_own_load():
+    model = nn.Sequential(biased_moe(), make_moe("top-k"), biased_moe(bias_rate=0.25))
+    loads = [torch.zeros(5), torch.zeros(5)]
+    for _ in range(3):
+        model(torch.randn(13, 8))
+        aux_loss(model)
+        for load, moe in zip(loads, (model[0], model[2]), strict=True):
+            load += moe.routing.sums.tokens_per_expert
+    assert not any(moe.router.expert_bias.bias.any() for moe in (model[0], model[2]))  # never by a forward
+    end_step(model)
+    for load, moe, rate in zip(loads, (model[0], model[2]), (0.001, 0.25), strict=True):
+        assert load.sum() == 3 * 13 * 2
+        assert torch.equal(moe.router.expert_bias.bias, reference.moved_bias(torch.zeros(5), load, rate))
+
+
+def test_the_load_is_what_was_chosen_not_what_a_capacity_let_through():
+    moe = make_moe("biased", dispatcher="capacity-tight")
+    with pytest.warns(UserWarning, match="A capacity of 1 row"):
+        moe(torch.randn(2, 8))
+    moe.router.expert_bias.load.zero_()
+    moe(torch.randn(40, 8))
+    assert moe.routing.sums.dropped > 0
+    assert moe.router.expert_bias.load.sum() == 80
+
+
+def test_evaluation_and_a_frozen_router_note_nothing():
+    moe = biased_moe()
+    moe.eval()(torch.randn(13, 8))
+    assert not moe.router.expert_bias.load.any()
+    moe.train().router.eval()
+    moe(torch.randn(13, 8))
+    assert not moe.router.expert_bias.load.any()
+    moe.train()(torch.randn(13, 8))
+    assert moe.router.expert_bias.load.sum() == 26
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_forward_repeated_in_backward_counts_once(use_reentrant):
+    moe, x = biased_moe(), torch.randn(13, 8, requires_grad=True)
+    forwards = []
+    moe.register_forward_pre_hook(lambda *_: forwards.append(1))
+    checkpoint(moe, x, use_reentrant=use_reentrant).sum().backward()
+    assert len(forwards) == 2
+    assert moe.router.expert_bias.load.sum() == 26
+
+
+TYPES = [torch.bfloat16, torch.float16, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_bias_stays_float32_bit_by_bit_in_a_model_of_another_type(dtype):
+    router = Biased(8, 5, 2)
+    router.expert_bias.bias.copy_(torch.randn(5))
+    router.expert_bias.load.copy_(torch.tensor([1.0, 257.0, 65521.0, 3.0, 0.0]))
+    before = {name: buffer.clone() for name, buffer in router.named_buffers()}
+    router.to(dtype)
+    assert router.gate.weight.dtype == dtype
+    assert sorted(before) == ["expert_bias.bias", "expert_bias.load"]
+    for name, buffer in router.named_buffers():
+        assert buffer.dtype == torch.float32
+        assert torch.equal(buffer, before[name])
+    assert router.float().gate.weight.dtype == torch.float32
+    assert [len(list(router.expert_bias.buffers())), *router.state_dict()] == [2, "gate.weight", "expert_bias.bias"]
+
+
+@pytest.mark.parametrize("dtype", [*TYPES, torch.float32])
+def test_small_steps_add_up_in_a_model_of_any_type(dtype):
+    """In bfloat16 the neighbours of 0.5 are 0.002 and 0.004 away: 100 steps of 0.001 would lead nowhere."""
+    moe = biased_moe().to(dtype)
+    bias = moe.router.expert_bias
+    bias.bias.fill_(0.5)
+    for _ in range(100):
+        bias.record(sums_of([9, 0, 0, 0, 1]))
+        end_step(moe)
+    assert_close(bias.bias, torch.tensor([0.4, 0.6, 0.6, 0.6, 0.6]), rtol=0, atol=1e-5)
+    moe(torch.randn(13, 8, dtype=dtype))
+    assert bias.load.sum() == 26
+
+
+def test_a_model_made_on_the_meta_device_takes_its_bias_from_a_state():
+    source = Biased(8, 5, 2)
+    source.expert_bias.bias.copy_(torch.randn(5))
+    with torch.device("meta"):
+        router = Biased(8, 5, 2)
+    router.bfloat16().to_empty(device="cpu").load_state_dict(source.state_dict())
+    assert torch.equal(router.expert_bias.bias, source.expert_bias.bias)
+    assert router.expert_bias.load.tolist() == [0] * 5
+    assert router.gate.weight.dtype == torch.bfloat16
+    assert router.to("meta").expert_bias.bias.is_meta
+
+
+def test_the_default_type_does_not_matter():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert {buffer.dtype for buffer in ExpertBias(3).buffers()} == {torch.float32}
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_state_holds_the_bias_and_not_the_load():
+    bias = ExpertBias(3, 0.1)
+    moved = step(bias, [1, 2, 6])
+    bias.record(sums_of([0, 0, 5]))
+    assert list(bias.state_dict()) == ["bias"]
+    twin = ExpertBias(3, 0.1)
+    twin.load_state_dict(bias.state_dict())
+    assert torch.equal(twin.bias, moved)
+    assert torch.equal(step(twin), moved)  # no load came with it
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda bias: pickle.loads(pickle.dumps(bias))])
+def test_a_copy_goes_its_own_way(copied):
+    bias = ExpertBias(3, 0.1)
+    before = step(bias, [1, 2, 6])
+    bias.record(sums_of([1, 2, 6]))
+    twin = copied(bias)
+    assert torch.equal(step(twin), step(bias))
+    assert not torch.equal(bias.bias, before)
+    step(twin, [5, 0, 0])
+    assert not torch.equal(twin.bias, bias.bias)
+
+
+def test_a_rate_of_0_keeps_the_bias_and_notes_nothing():
+    """As DeepSeek-V3 does at the end of its training."""
+    bias = ExpertBias(3, 0.1)
+    before = step(bias, [1, 2, 6])
+    bias.rate = 0.0
+    bias.record(sums_of([1, 2, 6]))
+    assert not bias.load.any()
+    assert torch.equal(step(bias), before)
+
+
+def forwards(bias, count):
+    sums = sums_of([1, 2, 6])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(count):
+            bias.record(sums)
+    return [str(warning.message) for warning in caught]
+
+
+def test_forgotten_steps_are_warned_of_once():
+    bias = ExpertBias(3)
+    assert FORGOTTEN_STEPS == 1000
+    assert forwards(bias, 999) == []
+    with pytest.warns(UserWarning, match=FORGOTTEN):
+        bias.record(sums_of([1, 2, 6]))
+    assert forwards(bias, 2500) == []
+
+
+def test_where_steps_are_made_nobody_is_warned():
+    bias = ExpertBias(3)
+    assert forwards(bias, 999) == []
+    bias.end_step(BatchScope())
+    assert forwards(bias, 2500) == []  # an accumulation this long is the user's business
+
+
+@pytest.mark.parametrize("bias", [ExpertBias(3, 0.0), ExpertBias(3).eval()], ids=["rate-0", "evaluation"])
+def test_a_bias_that_is_not_to_move_needs_no_steps(bias):
+    assert forwards(bias, 1001) == []
+
+
+@pytest.mark.parametrize("rate", [-0.1, float("inf"), float("nan")])
+def test_a_wrong_rate_is_refused(rate):
+    with pytest.raises(ValueError, match=f"bias_rate is finite and at least 0; got {rate}"):
+        Biased(8, 5, 2, bias_rate=rate)
+
+
+def test_it_prints_its_step():
+    assert "ExpertBias(rate=0.25)" in repr(Biased(8, 5, 2, bias_rate=0.25))
+
+
+def compiled(make_router):
+    """One graph without breaks for all forwards, also after steps and beyond the warning's count: as in eager mode."""
+    from torch._dynamo.testing import CompileCounterWithBackend  # Half a second, for the process that needs it.
+
+    counter = CompileCounterWithBackend("aot_eager")
+    moe = MoE(make_router(8, 4, 2), GroupedFeedForward(4, 8, 8))
+    moe.router.expert_bias._forwards_left = 3
+    other = copy.deepcopy(moe)
+    other.router.expert_bias._forwards_left = 0
+    models = {moe: torch.compile(moe, backend=counter, fullgraph=True), other: other}
+    for count in (1, 4, 2):
+        for module, model in models.items():
+            torch.manual_seed(count)
+            for _ in range(count):
+                (model(torch.randn(16, 8)).square().sum() + aux_loss(module)).backward()
+        loads = [module.router.expert_bias.load.clone() for module in models]
+        assert loads[0].sum() == count * 32
+        assert torch.equal(*loads)
+        for module in models:
+            end_step(module)
+    biases = [module.router.expert_bias.bias for module in models]
+    assert biases[0].any()
+    assert torch.equal(*biases)
+    return counter.frame_count
+
+
+@pytest.mark.parametrize("make_router", [Biased, GroupLimited])
+def test_compiled_forwards_are_counted_by_one_graph(run_unhooked, make_router):
+    assert run_unhooked(compiled, make_router) == 1
+
+
+def compiled_and_checkpointed():
+    moe = MoE(Biased(8, 4, 2), GroupedFeedForward(4, 8, 8))
+    model = torch.compile(lambda x: checkpoint(moe, x, use_reentrant=False), backend="aot_eager")
+    model(torch.randn(16, 8, requires_grad=True)).sum().backward()
+    return moe.router.expert_bias.load.sum().item()
+
+
+def test_a_compiled_forward_repeated_in_backward_counts_once(run_unhooked):
+    assert run_unhooked(compiled_and_checkpointed) == 32

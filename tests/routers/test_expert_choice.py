@@ -1,0 +1,190 @@
+"""Expert choice: the same number of tokens to each expert, thresholds that learn to do without the batch."""
+
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from gatewright import BatchScope, ExpertChoice, reference
+from gatewright.losses import threshold_loss
+from gatewright.routers.expert_choice import even_share, largest_mask
+from tests.cases import dense_weights, make_router
+
+DIM = 6
+SIZES = [(17, 5, 2), (63, 8, 1), (1, 5, 2), (2, 5, 1), (9, 3, 3), (6, 1, 1), (0, 4, 2)]  # tokens, experts, top_k
+sizes = pytest.mark.parametrize(("num_tokens", "num_experts", "top_k"), SIZES)
+
+
+def router_and_scores(num_tokens, num_experts=5, top_k=2, case="expert-choice"):
+    router, features = make_router(case, DIM, num_experts, top_k).double(), torch.randn(num_tokens, DIM).double()
+    return router, features, (features @ router.gate.weight.t()).softmax(-1)
+
+
+class Process(BatchScope):
+    """One process's part of a global batch of scores."""
+
+    def __init__(self, scores, first):
+        super().__init__()
+        self.scores, self.first = scores, first
+
+    def token_offset(self, num_tokens):
+        return self.first
+
+    def gather(self, values):
+        assert torch.equal(values, self.scores[self.first : self.first + len(values)])
+        return self.scores
+
+
+@sizes
+def test_each_expert_takes_exactly_its_share_best_first(num_tokens, num_experts, top_k):
+    router, features, scores = router_and_scores(num_tokens, num_experts, top_k)
+    routing, count = router(features), even_share(num_tokens, num_experts, top_k)
+    assert routing.sums.tokens_per_expert.tolist() == [count] * num_experts
+    assert routing.expert_index.tolist() == [*range(num_experts)] * count
+    best = scores.sort(dim=0, descending=True).values[:count]
+    assert_close(routing.weight.view(count, num_experts), best)
+    assert_close(scores[routing.token_index, routing.expert_index].view(count, num_experts), best)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "share"),
+    [((64, 8, 2), 16), ((9, 5, 2), 4), ((8, 5, 2), 3), ((3, 6, 1), 1), ((5, 10, 3), 2), ((1, 9, 1), 1), ((0, 3, 1), 0)],
+)
+def test_the_share_is_rounded_half_up_and_at_least_1(sizes, share):
+    assert even_share(*sizes) == share
+
+
+def test_of_equal_scores_the_first_are_taken():
+    scores = torch.tensor([[0.5, 0.1], [0.9, 0.1], [0.5, 0.1], [0.5, 0.7], [0.2, 0.1]])
+    expected = torch.tensor([[1, 1], [1, 1], [1, 0], [0, 1], [0, 0]]).bool()
+    assert torch.equal(largest_mask(scores, 3), expected)
+    assert torch.equal(largest_mask(scores, 5), torch.ones(5, 2).bool())
+    router = ExpertChoice(DIM, 4, 2)
+    torch.nn.init.zeros_(router.gate.weight)  # every token ties
+    assert sorted(router(torch.randn(10, DIM)).token_index.tolist()) == sorted([*range(5)] * 4)
+
+
+@pytest.mark.parametrize("case", ["expert-choice", "expert-choice-normalized"])
+@pytest.mark.parametrize("cuts", [(0, 6, 17), (0, 1, 2, 17), (0, 0, 17)])
+def test_processes_choose_what_one_would(case, cuts):
+    """Among them parts of fewer tokens than an expert takes. Thresholds get the same gradient."""
+    router, features, scores = router_and_scores(17, case=case)
+    whole = router(features)
+    parts = [router(features[a:b], Process(scores, a)) for a, b in pairwise(cuts)]
+    assert_close(torch.cat([dense_weights(part) for part in parts]), dense_weights(whole))
+    assert [len(part.weight) for part in parts] == [5 * min(b - a, 7) for a, b in pairwise(cuts)]
+    losses = [threshold_loss(whole.sums), threshold_loss(sum((part.sums for part in parts[1:]), parts[0].sums))]
+    assert_close(*losses)
+    assert_close(*(torch.autograd.grad(loss, router.threshold) for loss in losses))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_normalised_weights_of_a_token_sum_to_1_or_0(training):
+    router, features, _ = router_and_scores(40, top_k=1, case="expert-choice-normalized")
+    with torch.no_grad():
+        router.threshold.fill_(0.3)
+    routing = router.train(training)(features)
+    plain = ExpertChoice(DIM, 5, 1).double().train(training)
+    plain.load_state_dict(router.state_dict())
+    weights, scores = dense_weights(routing), dense_weights(plain(features))
+    chosen = scores.any(-1)
+    assert not chosen.all()
+    assert_close(weights.sum(-1), chosen.double())
+    assert_close(weights[chosen], (scores / scores.sum(-1, keepdim=True))[chosen])
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_extreme_logits_stay_finite(normalize, training):
+    """Scores that vanish, and a token that nobody takes."""
+    router = ExpertChoice(1, 4, 1, normalize=normalize).train(training)
+    with torch.no_grad():
+        router.gate.weight.copy_(torch.tensor([[1.0], [0.5], [0.25], [0.125]]))
+    routing = router(torch.tensor([[1e4], [-1e4], [0.0], [1e4], [1e3], [-1e4], [1e4], [1e4]]))
+    (routing.weight * 1e30 + routing.weight).sum().backward()
+    assert routing.weight.isfinite().all()
+    assert router.gate.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("case", ["expert-choice", "expert-choice-normalized"])
+@pytest.mark.parametrize(("num_tokens", "num_experts", "top_k"), SIZES[:-1])
+def test_the_threshold_loss_is_the_references_and_teaches_thresholds_alone(case, num_tokens, num_experts, top_k):
+    router, features, scores = router_and_scores(num_tokens, num_experts, top_k, case)
+    loss, expected = router(features).sums.threshold, reference.threshold_loss(scores, router.threshold, top_k)
+    assert_close(loss, expected)
+    assert loss >= 0
+    assert_close(torch.autograd.grad(loss, router.threshold), torch.autograd.grad(expected, router.threshold))
+    with pytest.raises(RuntimeError, match="not have been used in the graph"):
+        torch.autograd.grad(router(features).sums.threshold, router.gate.weight)
+
+
+def test_a_threshold_rises_where_too_many_pass():
+    """Its gradient is tokens taken less tokens that pass, over all tokens."""
+    router, features, scores = router_and_scores(20)
+    with torch.no_grad():
+        router.threshold.copy_(torch.tensor([0.0, 1.0, 0.2, 0.2, 0.2]))
+    threshold_loss(router(features).sums).backward()
+    assert_close(router.threshold.grad, (8 - (scores > router.threshold).double().sum(0)) / 20)
+    assert_close(router.threshold.grad[:2].tolist(), [-0.6, 0.4])  # a descent step raises the first
+
+
+def test_the_loss_is_0_where_thresholds_choose_as_the_batch_does():
+    router, features, scores = router_and_scores(20)
+    ordered = scores.sort(dim=0, descending=True).values
+    with torch.no_grad():
+        router.threshold.copy_((ordered[7] + ordered[8]) / 2)
+    trained = router(features)
+    assert trained.sums.threshold == 0
+    assert_close(dense_weights(router.eval()(features)), dense_weights(trained))
+
+
+def test_evaluation_takes_scores_above_the_threshold():
+    router, features, scores = router_and_scores(9)
+    with torch.no_grad():
+        router.threshold.copy_(scores[4])  # not above itself
+    routing = router.eval()(features)
+    assert_close(dense_weights(routing), scores * (scores > scores[4]))
+    assert len(routing.weight) == 9 * 5
+    assert routing.sums.threshold == 0
+
+
+def test_thresholds_start_at_an_even_score():
+    router = ExpertChoice(DIM, 5, 2)
+    assert_close(router.threshold, torch.full((5,), 0.2))
+    torch.nn.init.zeros_(router.gate.weight)
+    assert not router.eval()(torch.randn(9, DIM)).weight.any()  # every score is 0.2, above no threshold
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+@pytest.mark.usefixtures("unchecked")  # many forwards
+def test_thresholds_learn_the_load_of_training(top_k):
+    """From batches of 100 tokens and a gate that likes some experts, until fresh tokens load every expert alike."""
+    router = ExpertChoice(DIM, 4, top_k)
+    with torch.no_grad():
+        router.gate.weight.normal_()
+        router.gate.weight[:, 0] = torch.linspace(-2, 2, 4)
+    features = torch.cat([torch.ones(19_000, 1), torch.randn(19_000, DIM - 1)], dim=1)
+
+    def load_error():
+        loads = router.eval()(features[15_000:]).sums.tokens_per_expert / 4000
+        return (loads - top_k / 4).abs().max()
+
+    before = load_error()
+    optimizer = torch.optim.SGD([router.threshold], lr=0.2)
+    for step, batch in enumerate(features[:15_000].split(100)):
+        optimizer.param_groups[0]["lr"] = 0.2 * (1 - step / 150)
+        optimizer.zero_grad()
+        threshold_loss(router.train()(batch).sums).backward()
+        optimizer.step()
+    assert before > 0.2
+    assert load_error() < 0.03
+
+
+def test_the_example_of_its_page_runs(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "routers" / "expert-choice.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(example, "expert-choice.md", "exec"), {})
+    assert "64., 64." in capsys.readouterr().out

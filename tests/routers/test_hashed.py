@@ -1,0 +1,132 @@
+"""Hash routing: uniform, independent between seeds and keys, and the same for a key whatever stands beside it."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from gatewright import Hashed, ModuleExperts, MoE, aux_loss, reference
+from tests.cases import dense_weights
+
+NUM_KEYS = 60_000
+
+
+def experts_of(keys, num_experts=5, top_k=1, seed=0):
+    """Chosen experts, (tokens, top_k), in order."""
+    keys = keys if keys.dim() == 2 else keys[:, None]
+    routing = Hashed(keys.shape[1], num_experts, top_k, seed=seed)(keys)
+    return routing.expert_index.view(top_k, len(keys)).t()
+
+
+def is_uniform(cells, num_cells):
+    """Whether every cell is as frequent as the others, within 5 standard errors."""
+    share = torch.bincount(cells, minlength=num_cells) / len(cells)
+    chance = 1 / num_cells
+    return (share - chance).abs().max() < 5 * (chance * (1 - chance) / len(cells)) ** 0.5
+
+
+@pytest.mark.parametrize("seed", [0, 1, -7, 2**63])
+@pytest.mark.parametrize(("num_experts", "top_k"), [(5, 1), (5, 2), (8, 3), (3, 3), (1, 1)])
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_it_is_the_references(seed, num_experts, top_k, dim):
+    keys = torch.randint(-(2**62), 2**62, (40, dim))
+    keys[:4] = torch.tensor([0, -1, 2**63 - 1, -(2**63)])[:, None]
+    routing = Hashed(dim, num_experts, top_k, seed=seed)(keys)
+    assert_close(dense_weights(routing), reference.hashed(keys, num_experts, top_k, seed))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_the_type_of_a_key_does_not_matter(dtype):
+    keys = torch.arange(200)
+    assert torch.equal(experts_of(keys.to(dtype)), experts_of(keys))
+
+
+@pytest.mark.parametrize("num_experts", [2, 5, 16, 60])
+@pytest.mark.parametrize("keys", [torch.arange(NUM_KEYS), torch.arange(NUM_KEYS) * 2**40], ids=["small", "large"])
+def test_every_expert_gets_its_share_of_consecutive_keys(num_experts, keys):
+    assert is_uniform(experts_of(keys, num_experts).flatten(), num_experts)
+
+
+def test_every_ordered_pair_of_experts_gets_its_share():
+    first, second = experts_of(torch.arange(NUM_KEYS), 5, 2).unbind(1)
+    assert (first != second).all()
+    assert is_uniform(first * 4 + second - (second > first).long(), 20)
+
+
+@pytest.mark.parametrize("distance", [1, 2, 5, 256])
+def test_keys_beside_each_other_are_routed_independently(distance):
+    expert = experts_of(torch.arange(NUM_KEYS)).flatten()
+    assert is_uniform(expert[:-distance] * 5 + expert[distance:], 25)
+
+
+@pytest.mark.parametrize("seed", [1, 2, -1, 2**40])
+def test_another_seed_is_independent(seed):
+    keys = torch.arange(NUM_KEYS)
+    assert is_uniform(experts_of(keys).flatten() * 5 + experts_of(keys, seed=seed).flatten(), 25)
+
+
+def test_several_integers_are_hashed_together_in_order():
+    keys = torch.combinations(torch.arange(350))
+    expert = experts_of(keys).flatten()
+    assert is_uniform(expert, 5)
+    assert is_uniform(expert * 5 + experts_of(keys.flip(1)).flatten(), 25)
+
+
+def test_a_further_integer_is_another_key():
+    keys = torch.arange(NUM_KEYS)
+    padded = torch.stack([keys, torch.zeros_like(keys)], dim=1)
+    assert is_uniform(experts_of(keys).flatten() * 5 + experts_of(padded).flatten(), 25)
+
+
+def test_more_experts_per_token_keep_those_there_were():
+    keys = torch.arange(500)
+    assert torch.equal(experts_of(keys, 8, 3)[:, :2], experts_of(keys, 8, 2))
+
+
+def test_one_more_expert_takes_its_share_and_moves_no_other_key():
+    before, after = (experts_of(torch.arange(NUM_KEYS), num_experts).flatten() for num_experts in (5, 6))
+    moved = before != after
+    assert (after[moved] == 5).all()
+    assert abs(moved.float().mean() - 1 / 6) < 5 * (5 / 36 / NUM_KEYS) ** 0.5
+
+
+def test_the_same_key_gets_the_same_experts_in_any_batch_in_training_and_evaluation():
+    router, keys = Hashed(1, 5, 2, seed=3), torch.tensor([7, 1, 7, 9, 7])[:, None]
+    weights = dense_weights(router(keys))
+    assert torch.equal(weights[0], weights[2])
+    assert torch.equal(weights[0], weights[4])
+    assert torch.equal(dense_weights(router(keys[2:3])), weights[:1])
+    assert torch.equal(dense_weights(router.eval()(keys.flip(0))), weights.flip(0))
+
+
+def test_the_record_says_what_was_chosen():
+    sums = Hashed(1, 5, 2)(torch.arange(30)[:, None]).sums
+    assert_close(sums.probs, sums.tokens_per_expert / 2)
+    assert_close(sums.importance, sums.tokens_per_expert / 2)
+    assert_close(sums.entropy, 30 * torch.tensor(2.0).log())
+    assert_close(sums.router_z, 30 * torch.tensor(5.0).log().square())
+
+
+def test_a_layer_takes_keys_beside_its_items_and_needs_no_loss():
+    experts = [torch.nn.Linear(4, 4) for _ in range(3)]
+    moe = MoE(Hashed(1, 3), ModuleExperts(experts), item_shape=(4,))
+    x, keys = torch.randn(2, 5, 4, requires_grad=True), torch.arange(10).view(2, 5)
+    output = moe(x, features=keys)
+    chosen = experts_of(keys.flatten(), 3).flatten().tolist()
+    expected = torch.stack([experts[expert](item) for expert, item in zip(chosen, x.view(10, 4), strict=True)])
+    assert_close(output, expected.view(2, 5, 4))
+    assert moe.losses == {}
+    assert list(moe.router.parameters()) == []
+    (output.sum() + aux_loss(moe)).backward()
+    assert x.grad.abs().min() > 0
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_numbers_that_are_not_integers_are_refused(dtype):
+    moe = MoE(Hashed(4, 3), ModuleExperts(lambda: torch.nn.Linear(4, 4, dtype=dtype), 3))
+    with pytest.raises(ValueError, match=rf"by integer keys; pass them as moe\(x, features=keys\). Got .* of {dtype}"):
+        moe(torch.randn(2, 4, dtype=dtype))
+
+
+def test_it_prints_its_seed():
+    assert "top_k=1, seed=3" in repr(Hashed(1, 5, seed=3))

@@ -1,0 +1,97 @@
+"""Sinkhorn routing: even in training, by the logits alone in evaluation."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from gatewright import Sinkhorn
+from gatewright.ops import sinkhorn
+
+DIM = 8
+
+
+def skewed_router(num_experts=6, top_k=1, **options):
+    """A gate whose first feature is a bias that likes some experts, and features to go with it."""
+    router, features = Sinkhorn(DIM, num_experts, top_k, **options), torch.randn(600, DIM)
+    features[:, 0] = 1
+    with torch.no_grad():
+        router.gate.weight.copy_(0.5 * torch.randn(num_experts, DIM))
+        router.gate.weight[:, 0] = torch.linspace(-5, 5, num_experts)
+    return router, features
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_training_is_even_where_evaluation_is_not(top_k):
+    router, features = skewed_router(top_k=top_k)
+    even = 600 * top_k / 6
+    trained, evaluated = router(features).sums.tokens_per_expert, router.eval()(features).sums.tokens_per_expert
+    assert trained.max() < 1.4 * even
+    assert trained.min() > 0.6 * even
+    assert evaluated.max() > 0.8 * 600  # nearly every token likes the last expert
+    assert evaluated.min() == 0
+
+
+def test_experts_stand_in_the_order_of_the_plan_and_weigh_by_the_logits():
+    router, features = skewed_router(top_k=3)
+    routing, logits = router(features), features @ router.gate.weight.t()
+    plan = (logits + sinkhorn(logits)).softmax(-1)
+    expected = plan.topk(3).indices
+    assert torch.equal(routing.expert_index.view(3, -1).t(), expected)
+    assert_close(routing.weight.view(3, -1).t(), logits.softmax(-1).gather(1, expected))
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_the_gradient_is_that_of_the_chosen_scores_alone(score):
+    router, features = skewed_router(score=score)
+    routing = router(features)
+    routing.weight.square().sum().backward()
+    weight = router.gate.weight.detach().clone().requires_grad_()
+    logits = features @ weight.t()
+    scores = logits.softmax(-1) if score == "softmax" else logits.sigmoid()
+    scores[routing.token_index, routing.expert_index].square().sum().backward()
+    assert_close(router.gate.weight.grad, weight.grad)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize(("num_experts", "top_k"), [(4, 4), (1, 1)])
+def test_all_experts_are_chosen_where_there_are_no_more(training, num_experts, top_k):
+    router, features = skewed_router(num_experts, top_k)
+    sums = router.train(training)(features).sums
+    assert sums.tokens_per_expert.tolist() == [600] * num_experts
+
+
+def test_the_tolerance_and_the_iterations_are_the_routers():
+    """After one iteration the columns are still far from even; a wide tolerance ends there too."""
+    router, features = skewed_router()
+    chosen = router(features).expert_index
+    for options in ({"max_iterations": 1}, {"tolerance": 100.0}):
+        other = Sinkhorn(DIM, 6, **options)
+        other.load_state_dict(router.state_dict())
+        logits = features @ router.gate.weight.t()
+        assert torch.equal(other(features).expert_index, (logits + sinkhorn(logits, 1e-3, 1)).argmax(-1))
+        assert not torch.equal(other(features).expert_index, chosen)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"score": "softmin"}, "score is 'softmax' or 'sigmoid'; got 'softmin'"),
+        ({"tolerance": 0.0}, "tolerance is above 0 and max_iterations at least 1; got 0.0 and 100"),
+        ({"tolerance": float("nan")}, "got nan and 100"),
+        ({"max_iterations": 0}, "got 0.001 and 0"),
+    ],
+)
+def test_wrong_settings_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        Sinkhorn(4, 3, **setting)
+
+
+def test_the_example_of_its_page_runs(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "routers" / "sinkhorn.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(example, "sinkhorn.md", "exec"), {})
+    assert "torch.Size([512, 64])" in capsys.readouterr().out

@@ -1,0 +1,121 @@
+"""A shared expert: added for every item, whatever became of it among the routed ones."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+from gatewright import Capacity, GroupedFeedForward, ModuleExperts, MoE, Soft, TopK, aux_loss
+from tests.cases import make_router, two_layers
+
+
+def with_shared(router="noisy-top-k", **options):
+    return MoE(make_router(router, 8, 5, 2), GroupedFeedForward(5, 8, 4), shared=two_layers(8, 3), **options)
+
+
+def without_shared(moe):
+    """The same layer, sharing nothing."""
+    twin = copy.deepcopy(moe)
+    twin.shared = None
+    return twin
+
+
+@pytest.mark.parametrize("batch", [(11,), (2, 3), (1,), (0,)])
+def test_it_is_added_to_the_mixture(batch):
+    moe, x = with_shared("top-k"), torch.randn(*batch, 8)
+    assert_close(moe(x), without_shared(moe)(x) + moe.shared(x))
+
+
+def test_it_sees_flat_items():
+    experts = ModuleExperts(lambda: nn.Conv2d(3, 2, 3), 2)
+    shared = nn.Conv2d(3, 2, 3)
+    moe, x = MoE(TopK(75, 2), experts, item_shape=(3, 5, 5), shared=shared), torch.randn(2, 4, 3, 5, 5)
+    expected = without_shared(moe)(x) + shared(x.flatten(0, 1)).unflatten(0, (2, 4))
+    assert_close(moe(x), expected)
+
+
+def test_a_token_whose_assignments_were_all_dropped_still_gets_it():
+    moe, x = with_shared("top-k", dispatcher=Capacity(0.2, 1)), torch.randn(40, 8)
+    output, shared = moe(x), moe.shared(x)
+    served = moe.routing.token_index[moe.routing.expert_index < 5]
+    lost = torch.ones(40, dtype=torch.bool).index_fill(0, served, False)
+    assert 0 < lost.sum() < 40
+    assert_close(output[lost], shared[lost])
+    assert not torch.isclose(output[~lost], shared[~lost]).all(-1).any()
+
+
+def test_soft_mixtures_take_one_too():
+    moe, x = MoE(Soft(8, 3), GroupedFeedForward(3, 8, 4), shared=nn.Linear(8, 8)), torch.randn(9, 8)
+    assert_close(moe(x), without_shared(moe)(x) + moe.shared(x))
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 11])
+def test_every_parameter_gets_a_gradient(num_tokens):
+    moe, x = with_shared(), torch.randn(num_tokens, 8, requires_grad=True)
+    (moe(x).sum() + aux_loss(moe)).backward()
+    assert all(p.grad.any() == (num_tokens > 0) for p in moe.shared.parameters())
+    assert x.grad.isfinite().all()
+
+
+def test_forgetting_the_loss_fails_where_only_the_shared_expert_learns():
+    moe = with_shared()
+    moe.requires_grad_(False)
+    moe.shared.requires_grad_(True)
+    moe = copy.deepcopy(moe)
+    with pytest.raises(RuntimeError, match="auxiliary loss was taken"):
+        moe(torch.randn(11, 8)).sum().backward()
+
+
+def test_autocast():
+    moe, x = with_shared("top-k"), torch.randn(11, 8)
+    plain = moe(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = moe(x)
+    assert output.dtype == torch.bfloat16
+    assert_close(output.float(), plain, rtol=0.03, atol=0.03)
+
+
+def step(model, moe, x):
+    moe.zero_grad()
+    torch.manual_seed(1)
+    (model(x).square().sum() + aux_loss(moe)).backward()
+    return {name: p.grad for name, p in moe.named_parameters()}
+
+
+def test_checkpointing():
+    moe, x = with_shared(), torch.randn(11, 8)
+    expected = step(moe, moe, x)
+    for name, value in step(lambda x: checkpoint(moe, x, use_reentrant=False), moe, x).items():
+        assert_close(value, expected[name], msg=name)
+
+
+def compiled():
+    torch.manual_seed(0)
+    moe, x = with_shared(), torch.randn(11, 8)
+    expected = step(moe, moe, x)
+    actual = step(torch.compile(moe, backend="aot_eager", fullgraph=True), moe, x)
+    for name, value in actual.items():
+        assert_close(value, expected[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_it_compiles_to_one_graph(run_unhooked):
+    run_unhooked(compiled)
+
+
+@pytest.mark.parametrize(
+    ("shared", "message"),
+    [
+        (
+            nn.Linear(8, 7),
+            r"experts return \(8,\) and the shared expert \(Linear\) returns \(7,\). Make them agree",
+        ),
+        (nn.Linear(7, 8), r"The shared expert \(Linear\) does not take items of shape \(8,\)"),
+        (nn.Flatten(0), r"for 2 rows of shape \(8,\), the shared expert \(Flatten\) returns \(16,\)"),
+    ],
+)
+def test_one_that_does_not_fit_is_refused_at_construction(shared, message):
+    with pytest.raises(ValueError, match=message):
+        MoE(TopK(8, 3), GroupedFeedForward(3, 8, 4), shared=shared)

@@ -1,0 +1,306 @@
+"""Merged experts: what may be merged, what an item sees of the others, and what runs."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from gatewright import MergedMoE, NoisyTopK, Soft, TopK, aux_loss, moe_layers
+from gatewright.train.evaluate import class_by_expert
+from tests.cases import ROUTER_CASES, dense_weights, make_merged, make_router, run, two_layers
+
+
+def cond_conv(**options):
+    """Images of 4 x 7 x 6 through one of 3 mixed kernels."""
+    router = make_router("top-k-sigmoid", 4, 3, 3)
+    return MergedMoE(router, partial(nn.Conv2d, 4, 6, 3, **options), 3, item_shape=(4, 7, 6), losses={})
+
+
+@pytest.mark.parametrize("router", ROUTER_CASES)
+def test_in_evaluation_an_item_does_not_depend_on_the_others(router):
+    layer, x = make_merged(router).eval(), torch.randn(9, 8)
+    order = torch.randperm(9)
+    with torch.no_grad():
+        joint = run(layer, x)
+        assert_close(run(layer, x[order]), joint[order], rtol=0, atol=1e-6)
+        assert_close(run(layer, x[4:5])[0], joint[4], rtol=0, atol=1e-6)
+
+
+def test_equal_experts_and_weights_that_add_up_to_1_are_one_expert():
+    expert = two_layers(8, 3)
+    layer, x = MergedMoE(NoisyTopK(8, 4, 2), [copy.deepcopy(expert) for _ in range(4)]), torch.randn(9, 8)
+    assert_close(layer(x), expert(x))
+
+
+def test_each_expert_keeps_its_own_initialisation():
+    layer = MergedMoE(TopK(8, 3, 3), lambda: nn.Linear(8, 8), num_experts=3)
+    first, second, third = (expert.weight for expert in layer.experts)
+    assert not torch.allclose(first, second)
+    assert not torch.allclose(second, third)
+    assert list(layer.state_dict()) == [
+        "router.gate.weight",
+        *(f"experts.{i}.{n}" for i in range(3) for n in ("weight", "bias")),
+    ]
+
+
+def test_a_linear_expert_is_a_mixture_of_its_experts():
+    """What is linear in its parameters may be mixed before or after."""
+    layer, x = MergedMoE(TopK(8, 5, 2), lambda: nn.Linear(8, 3), 5), torch.randn(11, 8)
+    every = torch.stack([expert(x) for expert in layer.experts], 1)
+    assert_close(layer(x), (dense_weights(layer.router(x))[..., None] * every).sum(1))
+
+
+def test_an_expert_that_was_not_chosen_has_no_part_in_an_item():
+    layer, x = make_merged("noisy-top-k", num_experts=5, top_k=2).eval(), torch.randn(1, 8)
+    layer(x).sum().backward()
+    chosen = layer.routing.expert_index.tolist()
+    assert len(chosen) == 2
+    for index, expert in enumerate(layer.experts):
+        assert all(bool(p.grad.any()) == (index in chosen) for p in expert.parameters())
+
+
+@pytest.mark.parametrize("batch", [(5,), (2, 3), (1, 1), (0,), (2, 0)])
+def test_leading_dimensions_are_free(batch):
+    layer, x = cond_conv(), torch.randn(*batch, 4, 7, 6)
+    output = layer(x, x.mean((-2, -1)))
+    flat = x.flatten(0, -4)
+    assert output.shape == (*batch, 6, 5, 4)
+    assert_close(output.flatten(0, -4), layer(flat, flat.mean((-2, -1))))
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 5])
+def test_every_parameter_gets_a_gradient(num_tokens):
+    layer, x = cond_conv(), torch.randn(num_tokens, 4, 7, 6, requires_grad=True)
+    layer(x, x.mean((-2, -1))).square().sum().backward()
+    assert all(p.grad.any() == (num_tokens > 0) for p in layer.parameters())
+    assert x.grad.any() == (num_tokens > 0)
+
+
+def test_a_frozen_expert_gets_none():
+    layer = make_merged(num_experts=3)
+    layer.losses.clear()
+    layer.experts[1].requires_grad_(False)
+    layer(torch.randn(9, 8)).sum().backward()
+    assert [all(p.grad is None for p in expert.parameters()) for expert in layer.experts] == [False, True, False]
+
+
+def calls(layer, *inputs):
+    """How often each operation ran, in the forward alone."""
+    with torch.profiler.profile() as profile:
+        layer(*inputs)
+    return {event.key: event.count for event in profile.key_averages()}
+
+
+def test_all_kernels_run_as_one_grouped_convolution():
+    layer = cond_conv()
+    few, many = (calls(layer, x, x.mean((-2, -1))) for x in (torch.randn(3, 4, 7, 6), torch.randn(30, 4, 7, 6)))
+    assert few["aten::_convolution"] == many["aten::_convolution"] == 1
+
+
+def test_the_arithmetic_is_one_convolution_per_item_and_the_mixing():
+    layer, x = cond_conv(), torch.randn(5, 4, 7, 6)
+    with FlopCounterMode(display=False) as counter:
+        layer(x, x.mean((-2, -1)))
+    weights, places = 6 * 4 * 3 * 3, 5 * 4
+    assert counter.get_total_flops() == 2 * 5 * (4 * 3 + 3 * (weights + 6) + weights * places)
+
+
+def test_dropout_draws_for_each_item():
+    def expert():
+        return nn.Sequential(nn.Linear(8, 200, bias=False), nn.Dropout(0.25))
+
+    layer = MergedMoE(TopK(8, 2, 2), expert, 2, losses={})
+    x = torch.ones(40, 8, requires_grad=True)
+    output = layer(x)
+    kept = output != 0
+    scaled = torch.where(kept, layer.eval()(x) / 0.75, 0)
+    assert_close(output, scaled)
+    assert len({tuple(row.tolist()) for row in kept}) == 40
+    deviation = (0.25 * 0.75 / kept.numel()) ** 0.5
+    assert abs(kept.float().mean() - 0.75) < 5 * deviation
+    names, parameters = zip(*layer.named_parameters(), strict=True)
+    actual, expected = (torch.autograd.grad(y.square().sum(), parameters) for y in (output, scaled))
+    for name, one, other in zip(names, actual, expected, strict=True):
+        assert_close(one, other, msg=name)
+
+
+def test_a_batch_of_one_row_is_what_an_expert_sees():
+    seen = []
+
+    class Watched(nn.Linear):
+        def forward(self, x):
+            seen.append(tuple(x.shape))
+            return super().forward(x)
+
+    layer = MergedMoE(TopK(8, 2, 2), partial(Watched, 8, 8), 2)
+    seen.clear()
+    layer(torch.randn(7, 8))
+    assert seen == [(1, 8)]
+
+
+def test_autocast_reaches_the_experts_and_not_the_mixing():
+    layer, x = cond_conv(), torch.randn(5, 4, 7, 6, requires_grad=True)
+    features = x.detach().mean((-2, -1))
+    plain = layer(x, features)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = layer(x, features)
+        mixed = layer.mixed_parameters(layer.router(features), 5)
+    output.float().sum().backward()
+    assert output.dtype == torch.bfloat16
+    assert_close(output.float(), plain, rtol=0.02, atol=0.02)
+    for name, value in layer.mixed_parameters(layer.router(features), 5).items():
+        assert torch.equal(mixed[name], value)
+    assert {p.grad.dtype for p in layer.parameters()} | {x.grad.dtype} == {torch.float32}
+
+
+def test_autocast_of_no_items_and_of_float64():
+    layer = cond_conv()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(0, 4, 7, 6), torch.randn(0, 4)).dtype == torch.bfloat16
+        double = layer.double()(torch.randn(2, 4, 7, 6).double(), torch.randn(2, 4).double())
+    assert double.dtype == torch.float64
+
+
+def test_parameters_of_low_precision_are_mixed_in_float32():
+    """Sixteen times 1 / 16 and a bit that a weight of the parameters' type would lose."""
+    layer = MergedMoE(TopK(8, 16, 16, score="sigmoid"), partial(nn.Linear, 8, 8), 16).to(torch.bfloat16)
+    weight = torch.full((1, 16), (1 + 0.45 * torch.finfo(torch.bfloat16).eps) / 16)
+    routing = layer.router(torch.randn(1, 8, dtype=torch.bfloat16))
+    routing = type(routing)(routing.token_index, routing.expert_index, weight.flatten(), routing.sums)
+    with torch.no_grad():
+        for expert in layer.experts:
+            expert.bias.fill_(1.0)
+    exact = weight.double().sum().to(torch.bfloat16)
+    assert torch.equal(layer.mixed_parameters(routing, 1)["bias"], exact.expand(1, 8))
+    assert layer(torch.randn(3, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def step(layer, x, forward):
+    layer.zero_grad()
+    torch.manual_seed(1)
+    loss = forward(layer, x).square().sum() + aux_loss(layer)
+    loss.backward()
+    return {"loss": loss.detach(), **{name: p.grad for name, p in layer.named_parameters()}}
+
+
+def test_checkpointing():
+    """Noise and dropout of the second forward are the first's, and nothing is recorded twice."""
+    router = make_router("noisy-top-k", 8, 3, 2)
+    layer = MergedMoE(router, lambda: nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5)), 3)
+    x = torch.randn(9, 8)
+    expected = step(layer, x, lambda layer, x: layer(x))
+    for name, value in step(layer, x, lambda layer, x: checkpoint(layer, x, use_reentrant=False)).items():
+        assert_close(value, expected[name], msg=name)
+    assert aux_loss(layer) == 0
+
+
+def test_it_is_a_routed_layer():
+    layer, labels = make_merged("noisy-top-k"), torch.arange(9) % 3
+    assert list(moe_layers(nn.Sequential(layer))) == [("0", layer)]
+    with pytest.raises(RuntimeError, match="auxiliary loss was taken"):
+        layer(torch.randn(9, 8)).sum().backward()
+    assert aux_loss(layer) > 0
+    assert not layer.routing.weight.requires_grad
+    seen = class_by_expert(layer.routing, labels, 3)
+    assert seen.sum(1).tolist() == [6, 6, 6]  # each class had 3 images, and each of them 2 experts
+    assert_close(seen.sum(0).float(), layer.routing.sums.tokens_per_expert)
+
+
+def test_it_prints_its_parts():
+    text = repr(MergedMoE(TopK(8, 3, 3), lambda: nn.Linear(8, 4), 3, losses={}))
+    assert "losses={}" in text
+    assert "TopK" in text
+    assert "Linear" in text
+
+
+class Counted(nn.Linear):
+    def __init__(self):
+        super().__init__(8, 8)
+        self.register_buffer("count", torch.zeros(()))
+
+
+def norm(kind):
+    return nn.Sequential(nn.Linear(8, 8), kind(8))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MergedMoE(TopK(8, 4), lambda: nn.Linear(8, 8), 3), "chooses among 4 experts and there are 3"),
+        (lambda: MergedMoE(TopK(8, 4), lambda: nn.Linear(8, 8)), "needs num_experts"),
+        (
+            lambda: MergedMoE(TopK(8, 2), lambda: norm(nn.BatchNorm1d), 2),
+            r"expert 0 \(Sequential\) has 1.running_mean, 1.running_var, 1.num_batches_tracked. Use GroupNorm",
+        ),
+        (lambda: MergedMoE(TopK(8, 2), Counted, 2), r"no buffers, .* expert 0 \(Counted\) has count"),
+        (lambda: MergedMoE(TopK(8, 2), nn.Identity, 2), r"their parameters; expert 0 \(Identity\) has none"),
+        (
+            lambda: MergedMoE(TopK(8, 2), [nn.Linear(8, 8), nn.Linear(8, 7)]),
+            r"one architecture, .* expert 0 has \(8, 8\) and expert 1 \(Linear\) has \(7, 8\) at 'weight'",
+        ),
+        (
+            lambda: MergedMoE(TopK(8, 2), [nn.Linear(8, 8), nn.Linear(8, 8, bias=False)]),
+            r"expert 0 has \(8,\) and expert 1 \(Linear\) has None at 'bias'",
+        ),
+        (
+            lambda: MergedMoE(TopK(8, 2), [nn.Linear(8, 8, bias=False), nn.Linear(8, 8)]),
+            r"expert 0 has None and expert 1 \(Linear\) has \(8,\) at 'bias'",
+        ),
+        (
+            lambda: MergedMoE(TopK(8, 2), [norm(nn.LayerNorm), nn.Sequential(nn.Linear(8, 8), nn.RMSNorm(8))]),
+            "expert 0 has LayerNorm and expert 1 .* has RMSNorm at '1'",
+        ),
+        (
+            lambda: MergedMoE(TopK(8, 2), lambda: nn.Linear(7, 8), 2),
+            r"Expert 0 \(Linear\) does not take items of shape \(8,\)",
+        ),
+        (
+            lambda: MergedMoE(Soft(8, 2), lambda: nn.Linear(8, 8), 2),
+            r"one weight per item and expert; Soft mixes items. Use another router, such as TopK",
+        ),
+        (
+            lambda: MergedMoE(TopK(8, 2), lambda: nn.Linear(8, 8), 2, losses={"laod": 1.0}),
+            "did you mean 'load'",
+        ),
+    ],
+)
+def test_what_cannot_be_merged_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("x", "features", "message"),
+    [
+        (torch.zeros(4, 7), None, r"MergedMoE takes items of shape \(8,\) .* got \(4, 7\)"),
+        (torch.zeros(4, 8, dtype=torch.int64), None, "MergedMoE takes floating-point items; got torch.int64"),
+        (torch.zeros(4, 8), torch.zeros(4, 3), r"looks at 8 numbers per item, for 4 items; got features of .*\(4, 3\)"),
+    ],
+)
+def test_an_input_that_does_not_fit_is_refused(x, features, message):
+    with pytest.raises(ValueError, match=message):
+        make_merged()(x, features)
+
+
+def agrees_with_eager(kind):
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    layer = {"mlp": partial(make_merged, "noisy-top-k"), "convolution": cond_conv}[kind]()
+    x = torch.randn(13, *layer.item_shape)
+    features = (x.mean((-2, -1)),) if kind == "convolution" else ()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    expected = step(layer, x, lambda layer, x: layer(x, *features))
+    for name, value in step(layer, x, lambda layer, x: compiled(x, *features)).items():
+        assert_close(value, expected[name], rtol=1e-5, atol=1e-5, msg=name)
+    assert layer.routing.sums.num_tokens == 13
+
+
+@pytest.mark.parametrize("kind", ["mlp", "convolution"])
+def test_it_compiles_to_one_graph(run_unhooked, kind):
+    run_unhooked(agrees_with_eager, kind)
