@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests import typechecker
+from tests.ranks import Ranks
 
 jaxtyping.install_import_hook("gatewright", f"{typechecker.__name__}.check")  # Before anything imports gatewright.
 torch.set_num_threads(2)
@@ -39,3 +40,11 @@ def run_unhooked():
     """Run a function in a process that never saw the import hook, whose wrappers torch.compile cannot trace."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         yield lambda function, *args: pool.submit(function, *args).result()
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory):
+    """Run functions on several processes: ``ranks(world, function, *args)``."""
+    groups = Ranks(tmp_path_factory.mktemp("ranks"))
+    yield groups.run
+    groups.close()

@@ -1,10 +1,13 @@
 import json
+import os
 import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.testing import assert_close
 
 from gatewright.cli.commands import parse_train
 from gatewright.data import load_images
@@ -92,6 +95,33 @@ def test_predictions_are_those_of_the_evaluation(gatewright, trained):
         assert set(chosen) <= set("0123")
 
 
+def test_a_soft_mixture_is_trained_evaluated_and_asked_like_any_other(gatewright, tmp_path):
+    """Every image goes to every expert: counts become sums of weights, and predictions name the shares."""
+    flags = "--epochs 1 --output soft --tracking.no-enabled --model.router soft --model.router-options group_size 1"
+    status, printed, errors = gatewright("train", "digits", *flags.split())
+    assert (status, errors) == (0, "")
+    result = json.loads(Path("soft/result.json").read_text())
+    layer = result["layers"]["network.mixture"]
+    tokens, seen = torch.tensor(layer["tokens_per_expert"]), torch.tensor(layer["class_by_expert"])
+    assert_close(tokens.sum(), torch.tensor(359.0))
+    assert_close(seen.sum(0), tokens)
+    assert_close(seen.sum(1), torch.tensor(layer["tokens_per_class"]).float())
+    assert (layer["dead_experts"], layer["dropped_fraction"]) == ([], 0)
+    assert result["num_active_parameters"] == result["num_parameters"]
+    assert f"{tokens[0] / 359:6.1%}" in printed
+    assert {"classes-network.mixture.png", "load-network.mixture.png", "report.html"} <= set(os.listdir("soft"))
+    status, output, errors = gatewright("evaluate", "soft")
+    assert (status, errors) == (0, "")
+    assert f"{tokens[0] / 359:6.1%}" in output
+    assert output.endswith(f"test accuracy {result['test_accuracy']:.2%} of 359 images\n")
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save("empty.png")
+    status, output, _ = gatewright("predict", "soft", "empty.png")
+    assert status == 0
+    shares = output.strip().split("; network.mixture experts ")[1].split(", ")
+    assert [share.split()[0] for share in shares] == ["0", "1", "2", "3"]
+    assert sum(float(share.split()[1].rstrip("%")) for share in shares) == pytest.approx(100, abs=0.3)
+
+
 def test_files_that_are_no_images_are_named(gatewright, trained, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing of use")
     status, output, errors = gatewright("predict", trained, "broken.png")
@@ -114,9 +144,10 @@ def test_a_dense_run_has_no_experts_to_name(gatewright, tmp_path):
 def test_a_broken_checkpoint_is_named(gatewright, copied):
     for path in (copied / "checkpoints").iterdir():
         path.write_bytes(path.read_bytes()[:5000])
-    status, output, errors = gatewright("evaluate", copied)
-    assert (status, output, errors.count("\n")) == (2, "", 1)
-    assert "is truncated or not a safetensors file" in errors
+    for words in (["evaluate", copied], ["train", "digits", "--resume", "--output", copied]):
+        status, output, errors = gatewright(*words)
+        assert (status, output, errors.count("\n")) == (2, "", 1)
+        assert "is truncated or not a safetensors file" in errors
 
 
 def test_a_key_that_is_none_is_named(gatewright, copied):

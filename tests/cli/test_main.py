@@ -71,6 +71,14 @@ def test_help_of_the_commands(gatewright):
         ("train", "train needs a recipe: gatewright train RECIPE. Known: cifar10-cnn,"),
         ("train --epochs 3", "train needs a recipe"),
         ("train digits --model.top-k 9", "top_k (9) cannot exceed num_experts (4)"),
+        ("train digits --model.num-experts 8 --model.top-k 9", "top_k (9) cannot exceed num_experts (8)"),
+        (
+            "train digits --model.split-epoch 30",
+            "split at epoch 30, counted from 0, but the run ends after 30 (--epochs)",
+        ),
+        ("train cifar10-cnn --epochs 2", "Use --epochs 9 or more, a --model.split-epoch below 2"),
+        ("train digits --model.split-epoch -1", "split_epoch is an epoch, counted from 0; got -1."),
+        ("train digits --seed 99999999999999999999", "seed is an integer of 64 bits; got 99999999999999999999."),
         ("train digits --epochs 0", "epochs and checkpoint_every are at least 1; got 0 and 1"),
         ("train digits --model.router topk", "No router is called 'topk'; did you mean 'top-k'?"),
         ("train digits --model.router-options jiter 0.1", "is called 'jiter'"),
@@ -78,6 +86,7 @@ def test_help_of_the_commands(gatewright):
         ("train digits --model.losses lod 0.1", "No auxiliary loss is called 'lod'; did you mean 'load'?"),
         ("train cifar10-cnn --data.path nowhere --tracking.no-enabled", "nowhere"),
         ("train digits --device gpu", "There is no device 'gpu' here. Use --device auto, or cpu."),
+        ("train digits --device meta", "There is no device 'meta' here. Use --device auto, or cpu."),
         ("train digits --resume", "There is no run to resume at runs/digits-"),
         ("train digits --resume --output nowhere", "There is no run to resume at nowhere: name its folder"),
         ("evaluate nowhere", "No run at nowhere: it has no config.yaml. Name a folder that train wrote."),
@@ -102,6 +111,11 @@ def test_bad_input_gets_a_sentence(gatewright, words, sentence):
         ("train digits --precision fp16", ["invalid choice 'fp16'", "'float32', 'bfloat16', 'float16'"]),
         ("train digits --optim.name adam", ["invalid choice 'adam'", "'adamw', 'sgd', 'muon'"]),
         ("train digits --optim.lr 0", ["Error parsing run.optim: lr is above 0"]),
+        ("train digits --optim.lr -1", ["Error parsing run.optim: lr is above 0", "got -1.0, None"]),
+        ("train digits --optim.betas 2 2", ["momentum and betas lie in [0, 1)", "(2.0, 2.0)"]),
+        ("train digits --data.holdout 1.5", ["holdout is a share of the training images in [0, 1); got 1.5"]),
+        ("train digits --model.width -3", ["Error parsing run.model", "width is at least 1 channel; got -3"]),
+        ("train digits --model.num-experts 1.5", ["Error parsing --model.num-experts", "'1.5'"]),
         ("train digits --data.name digit", ["data.name must be one of", "did you mean 'digits'?"]),
         ("train digits --data.path nowhere", ["the digits are embedded", "nowhere"]),
         ("train digits --epochs three", ["Error parsing --epochs", "'three'"]),
@@ -117,7 +131,8 @@ def test_unknown_flags_and_values_get_the_nearest(gatewright, words, offers):
 
 def test_a_file_in_place_of_the_output_is_said(gatewright, tmp_path):
     (tmp_path / "run").write_text("in the way")
-    assert "run" in refused(gatewright("train", "digits", "--output", "run", "--tracking.no-enabled"))
+    message = refused(gatewright("train", "digits", "--output", "run", "--tracking.no-enabled"))
+    assert message == "error: run is a file, and --output names the run's folder. Name another."
 
 
 def test_what_is_our_fault_keeps_its_traceback(monkeypatch):

@@ -14,6 +14,7 @@ def result():
         "dropped_fraction": 0.0,
         "dead_experts": [1],
         "class_by_expert": [[100, 0, 0], [25, 0, 25], [25, 0, 25], [0, 0, 0]],
+        "tokens_per_class": [100, 50, 50, 0],
     }
     return {
         "recipe": "digits <script>",

@@ -21,13 +21,22 @@ def test_times_are_said_as_people_say_them(seconds, text):
 
 def test_favourites_are_at_most_three_and_never_nothing():
     counts = torch.tensor([[10, 0], [5, 5], [1, 9], [0, 10], [999, 1]])
-    favourites = [expert.favourites for expert in expert_facts(counts.sum(0), counts, list("abcde"))]
+    favourites = [expert.favourites for expert in expert_facts(counts.sum(0), counts, counts.sum(1), list("abcde"))]
     assert favourites[0] == (("a", 1.0), ("e", pytest.approx(0.999)), ("b", 0.5))
     assert [name for name, _ in favourites[1]] == ["d", "c", "b"]
-    assert [name for name, _ in expert_facts(counts[:1].sum(0), counts[:1], ["a"])[1].favourites] == []
+    assert [
+        name for name, _ in expert_facts(counts[:1].sum(0), counts[:1], counts[:1].sum(1), ["a"])[1].favourites
+    ] == []
+
+
+def test_an_image_that_goes_to_two_experts_counts_for_both():
+    """Ten images of a class, each sent to two of three experts."""
+    seen = torch.tensor([[10, 7, 3], [0, 4, 4]])
+    facts = expert_facts(seen.sum(0), seen, torch.tensor([10, 4]), ["cat", "dog"])
+    assert [expert.favourites_text for expert in facts] == ["cat 100%", "dog 100%, cat 70%", "dog 100%, cat 30%"]
 
 
 def test_shares_sum_to_one():
-    facts = expert_facts(torch.tensor([1, 2, 5]), None, [])
+    facts = expert_facts(torch.tensor([1, 2, 5]), None, None, [])
     assert [expert.share for expert in facts] == [0.125, 0.25, 0.625]
     assert not any(expert.dead for expert in facts)

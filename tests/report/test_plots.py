@@ -40,20 +40,24 @@ def test_load_of_a_single_point(tmp_path):
 def test_class_by_expert(num_classes, num_experts, tmp_path):
     counts = torch.randint(1, 100, (num_classes, num_experts))
     names = [f"class {index}" for index in range(num_classes)]
-    check_picture(plot_class_by_expert(counts, names, tmp_path / "new" / "classes.png", "Classes"), 2, 20)
+    check_picture(
+        plot_class_by_expert(counts, counts.sum(1), names, tmp_path / "new" / "classes.png", "Classes"), 2, 20
+    )
 
 
 def test_a_dead_expert_and_a_class_without_images(tmp_path):
     counts = torch.tensor([[5, 0, 5], [0, 0, 0], [1, 0, 9]])
-    check_picture(plot_class_by_expert(counts, ["a", "b", "c"], tmp_path / "classes.png", "Odd"), 2, 10)
-    check_picture(plot_class_by_expert(counts * 0, ["a", "b", "c"], tmp_path / "empty.png", "Empty"), 2, 10)
+    check_picture(plot_class_by_expert(counts, counts.sum(1), ["a", "b", "c"], tmp_path / "classes.png", "Odd"), 2, 10)
+    check_picture(
+        plot_class_by_expert(counts * 0, 0 * counts.sum(1), ["a", "b", "c"], tmp_path / "empty.png", "Empty"), 2, 10
+    )
 
 
 def test_names_are_not_read_as_formulas(tmp_path):
     names = ["$50", "a_b$c^2$", r"\frac{", "<b>"]
     check_picture(plot_confusion(torch.eye(4, dtype=torch.long), names, tmp_path / "confusion.png"), 2, 10)
     counts = torch.ones(4, 2, dtype=torch.long)
-    check_picture(plot_class_by_expert(counts, names, tmp_path / "classes.png", r"layer $x\bad{"), 2, 10)
+    check_picture(plot_class_by_expert(counts, counts.sum(1), names, tmp_path / "classes.png", r"layer $x\bad{"), 2, 10)
 
 
 @pytest.mark.parametrize("num_classes", [1, 10, 100])

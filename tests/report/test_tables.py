@@ -21,10 +21,13 @@ def test_shares_favourites_and_the_dead(result):
             "net[bold]",
             torch.tensor(layer["tokens_per_expert"]),
             torch.tensor(layer["class_by_expert"]),
+            torch.tensor(layer["tokens_per_class"]),
             list(result["test_accuracy_per_class"]),
         )
     )
     assert "Experts of net[bold]" in text
+    assert "share of the load" in text
+    assert "favourite classes, and the share of their images that reaches it" in text
     first, dead, last = [line for line in text.splitlines() if line.startswith("│")]
     assert "75.0% ████████████████" in first
     assert "cat 100%, <b>dog</b> 50%, [red]fox 50%" in first
@@ -35,7 +38,7 @@ def test_shares_favourites_and_the_dead(result):
 
 
 def test_experts_without_classes_or_tokens():
-    text = printed(expert_table("layer", torch.tensor([0, 0]), None, []))
+    text = printed(expert_table("layer", torch.tensor([0, 0]), None, None, []))
     assert text.count("dead") == 2
 
 

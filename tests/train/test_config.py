@@ -17,6 +17,7 @@ EVERYTHING = RunConfig(
         top_k=1,
         router="top-k",
         router_options={"jitter": 0.5, "score": "sigmoid", "normalize": False},
+        expert_dropout=0.25,
         losses={"load_balance": 0.5, "router_z": 1e-3},
         dispatch="capacity",
         capacity_factor=1.5,
@@ -172,7 +173,7 @@ def test_what_does_not_fit_is_said(path, changes, message):
         ({"betas": [0.9]}, "@ run.optim.betas"),
         ({"betas": 0.9}, "@ run.optim.betas"),
         ({"name": "adam"}, "@ run.optim.name"),
-        ({"lr": 0}, "lr is above 0 and accumulation_steps at least 1; got 0.0 and 3"),
+        ({"lr": 0}, "lr is above 0, and so is adam_lr, or None for the same; got 0.0, "),
     ],
 )
 def test_what_does_not_fit_inside_is_said(path, changes, message):
@@ -194,6 +195,7 @@ def test_what_is_missing_is_named(path, key):
 )
 def test_a_file_that_is_no_config_is_refused(path, content):
     path.write_bytes(content)
+    assert "\n" not in refusal(path)
     assert "is not YAML" in refusal(path) or "it is not a mapping of keys to values" in refusal(path)
 
 
@@ -207,7 +209,12 @@ def test_a_folder_without_a_config_is_no_run(tmp_path):
     [
         ({"lr": 0.0}, "lr is above 0"),
         ({"lr": float("nan")}, "lr is above 0"),
-        ({"accumulation_steps": 0}, "accumulation_steps at least 1"),
+        ({"lr": float("inf")}, "lr is above 0, .* got inf, None"),
+        ({"adam_lr": -1.0}, "so is adam_lr, or None for the same; got 0.001, -1.0"),
+        ({"momentum": 1.0}, r"momentum and betas lie in \[0, 1\) .* got 1.0, "),
+        ({"betas": (0.9, 1.5)}, r"got 0.9, \(0.9, 1.5\) and 0.01"),
+        ({"weight_decay": -1.0}, "weight_decay is not negative; .* and -1.0"),
+        ({"accumulation_steps": 0}, "accumulation_steps is at least 1, for no accumulation; got 0"),
         ({"clip_norm": 0.0}, "clip_norm is above 0, or None"),
         ({"ema_decay": 1.0}, "ema_decay lies between 0 and 1"),
         ({"ema_decay": 0.0}, "ema_decay lies between 0 and 1"),
@@ -230,6 +237,7 @@ def test_an_optimizer_that_cannot_be_is_refused(changes, message):
     [
         ({"epochs": 0}, "epochs and checkpoint_every are at least 1; got 0 and 1"),
         ({"checkpoint_every": 0}, "epochs and checkpoint_every are at least 1; got 10 and 0"),
+        ({"seed": 2**63}, "seed is an integer of 64 bits; got 9223372036854775808"),
         ({"precision": "fp16"}, "precision is one of 'float32', 'bfloat16', 'float16'; got 'fp16'"),
         ({"model": {"top_k": 9}}, r"top_k \(9\) cannot exceed num_experts \(8\)"),
         ({"model": {"router": "top-j"}}, "No router is called 'top-j'; did you mean 'top-k'?"),

@@ -1,6 +1,6 @@
 import copy
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import islice
 
 import pytest
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from gatewright import MoE, aux_loss
+from gatewright import MoE, aux_loss, seed_noise
 from gatewright.train import OptimConfig
 from gatewright.train.engine import autocast, find_device
 from tests.train.engines import DENSE, IMAGES, MIXTURE, SGD, classifier, engine_for, linear, train_for, weights
@@ -69,9 +69,8 @@ def test_the_auxiliary_loss_is_added():
         expected, before = copy.deepcopy(model).train(), weights(model)
         images, labels = next(batches_of(IMAGES, 16))
         engine = engine_for(model_config, model=model)
-        torch.manual_seed(2)  # of the router's noise
         report = engine.step([(images, labels)])
-        torch.manual_seed(2)
+        seed_noise(expected, engine.config.seed, 0)  # as the first step does
         loss = F.cross_entropy(expected(images), labels)
         auxiliary = aux_loss(expected)
         (loss + auxiliary).backward()
@@ -82,6 +81,21 @@ def test_the_auxiliary_loss_is_added():
             assert_close(after[name], before[name] - 0.1 * parameter.grad)
         gates[bool(losses)] = after["network.mixture.router.gate.weight"]
     assert not torch.allclose(gates[True], gates[False])
+
+
+def test_the_sums_are_those_of_every_micro_batch_since_they_were_taken():
+    engine, seen = engine_for(MIXTURE), []
+    nn.init.normal_(engine.model.network.mixture.router.gate.weight)
+    engine.model.network.mixture.register_forward_hook(lambda layer, args, output: seen.append(layer.routing.sums))
+    batches = batches_of(IMAGES, 8)
+    for _ in range(2):
+        engine.step(list(islice(batches, 3)))
+    ((name, sums),) = engine.take_sums().items()
+    assert name == "network.mixture"
+    assert sums.num_tokens == 2 * 3 * 8
+    for field in fields(sums):
+        assert_close(getattr(sums, field.name), sum(getattr(part, field.name) for part in seen), equal_nan=True)
+    assert engine.take_sums() == {}
 
 
 def test_averaged_weights_follow_the_formula_and_are_evaluated():
@@ -147,7 +161,7 @@ def test_the_memory_format_is_that_of_the_config(channels_last):
 def test_devices_are_found_or_named():
     assert find_device("cpu") == torch.device("cpu")
     assert find_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    for name in ("gpu", "", "cuda:99"):
+    for name in ("gpu", "", "meta", "cuda:99"):
         with pytest.raises(ValueError, match=f"There is no device '{name}' here. Use --device auto, or cpu."):
             find_device(name)
 
@@ -170,7 +184,7 @@ def compiled_and_not():
         torch.manual_seed(0)
         engine = engine_for(model=linear(), compile=compile_it)
         losses.append(train_for(engine, 3))
-        assert engine._forward is not engine.model or not compile_it
+        assert isinstance(engine._network, torch._dynamo.OptimizedModule) is compile_it
         logits.append(engine.evaluated(torch.ones(2, 1, 8, 8)).detach())
     return losses, logits
 

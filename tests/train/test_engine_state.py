@@ -16,6 +16,7 @@ VARIANTS = {
     "adamw": (MIXTURE, OptimConfig(lr=3e-3, ema_decay=0.9, warmup_epochs=1), {}),
     "sgd": (MIXTURE, OptimConfig(name="sgd", lr=0.1, ema_decay=0.5, clip_norm=1.0), {}),
     "muon": (MIXTURE, OptimConfig(name="muon", lr=0.01, adam_lr=1e-3, schedule="linear"), {}),
+    "biased": (replace(MIXTURE, router="biased"), OptimConfig(lr=3e-3, ema_decay=0.9), {}),
     "float16": (MIXTURE, OptimConfig(lr=3e-3), {"precision": "float16"}),
     "bfloat16": (MIXTURE, OptimConfig(lr=3e-3), {"precision": "bfloat16", "channels_last": False}),
     "together": (
@@ -89,3 +90,17 @@ def test_both_copies_of_the_model_split():
         together = [copy.network.mixture.together for copy in (engine.model, engine.evaluated)]
         assert together == [epoch < 2, epoch < 2]
         train_for(engine, 1, batch_size=8, images=image_set(8))
+
+
+def test_the_expert_bias_moves_once_per_optimizer_step_and_is_saved():
+    """However many micro-batches a step has; by the rate or not at all, for each expert."""
+    engine = engine_for(replace(MIXTURE, router="biased"))
+    before = torch.zeros(3)
+    for step in range(1, 4):
+        engine.step(list(islice(batches_of(IMAGES, 8), 3)))
+        bias = engine.state_dict()["model"]["network.mixture.router.expert_bias.bias"].clone()
+        moved = ((bias - before) / 0.001).round()
+        assert moved.abs().max() == 1
+        torch.testing.assert_close(bias, before + 0.001 * moved, rtol=0, atol=1e-8)
+        before = bias
+        assert engine.step_count == step

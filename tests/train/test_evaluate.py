@@ -6,11 +6,12 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from gatewright import Capacity, GroupedFeedForward, ModuleExperts, MoE, TopK
+from gatewright import Capacity, GroupedFeedForward, ModuleExperts, MoE, Soft, TopK
 from gatewright.data import ImageSet, as_floats
 from gatewright.models import DigitsConfig, ImageClassifier, ResNetsConfig
 from gatewright.train import Evaluation, evaluate
 from gatewright.train.evaluate import class_by_expert, take_routing
+from gatewright.train.result import describe_layer
 from tests.train.runs import image_set
 
 IMAGES = image_set(37, channels=1, size=8)
@@ -66,6 +67,8 @@ def test_every_image_counts_once_at_any_batch_size(model, batch_size):
                 seen[label, expert] += 1
         assert torch.equal(use.class_by_expert, seen)
         assert use.sums.tokens_per_expert.tolist() == seen.sum(0).tolist()
+        tokens_per_image = len(experts[name][0]) // model.get_submodule(name).router.top_k
+        assert use.tokens_per_class.tolist() == (IMAGES.labels.bincount() * tokens_per_image).tolist()
         assert use.sums.num_tokens == 37 * len(experts[name][0]) / model.get_submodule(name).router.top_k
 
 
@@ -142,6 +145,23 @@ def test_dropped_assignments_are_not_seen_by_an_expert():
     assert torch.equal(class_by_expert(routing, IMAGES.labels, 4), seen)
     assert seen.sum() == 37 * 8 * 2 - routing.sums.dropped
     assert routing.sums.dropped > 0
+
+
+@pytest.mark.parametrize("batch_size", [5, 37])
+def test_weights_of_a_soft_mixture_are_added_up_by_class(batch_size):
+    """Rows of an image that are a group of 8 tokens: looked up one image at a time."""
+    model = Patches()
+    model.rows = MoE(Soft(8, 3, slots_per_expert=2, group_size=8), GroupedFeedForward(3, 8, 8))
+    use = evaluate(model, IMAGES, batch_size=batch_size).layers["rows"]
+    expected = torch.zeros(4, 3)
+    for image, label in zip(as_floats(IMAGES.images), IMAGES.labels, strict=True):
+        expected[label] += model.rows.router(image[0]).combine.detach().sum((0, 1, 3))
+    assert_close(use.class_by_expert, expected)
+    assert_close(use.sums.tokens_per_expert, expected.sum(0))
+    assert_close(use.class_by_expert.sum(1), use.tokens_per_class.float())
+    described = describe_layer(use)
+    assert described["tokens_per_expert"] == use.sums.tokens_per_expert.tolist()
+    assert all(share % 1 for share in described["tokens_per_expert"])
 
 
 def test_a_class_nobody_shows_has_a_row_of_zeros():

@@ -53,6 +53,7 @@ def test_the_result_has_what_it_must(finished):
         "dropped_fraction",
         "dead_experts",
         "class_by_expert",
+        "tokens_per_class",
     }
 
 
@@ -70,6 +71,7 @@ def test_the_figures_agree_with_each_other(finished):
     assert tokens.sum() == 2 * len(labels)  # top-2, each image once
     assert seen.sum(0).tolist() == tokens.tolist()
     assert seen.sum(1).tolist() == (2 * labels.bincount()).tolist()
+    assert layer["tokens_per_class"] == labels.bincount().tolist()
     assert layer["dead_experts"] == (tokens == 0).nonzero().flatten().tolist()
     assert layer["max_over_mean_load"] == pytest.approx(float(tokens.max() / tokens.float().mean()))
     assert layer["dropped_fraction"] == 0

@@ -54,6 +54,36 @@ def test_a_run_that_never_began_leaves_no_run_behind(tmp_path):
     train(digits_config(tmp_path / "run", data=FIVE_STEPS))
 
 
+def test_a_split_that_would_never_come_is_refused_before_any_work(tmp_path):
+    config = digits_config(tmp_path / "run", epochs=2, data=FIVE_STEPS, model={"split_epoch": 2})
+    with pytest.raises(ValueError, match=r"split at epoch 2, .* ends after 2 \(--epochs\) .* Use --epochs 3 or more"):
+        train(config)
+    assert not (tmp_path / "run").exists()
+    result, _ = train(replace(config, model=replace(config.model, num_experts=1)))  # which has nothing to split
+    assert result["layers"] == {}
+
+
+def test_a_run_is_resumed_where_its_split_has_come_or_still_comes(tmp_path):
+    config = digits_config(tmp_path / "run", epochs=2, data=FIVE_STEPS, model={"split_epoch": 1})
+    late = replace(config, model=replace(config.model, split_epoch=2))
+    with signal_at(2), pytest.raises(Interrupted):
+        train(config)
+    with pytest.raises(ValueError, match=r"split at epoch 2, .* a --model.split-epoch below 2"):
+        train(late, resume=True)
+    result, _ = train(config, resume=True)
+    assert result["layers"]
+    assert train(late, resume=True)[0]["confusion"] == result["confusion"]  # nothing is left to train
+    assert train(replace(config, epochs=1), resume=True)[0]["layers"] == result["layers"]
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for output in ("file", "file/below"):
+        with pytest.raises(FileExistsError, match=r"/file is a file, and --output names the run's folder"):
+            train(digits_config(tmp_path / output))
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
 def test_a_disk_that_fills_up_ends_the_run_with_a_sentence(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from gatewright import GroupedFeedForward, ModuleExperts, MoE, TopK
+from gatewright import GroupedFeedForward, MergedMoE, ModuleExperts, MoE, ResidualMixture, TopK
 from gatewright.models import CnnConfig, ImageClassifier, ResNetsConfig
 from gatewright.train import evaluate
 from gatewright.train.result import (
@@ -65,6 +65,24 @@ def test_experts_of_different_sizes_count_by_their_mean():
     experts = ModuleExperts([nn.Sequential(nn.Linear(4, ffn), nn.Linear(ffn, 4)) for ffn in (2, 6)])
     sizes = [sum(p.numel() for p in expert.parameters()) for expert in experts.experts]
     assert num_active_parameters(MoE(TopK(4, 2, 1), experts)) == 8 + sum(sizes) / 2
+
+
+def test_a_shared_expert_counts_whole():
+    layer = MoE(TopK(8, 4, 2), ModuleExperts(lambda: nn.Linear(8, 8), 4), shared=nn.Linear(8, 8, bias=False))
+    assert num_active_parameters(layer) == 8 * 4 + 2 * (8 * 8 + 8) + 8 * 8
+    assert active_flops_per_image(layer, torch.rand(6, 8)) == 2 * (8 * 4 + 2 * 8 * 8 + 8 * 8)
+
+
+@pytest.mark.parametrize("top_k", [2, 4])
+def test_merged_experts_count_where_their_parameters_are_mixed(top_k):
+    layer = MergedMoE(TopK(8, 4, top_k), lambda: nn.Linear(8, 5), 4)
+    assert num_active_parameters(layer) == 8 * 4 + top_k * (8 * 5 + 5)
+    assert active_flops_per_image(layer, torch.rand(6, 8)) == 2 * (8 * 4 + 4 * (8 * 5 + 5) + 8 * 5)
+
+
+def test_a_residual_mixture_counts_its_branch_whole():
+    layer = ResidualMixture(MoE(TopK(8, 4, 1), ModuleExperts(lambda: nn.Linear(8, 8), 4)), nn.Linear(8, 8))
+    assert num_active_parameters(layer) == 8 * 4 + 2 * (8 * 8 + 8) + 2 * 8 + 2
 
 
 def test_images_of_several_tokens_count_them_all():

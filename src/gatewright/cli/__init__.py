@@ -1,4 +1,4 @@
-"""The command line: ``gatewright train | evaluate | predict | list``."""
+"""The command line: ``gatewright train | evaluate | predict | plan | list``."""
 
 from gatewright.cli.main import main
 

@@ -1,5 +1,6 @@
 """What each command does: read arguments, call the library, print."""
 
+import os
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from gatewright.cli.plan import plan_command
 from gatewright.data import BUILT_IN_NAMES, decode_image, load_images
 from gatewright.dispatch import DISPATCHERS
 from gatewright.experts import EXPERTS
@@ -21,7 +23,19 @@ from gatewright.recipes import RECIPES
 from gatewright.report import expert_table, result_table
 from gatewright.routed import moe_layers
 from gatewright.routers import ROUTERS
-from gatewright.train import RunConfig, Trained, evaluate, load_config, load_run, train
+from gatewright.routing import Routing, SoftRouting
+from gatewright.train import (
+    RunConfig,
+    Trained,
+    evaluate,
+    find_output,
+    launch,
+    load_config,
+    load_run,
+    needs_launch,
+    train,
+    was_restarted,
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +99,14 @@ def train_command(words: list[str]) -> None:
         return
     recipe = known(words[0], RECIPES, "recipe")
     arguments = parse_train(RECIPES[recipe](), words[1:])
-    result, output = train(arguments.run, resume=arguments.resume)
+    if needs_launch(arguments.run):
+        output = find_output(arguments.run, arguments.resume)
+        launch(replace(arguments.run, output=str(output)), [*words, "--output", str(output)])
+        return
+    resume = arguments.resume or was_restarted(Path(arguments.run.output or ""))
+    result, output = train(arguments.run, resume=resume)
+    if int(os.environ.get("RANK", 0)) > 0:
+        return
     console = Console(markup=False)  # A name may hold brackets.
     _print_experts(console, result)
     console.print(result_table(result))
@@ -130,8 +151,8 @@ def evaluate_command(words: list[str]) -> None:
     )
     console = Console(markup=False)  # A name may hold brackets.
     for name, use in found.layers.items():
-        tokens = use.sums.tokens_per_expert.long()
-        console.print(expert_table(name, tokens, use.class_by_expert, trained.class_names))
+        tokens = use.sums.tokens_per_expert.to(use.class_by_expert.dtype)
+        console.print(expert_table(name, tokens, use.class_by_expert, use.tokens_per_class, trained.class_names))
     table = Table("class", "accuracy")
     for name, accuracy in zip(trained.class_names, found.accuracy_per_class.tolist(), strict=True):
         table.add_row(name, f"{accuracy:.2%}")
@@ -158,11 +179,18 @@ def _prediction(trained: Trained, images: torch.Tensor) -> str:
         f"{trained.class_names[i]} {p:.1%}" for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
     )
     experts = (
-        f"{name} experts {', '.join(map(str, layer.routing.expert_index.tolist()))}"
+        f"{name} experts {', '.join(_chosen(layer.routing))}"
         for name, layer in moe_layers(trained.model)
         if layer.routing is not None
     )
     return "; ".join([", ".join(classes), *experts])
+
+
+def _chosen(routing: Routing | SoftRouting) -> list[str]:
+    """Name the experts that an image went to; where it went to all of them, with their shares."""
+    if isinstance(routing, Routing):
+        return [str(index) for index in routing.expert_index.tolist()]
+    return [f"{index} {share:.1%}" for index, share in enumerate(routing.weight.mean(0).tolist())]
 
 
 def list_command(words: list[str]) -> None:
@@ -181,8 +209,9 @@ def list_command(words: list[str]) -> None:
 def _print_experts(console: Console, result: dict[str, Any]) -> None:
     class_names = tuple(result["test_accuracy_per_class"])
     for name, layer in result["layers"].items():
-        tokens, seen = torch.tensor(layer["tokens_per_expert"]), torch.tensor(layer["class_by_expert"])
-        console.print(expert_table(name, tokens, seen, class_names))
+        keys = ("tokens_per_expert", "class_by_expert", "tokens_per_class")
+        load, seen, tokens = (torch.tensor(layer[key]) for key in keys)
+        console.print(expert_table(name, load, seen, tokens, class_names))
 
 
 def _next_commands(config: RunConfig, output: Path) -> str:
@@ -200,6 +229,7 @@ COMMANDS: Mapping[str, Callable[[list[str]], None]] = MappingProxyType(
     {
         "evaluate": evaluate_command,
         "list": list_command,
+        "plan": plan_command,
         "predict": predict_command,
         "train": train_command,
     }

@@ -13,6 +13,7 @@ gatewright {__version__}: train mixtures of experts, and see what the experts do
   gatewright train RECIPE --output RUN --resume                        go on with a run that was stopped
   gatewright evaluate RUN [--flip] [--data.path FOLDER]                evaluate a run on the whole test set
   gatewright predict RUN IMAGE [IMAGE ...]                             classify image files, and name their experts
+  gatewright plan [RECIPE] [--processes N] [--parallel.ep-size N] ...  predict memory, bytes and time per process
   gatewright list                                                      recipes, data sets, routers, experts
 """
 
@@ -20,6 +21,7 @@ gatewright {__version__}: train mixtures of experts, and see what the experts do
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 1 if training diverged, 2 for bad input, 128 + n after signal n."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    words = [word for word in words if not word.startswith("--local_rank=")]  # DeepSpeed's launcher appends it.
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0

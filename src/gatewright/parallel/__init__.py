@@ -9,18 +9,37 @@ from gatewright.parallel.apply import (
     sum_in_place,
     total_gradient_norm,
 )
+from gatewright.parallel.batch_norm import SyncBatchNorm, synchronize_batch_norm
+from gatewright.parallel.cost import Links
 from gatewright.parallel.dispatcher import ExpertParallel, expert_runs
+from gatewright.parallel.measure import measure_sizes
+from gatewright.parallel.plan import Device, Plan, plan, smallest
 from gatewright.parallel.scope import ProcessScope
+from gatewright.parallel.sizes import Part, Sizes, feed_forward_sizes
+from gatewright.parallel.state import gather_state, own_state
 
 __all__ = [
+    "Device",
     "ExpertParallel",
+    "Links",
+    "Part",
+    "Plan",
     "ProcessScope",
+    "Sizes",
+    "SyncBatchNorm",
     "average_expert_gradients",
     "check_ep_size",
     "expert_mesh",
     "expert_parameters",
     "expert_runs",
+    "feed_forward_sizes",
+    "gather_state",
+    "measure_sizes",
+    "own_state",
     "parallelize",
+    "plan",
+    "smallest",
     "sum_in_place",
+    "synchronize_batch_norm",
     "total_gradient_norm",
 ]

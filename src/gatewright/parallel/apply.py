@@ -1,6 +1,6 @@
 """Spread a model's experts over processes, and keep the rest of it equal on all of them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -10,7 +10,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from gatewright.layer import MoE
 from gatewright.parallel.dispatcher import ExpertParallel, expert_runs
 from gatewright.parallel.scope import ProcessScope
-from gatewright.routed import moe_layers
+from gatewright.routed import RoutedLayer, moe_layers
+from gatewright.routers import Soft
 
 
 def expert_mesh(ep_size: int, device_type: str = "cpu") -> DeviceMesh:
@@ -55,13 +56,15 @@ def parallelize(model: nn.Module, mesh: DeviceMesh, *, local_balance: bool = Fal
         local_balance: Whether balance statistics stay each process's own, instead of the global batch's.
 
     Raises:
-        ValueError: If a layer has fewer experts than the mesh has processes to hold them.
+        ValueError: If a layer has fewer experts than the mesh has processes to hold them, or mixes the tokens of the
+            whole batch.
     """
     everyone = dist.group.WORLD
     assert everyone is not None  # a mesh has made it
     ep_group, rank = mesh.get_group("expert"), mesh.get_local_rank("expert")
     for name, layer in moe_layers(model):
-        layer.scope = ProcessScope(everyone, device=mesh.device_type, local_balance=local_balance)
+        _refuse_soft_mixing_over_processes(name, layer)
+        layer.scope, layer.local_balance = ProcessScope(everyone, device=mesh.device_type), local_balance
         if isinstance(layer, MoE) and ep_group.size() > 1:
             _spread(name, layer, ep_group, rank)
     return model
@@ -75,24 +78,36 @@ def expert_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield from ((f"{prefix}.{inner}", parameter) for inner, parameter in layer.experts.named_parameters())
 
 
-def average_expert_gradients(model: nn.Module, mesh: DeviceMesh) -> None:
+def average_expert_gradients(model: nn.Module, mesh: DeviceMesh, *, leave: Collection[int] = ()) -> None:
     """Make each expert's gradient that of the global mean loss.
 
     It has been summed over the processes of a row on the way back through the all-to-all; what is left is the sum over
     the rows, and the number of processes that a mean over each one's loss is divided by.
+
+    Args:
+        model: From `parallelize`.
+        mesh: The same one.
+        leave: Gradients, by `id`, that are not of a spread expert after all.
     """
-    gradients = [parameter.grad for _, parameter in expert_parameters(model) if parameter.grad is not None]
+    found = (parameter.grad for _, parameter in expert_parameters(model))
+    gradients = [gradient for gradient in found if gradient is not None and id(gradient) not in leave]
     sum_in_place(gradients, mesh.get_group("replica"))
     for gradient in gradients:
         gradient /= mesh.size()
 
 
-def total_gradient_norm(model: nn.Module, mesh: DeviceMesh) -> Tensor:
-    """Return the norm of all gradients, with each expert counted once wherever it lives."""
-    spread = {parameter for _, parameter in expert_parameters(model)}
-    everywhere = (p.grad for p in model.parameters() if p.grad is not None and p not in spread)
+def total_gradient_norm(model: nn.Module, mesh: DeviceMesh, *, everywhere: Collection[nn.Parameter] = ()) -> Tensor:
+    """Return the norm of all gradients, with each expert counted once wherever it lives.
+
+    Args:
+        model: From `parallelize`.
+        mesh: The same one.
+        everywhere: Experts' parameters of which every process has the same.
+    """
+    spread = {parameter for _, parameter in expert_parameters(model)} - set(everywhere)
+    equal = (p.grad for p in model.parameters() if p.grad is not None and p not in spread)
     here = (p.grad for p in spread if p.grad is not None)
-    whole, part = nn.utils.get_total_norm(everywhere), nn.utils.get_total_norm(here)
+    whole, part = nn.utils.get_total_norm(equal), nn.utils.get_total_norm(here)
     squares = part.square()
     dist.all_reduce(squares, group=mesh.get_group("expert"))
     return (whole.square() + squares).sqrt()
@@ -123,3 +138,11 @@ def _spread(name: str, layer: MoE, group: dist.ProcessGroup, rank: int) -> None:
     layer.experts.keep(own.start, own.stop)
     layer.dispatcher = ExpertParallel(layer.dispatcher, group, num_experts)
     layer.watch()
+
+
+def _refuse_soft_mixing_over_processes(name: str, layer: RoutedLayer) -> None:
+    if isinstance(layer.router, Soft) and layer.router.group_size is None:
+        raise ValueError(
+            f"Layer {name or 'MoE'} has a Soft router without group_size, which mixes the tokens of the whole batch; a "
+            "batch over several processes stays apart. Give it a group_size: the tokens of one item, or 1."
+        )

@@ -1,6 +1,7 @@
 """Expert parallelism: a local dispatcher, and the trip to the processes that hold the experts and back."""
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -52,6 +53,9 @@ class ExpertParallel(Dispatcher):
         local: Groups rows by expert, and drops what exceeds a capacity, on this process.
         group: Processes that hold all experts between them.
         num_experts: How many experts there are on all of them.
+
+    Attributes:
+        bytes_sent: To other processes so far: rows, their outputs and, in training, the gradients of both.
     """
 
     def __init__(self, local: Dispatcher, group: ProcessGroup, num_experts: int) -> None:
@@ -88,9 +92,15 @@ class ExpertParallel(Dispatcher):
         return Trip(table[rank].tolist(), table[:, rank].tolist(), expert.argsort(stable=True), table.sum(0).tolist())
 
     def _send(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        self._count(sent, rows)
+        arrived = all_to_all(rows, sent, received, self.group)
+        if arrived.requires_grad:
+            arrived.register_hook(partial(self._count, received))  # Gradients go back where the rows came from.
+        return arrived
+
+    def _count(self, sent: list[int], rows: Tensor) -> None:
         away = sum(sent) - sent[self.group.rank()]
-        self.bytes_sent += away * rows[:1].numel() * rows.element_size() if away else 0
-        return all_to_all(rows, sent, received, self.group)
+        self.bytes_sent += away * rows[:1].nbytes if away else 0
 
     def _agreed_dtype(self, rows: Tensor, trip: Trip) -> torch.dtype:
         """Learn from the others what experts return under autocast, where some rank's experts had no rows."""
@@ -99,6 +109,10 @@ class ExpertParallel(Dispatcher):
         known = torch.tensor([_DTYPES.index(rows.dtype) if len(rows) else -1], device=rows.device)
         found = int(gather_counts(known, self.group).max())
         return _DTYPES[found] if found >= 0 else rows.dtype
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "ExpertParallel":
+        """A copy of a model belongs to the same processes."""
+        return ExpertParallel(self.local, self.group, self.num_experts)
 
     def __repr__(self) -> str:
         """Show the local dispatcher and the number of processes when a layer is printed."""

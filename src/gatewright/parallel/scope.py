@@ -1,5 +1,7 @@
 """The scope of a batch that is spread over processes."""
 
+import copy
+
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
@@ -17,19 +19,11 @@ class ProcessScope(BatchScope):
         group: The processes.
         key: As in `BatchScope`; where there is none, the first process draws one for all.
         device: Where counts travel from: the device that the group's backend wants.
-        local_balance: Whether balance statistics stay each process's own, instead of the global batch's.
     """
 
-    def __init__(
-        self,
-        group: ProcessGroup,
-        key: Int[Tensor, ""] | None = None,
-        *,
-        device: str = "cpu",
-        local_balance: bool = False,
-    ) -> None:
+    def __init__(self, group: ProcessGroup, key: Int[Tensor, ""] | None = None, *, device: str = "cpu") -> None:
         super().__init__(key)
-        self.group, self.device, self.local_balance = group, device, local_balance
+        self.group, self.device = group, device
 
     def token_offset(self, num_tokens: int) -> int:
         """Return how many tokens the processes before this one have."""
@@ -38,8 +32,6 @@ class ProcessScope(BatchScope):
 
     def sum(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Add up each tensor over the processes, in one reduction, with a gradient."""
-        if self.local_balance:
-            return values
         total = all_reduce(torch.cat([value.reshape(-1) for value in values]), self.group)
         parts = total.split([value.numel() for value in values])
         return tuple(part.view_as(value) for part, value in zip(parts, values, strict=True))
@@ -53,3 +45,7 @@ class ProcessScope(BatchScope):
         key = super().draw_key(device)
         dist.broadcast(key, group=self.group, group_src=0)
         return key
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "ProcessScope":
+        """A copy of a model belongs to the same processes."""
+        return copy.copy(self)

@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Int
+from jaxtyping import Int, Real
 from torch import Tensor
 
 NUM_FAVOURITES = 3
+# What the columns are called.
+LOAD = "share of the load"
+FAVOURITES = "favourite classes, and the share of their images that reaches it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +20,8 @@ class ExpertFacts:
     Args:
         index: Its position in the layer.
         share: Its share of all assignments, in [0, 1].
-        favourites: (class, share of that class's images), the largest first.
+        favourites: (class, share of that class's images that reach the expert), the largest first. An image that goes
+            to two experts counts for both, so a class's shares add up to its experts per image.
     """
 
     index: int
@@ -36,15 +40,23 @@ class ExpertFacts:
 
 
 def expert_facts(
-    tokens_per_expert: Int[Tensor, " experts"],
-    class_by_expert: Int[Tensor, "classes experts"] | None,
+    tokens_per_expert: Real[Tensor, " experts"],
+    class_by_expert: Real[Tensor, "classes experts"] | None,
+    tokens_per_class: Int[Tensor, " classes"] | None,
     class_names: Sequence[str],
 ) -> list[ExpertFacts]:
-    """Say of each expert how much it gets, and the up to three classes of whose images it gets the largest share."""
+    """Say of each expert how much it gets, and the up to three classes of whose images it gets the largest share.
+
+    Args:
+        tokens_per_expert: Assignments.
+        class_by_expert: Assignments of each class's images, where the classes are known.
+        tokens_per_class: Tokens of each class's images; the images themselves where they are routed as a whole.
+        class_names: In the order of the rows of `class_by_expert`.
+    """
     shares = (tokens_per_expert / tokens_per_expert.sum().clamp(min=1)).tolist()
     favourites: list[tuple[tuple[str, float], ...]] = [()] * len(shares)
-    if class_by_expert is not None:
-        by_class = class_by_expert / class_by_expert.sum(1, keepdim=True).clamp(min=1)
+    if class_by_expert is not None and tokens_per_class is not None:
+        by_class = class_by_expert / tokens_per_class[:, None].clamp(min=1)
         favourites = [_favourites(column, class_names) for column in by_class.T.tolist()]
     return [ExpertFacts(index=index, share=share, favourites=favourites[index]) for index, share in enumerate(shares)]
 

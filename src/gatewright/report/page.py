@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gatewright.report.facts import expert_facts, layer_summary, result_facts
+from gatewright.report.facts import FAVOURITES, LOAD, expert_facts, layer_summary, result_facts
 from gatewright.report.figure import DOTS_PER_INCH
 from gatewright.report.pictures import picture_path
 
@@ -76,6 +76,7 @@ def _layer(output: Path, name: str, layer: Mapping[str, Any], result: Mapping[st
     facts = expert_facts(
         torch.tensor(layer["tokens_per_expert"]),
         torch.tensor(counts) if counts else None,
+        torch.tensor(layer["tokens_per_class"]) if counts else None,
         list(result["test_accuracy_per_class"]),
     )
     highest = max(expert.share for expert in facts) or 1
@@ -88,9 +89,11 @@ def _layer(output: Path, name: str, layer: Mapping[str, Any], result: Mapping[st
         for expert in facts
     ]
     yield from _section(f"Layer {name}", f"<p>{escape(layer_summary(layer))}</p>")
-    yield _table(["expert", "share of images", "favourite classes, and the share of their images it takes"], rows)
+    yield _table(["expert", LOAD, FAVOURITES], rows)
     yield _picture(picture_path(output, "load", name), f"Load of the experts of {name} over the steps")
-    yield _picture(picture_path(output, "classes", name), f"Share of each class's images by expert of {name}")
+    yield _picture(
+        picture_path(output, "classes", name), f"Share of each class's images that reaches each expert of {name}"
+    )
 
 
 def _bar(share: float, highest: float) -> str:

@@ -32,8 +32,9 @@ def write_pictures(output: Path) -> list[Path]:
         written += _load_over_time(output, name, curves)
         if layer["class_by_expert"]:
             counts = torch.tensor(layer["class_by_expert"])
-            title = f"Classes and experts, layer {name}"
-            written.append(plot_class_by_expert(counts, class_names, picture_path(output, "classes", name), title))
+            tokens = torch.tensor(layer["tokens_per_class"])
+            path, title = picture_path(output, "classes", name), f"Classes and experts, layer {name}"
+            written.append(plot_class_by_expert(counts, tokens, class_names, path, title))
     return written
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from gatewright.report.figure import (
@@ -80,21 +80,26 @@ def plot_load_over_time(steps: Sequence[int], loads: Float[Tensor, "points exper
 
 
 def plot_class_by_expert(
-    counts: Int[Tensor, "classes experts"], class_names: Sequence[str], path: Path, title: str
+    counts: Real[Tensor, "classes experts"],
+    tokens_per_class: Int[Tensor, " classes"],
+    class_names: Sequence[str],
+    path: Path,
+    title: str,
 ) -> Path:
-    """Draw which share of each class's images goes to each expert, and above it each expert's load.
+    """Draw which share of each class's images reaches each expert, and above it each expert's load.
 
     A class without images is a grey row.
 
     Args:
-        counts: Images of a class that chose an expert.
+        counts: Assignments of each class's images to each expert.
+        tokens_per_class: Tokens of each class's images; the images themselves where they are routed as a whole.
         class_names: In the order of the rows.
         path: The PNG to write.
         title: The heading.
     """
     counts = counts.double().cpu()
     num_classes, num_experts = counts.shape
-    percent = 100 * counts / counts.sum(1, keepdim=True)
+    percent = 100 * counts / tokens_per_class.cpu()[:, None]
     load = 100 * counts.sum(0) / counts.sum().clamp(min=1)
     row_height = 0.34 if num_classes <= MAX_ROOMY_CLASSES else 0.12
     column_width = 0.62 if num_experts <= MAX_ANNOTATED_COLUMNS else 0.22
@@ -104,7 +109,7 @@ def plot_class_by_expert(
     _draw_load(strip, load)
     label(strip, title=title, y="load (%)")
     texts = [[f"{share:.0f}" for share in row] for row in percent.tolist()]
-    draw_shares(cells, percent, texts, "share of the class (%)")
+    draw_shares(cells, percent, texts, "share of the class that reaches it (%)")
     label(cells, x="expert", y="class")
     name_rows(cells, class_names)
     every = 1 if num_experts <= MAX_ANNOTATED_COLUMNS else 4

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Int
+from jaxtyping import Int, Real
 from torch import Tensor
 
 from gatewright.extras import require
-from gatewright.report.facts import expert_facts, result_facts
+from gatewright.report.facts import FAVOURITES, LOAD, expert_facts, result_facts
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,24 +17,26 @@ BAR_WIDTH = 16
 
 def expert_table(
     name: str,
-    tokens_per_expert: Int[Tensor, " experts"],
-    class_by_expert: Int[Tensor, "classes experts"] | None,
+    tokens_per_expert: Real[Tensor, " experts"],
+    class_by_expert: Real[Tensor, "classes experts"] | None,
+    tokens_per_class: Int[Tensor, " classes"] | None,
     class_names: Sequence[str],
 ) -> "Table":
-    """Return a row per expert: its share of the images, and its favourite classes.
+    """Return a row per expert: its share of the load, and its favourite classes.
 
     Args:
         name: The layer's.
         tokens_per_expert: Assignments.
-        class_by_expert: Images of a class that chose an expert, where the classes are known.
+        class_by_expert: Assignments of each class's images, where the classes are known.
+        tokens_per_class: Tokens of each class's images; the images themselves where they are routed as a whole.
         class_names: In the order of the rows of `class_by_expert`.
     """
     text = require("rich.text", "train").Text
     table: Table = require("rich.table", "train").Table(title=text(f"Experts of {name}"), title_justify="left")
     table.add_column("expert", justify="right")
-    table.add_column("share of images")
-    table.add_column("favourite classes, and the share of their images it takes")
-    facts = expert_facts(tokens_per_expert, class_by_expert, class_names)
+    table.add_column(LOAD)
+    table.add_column(FAVOURITES)
+    facts = expert_facts(tokens_per_expert, class_by_expert, tokens_per_class, class_names)
     highest = max(expert.share for expert in facts) or 1
     for expert in facts:
         bar = "█" * round(BAR_WIDTH * expert.share / highest)

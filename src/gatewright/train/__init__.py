@@ -3,6 +3,8 @@
 from gatewright.train.config import OptimConfig, RunConfig, load_config, save_config
 from gatewright.train.engine import TrainingDiverged
 from gatewright.train.evaluate import Evaluation, LayerUse, evaluate
+from gatewright.train.folder import find_output
+from gatewright.train.launch import launch, needs_launch, was_restarted
 from gatewright.train.loop import train
 from gatewright.train.restore import Trained, load_run
 from gatewright.train.signals import Interrupted
@@ -18,8 +20,12 @@ __all__ = [
     "Trained",
     "TrainingDiverged",
     "evaluate",
+    "find_output",
+    "launch",
     "load_config",
     "load_run",
+    "needs_launch",
     "save_config",
     "train",
+    "was_restarted",
 ]

@@ -89,16 +89,6 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def restore_layout(state: dict[str, Any], parameters: list[Tensor]) -> dict[str, Any]:
-    """Give an optimizer's loaded tensors the memory layout of their parameters, so that resuming is bit-equal."""
-    for index, values in state["state"].items():
-        like = parameters[index]
-        for name, value in values.items():
-            if isinstance(value, Tensor) and value.shape == like.shape:
-                values[name] = torch.empty_like(like, dtype=value.dtype).copy_(value)
-    return state
-
-
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.safetensors"))
 

@@ -1,6 +1,7 @@
 """The settings of a run: frozen dataclasses, written beside the run and read back from there."""
 
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -55,9 +56,14 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _refuse_unknown_choices(self)
-        if not self.lr > 0 or self.accumulation_steps < 1:
+        if not 0 < self.lr < math.inf or not (self.adam_lr is None or 0 < self.adam_lr < math.inf):
+            raise ValueError(f"lr is above 0, and so is adam_lr, or None for the same; got {self.lr}, {self.adam_lr}.")
+        if self.accumulation_steps < 1:
+            raise ValueError(f"accumulation_steps is at least 1, for no accumulation; got {self.accumulation_steps}.")
+        if not all(0 <= share < 1 for share in (self.momentum, *self.betas)) or not 0 <= self.weight_decay < math.inf:
             raise ValueError(
-                f"lr is above 0 and accumulation_steps at least 1; got {self.lr} and {self.accumulation_steps}."
+                f"momentum and betas lie in [0, 1) and weight_decay is not negative; got {self.momentum}, {self.betas} "
+                f"and {self.weight_decay}."
             )
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm is above 0, or None for no clipping; got {self.clip_norm}.")
@@ -71,6 +77,25 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How a run is spread over its processes.
+
+    Args:
+        ep_size: Processes that share the experts of a layer out among them; it divides the number of processes.
+        balance: Whether balance statistics are the global batch's or each process's own.
+        batch_norm: Whether BatchNorm outside of experts has the statistics of the global batch, or each process's own.
+        timeout: Seconds after which a process that does not hear from the others gives up.
+        max_restarts: How often processes that died are started again, from the newest checkpoint.
+    """
+
+    ep_size: int = 1
+    balance: Literal["global", "local"] = "global"
+    batch_norm: Literal["sync", "local"] = "sync"
+    timeout: float = 600.0
+    max_restarts: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that makes a run what it is; the same config and seed give the same weights on CPU.
 
@@ -80,6 +105,8 @@ class RunConfig:
         data: The images.
         optim: The optimizer.
         tracking: Where metrics go.
+        parallel: How the run is spread over its processes.
+        processes: How many to start on this machine; under torchrun, srun or DeepSpeed's launcher leave it out.
         seed: Of initialisation, order, augmentation and routing noise.
         epochs: Passes over the training images.
         precision: ``"float32"``; ``"bfloat16"`` (autocast); ``"float16"`` (autocast with dynamic loss scale).
@@ -95,6 +122,8 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    processes: int = 1
     seed: int = 0
     epochs: int = 10
     precision: Precision = "float32"
@@ -107,10 +136,13 @@ class RunConfig:
     def __post_init__(self) -> None:
         _refuse_unknown_choices(self)
         _refuse_unknown_choices(self.model)
+        _refuse_unknown_choices(self.parallel)
         if self.epochs < 1 or self.checkpoint_every < 1:
             raise ValueError(
                 f"epochs and checkpoint_every are at least 1; got {self.epochs} and {self.checkpoint_every}."
             )
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed is an integer of 64 bits; got {self.seed}.")
         with torch.device("meta"):  # Refuses what does not fit, such as top_k above num_experts, before any work.
             self.model.build_mixture(nn.Identity, router_dim=1, item_shape=(1,))
 
@@ -136,7 +168,7 @@ def load_config(path: Path) -> RunConfig:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     _refuse_unknown_keys(settings, RunConfig, path)
     try:
         config: RunConfig = _converter().structure(settings, RunConfig)

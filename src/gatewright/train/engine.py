@@ -4,6 +4,7 @@ import contextlib
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,11 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from gatewright.models import begin_epoch
-from gatewright.routed import aux_loss, end_step, moe_layers, seed_noise
-from gatewright.train.checkpoint import restore_layout
+from gatewright.models import begin_epoch, restore_splits
+from gatewright.routed import RoutedLayer, end_step, moe_layers, seed_noise
+from gatewright.routing import Routing, RoutingSums, SoftRouting
+from gatewright.scope import noise_key
 from gatewright.train.config import Precision, RunConfig
-from gatewright.train.optim import build_optimizers, clip_gradients, rate_factor, set_learning_rate
+from gatewright.train.optim import (
+    build_optimizers,
+    load_named_state,
+    named_state,
+    rate_factor,
+    set_learning_rate,
+)
+from gatewright.train.processes import ALONE, Processes
 
 Batch = tuple[Tensor, Tensor]
 AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -43,27 +52,38 @@ class StepReport:
 
 
 class TorchEngine:
-    """Trains a model on one process.
+    """Trains a model, on one process or several.
 
     Args:
-        model: Maps images in [0, 1] to logits.
+        model: Maps images in [0, 1] to logits; the whole model, on every process the same.
         config: The run.
         device: Where to train.
         steps_per_epoch: Optimizer steps per epoch.
+        processes: Those of the run.
     """
 
-    def __init__(self, model: nn.Module, config: RunConfig, *, device: torch.device, steps_per_epoch: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: RunConfig,
+        *,
+        device: torch.device,
+        steps_per_epoch: int,
+        processes: Processes = ALONE,
+    ) -> None:
         self.model: nn.Module
         self.config, self.device, self.steps_per_epoch = config, device, steps_per_epoch
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.processes = processes
         self.model = model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
+        network = self.processes.spread(self.model)
         self.optimizers = build_optimizers(self.model, config.optim)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
         self.average = _average(self.model, config.optim.ema_decay)
         self.step_count = 0
+        self._routed: dict[str, RoutingSums] = {}
         self._layout = layout
-        self._forward = torch.compile(self.model) if config.compile else self.model
-        self._has_moe = any(True for _ in moe_layers(self.model))
+        self._network: nn.Module = torch.compile(network) if config.compile else network  # type: ignore[assignment]
 
     @property
     def evaluated(self) -> nn.Module:
@@ -72,11 +92,16 @@ class TorchEngine:
 
     def begin_epoch(self, epoch: int) -> None:
         """Let parts of the model that change with the epoch do so."""
+        stand_ins = self.processes.stand_ins(self.model)
         begin_epoch(self.model, epoch)
+        for parameter in stand_ins - self.processes.stand_ins(self.model):
+            for optimizer in self.optimizers:
+                optimizer.state.pop(parameter, None)  # It was the first expert's, of which this is now a copy.
         begin_epoch(self.evaluated, epoch)
+        self.processes.begin_epoch(self.model)
 
     def step(self, micro_batches: Sequence[Batch]) -> StepReport:
-        """Make one optimizer step on one or more micro-batches.
+        """Make one optimizer step on one or more global micro-batches, of which each process computes its part.
 
         Raises:
             TrainingDiverged: If a loss or the gradient is not finite.
@@ -89,29 +114,51 @@ class TorchEngine:
         set_learning_rate(self.optimizers, factor)
         losses = []
         for place, batch in enumerate(micro_batches):
-            seed_noise(self.model, self.config.seed, self.step_count * len(micro_batches) + place)
-            losses.append(self._backward(batch, len(micro_batches)))
+            self._seed(self.step_count * len(micro_batches) + place)
+            with self.processes.accumulate(self._network, last=place == len(micro_batches) - 1):
+                losses.append(self._backward(batch, len(micro_batches)))
+            self._add_routing()
         gradient_norm = self._update()
         task, auxiliary = (sum(values) / len(losses) for values in zip(*losses, strict=True))
         return StepReport(task, auxiliary, self.optimizers[0].param_groups[0]["lr"], gradient_norm)
 
+    def take_sums(self) -> dict[str, RoutingSums]:
+        """Return what each MoE layer did in all micro-batches since the last call, and forget it."""
+        taken, self._routed = self._routed, {}
+        return taken
+
+    def _add_routing(self) -> None:
+        for name, layer in moe_layers(self.model):
+            if (routing := take_routing(layer)) is not None:
+                self._routed[name] = self._routed[name] + routing.sums if name in self._routed else routing.sums
+
+    def _seed(self, number: int) -> None:
+        """Make the randomness of a micro-batch a function of the seed and its number; dropout is each process's own."""
+        seed_noise(self.model, self.config.seed, number)
+        if self.processes.world > 1:
+            torch.manual_seed(noise_key(self.config.seed, number, self.processes.rank))
+
     def _backward(self, batch: Batch, num_micro_batches: int) -> tuple[float, float]:
-        images, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+        count, own = len(batch[1]), self.processes.share(len(batch[1]))
+        images, labels = (tensor[own].to(self.device, non_blocking=True) for tensor in batch)
         images = images.contiguous(memory_format=self._layout)
         with autocast(self.device, self.config.precision):
-            logits = self._forward(images)
-        task = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.optim.label_smoothing)
-        auxiliary = aux_loss(self.model) if self._has_moe else task.new_zeros(())
-        loss = task + auxiliary
-        if not torch.isfinite(loss):
-            raise TrainingDiverged(self._diagnosis("loss", loss.item(), images))
-        self.scaler.scale(loss / num_micro_batches).backward()
-        return float(task.detach()), float(auxiliary.detach())
+            logits, auxiliary = self._network(images)
+        smoothing = self.config.optim.label_smoothing
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        total = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
+        task = total * self.processes.world / count  # Its mean over the processes is that over the global batch.
+        means = self.processes.mean(torch.stack([task, auxiliary.to(task)]).detach())
+        if not means.isfinite().all():
+            raise TrainingDiverged(self._diagnosis("loss", float(means.sum()), images))
+        self.scaler.scale((task + auxiliary) / num_micro_batches).backward()
+        return float(means[0]), float(means[1])
 
     def _update(self) -> float:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        norm = clip_gradients(self.model, self.config.optim.clip_norm)
+        self.processes.finish_gradients(self.model)
+        norm = self.processes.clip(self.model, self.config.optim.clip_norm)
         # With a dynamic loss scale an overflow is expected: the scaler skips the step and lowers the scale. Where
         # nothing is left to lower, the overflow is the network's own.
         if not torch.isfinite(norm) and not (self.scaler.is_enabled() and self.scaler.get_scale() > 1):
@@ -135,20 +182,26 @@ class TorchEngine:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the next step depends on, the random state included."""
+        """Return all that the next step depends on, the random state included.
+
+        It is one logical state: every process calls this, and the first gets what one process alone would have.
+        """
+        gather = partial(self.processes.gather, model=self.model)
+        leave = self.processes.stand_ins(self.model)
         return {
             "settings": self._fixed_settings(),
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "model": gather(self.model.state_dict()),
+            "optimizers": [gather(named_state(optimizer, self.model, leave)) for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
+            "average": None if self.average is None else gather(self.average.module.state_dict()),
+            "averaged": 0 if self.average is None else int(self.average.n_averaged),
             "step_count": self.step_count,
             "random_state": torch.get_rng_state(),
             "cuda_random_state": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state, with the rates and decays of this config.
+        """Go on from a state, with the rates and decays of this config, at any number of processes.
 
         Raises:
             ValueError: If it belongs to another model, or to settings whose state this config does not have.
@@ -158,17 +211,18 @@ class TorchEngine:
                 f"A run goes on with the optimizer, averaging and loss scale that it began with, {state['settings']}; "
                 f"this config has {self._fixed_settings()}. Leave --optim.name, --optim.ema-decay and --precision out."
             )
-        load_weights(self.model, state["model"])
+        restore_splits(self.model, state["model"])
+        own = partial(self.processes.own, model=self.model)
+        load_weights(self.model, own(state["model"]))
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            saved["param_groups"] = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict(restore_layout(saved, parameters))
+            load_named_state(optimizer, own(saved), self.model)
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
-            self.average.load_state_dict(state["average"])
+            load_weights(self.average.module, own(state["average"]))
+            self.average.n_averaged.fill_(state["averaged"])
         self.step_count = state["step_count"]
         torch.set_rng_state(state["random_state"])
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and len(state["cuda_random_state"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["cuda_random_state"])
 
     def _fixed_settings(self) -> dict[str, Any]:
@@ -177,15 +231,22 @@ class TorchEngine:
         return {"optimizer": self.config.optim.name, "averaging": averaging, "loss_scale": loss_scale}
 
 
-def find_device(name: str) -> torch.device:
-    """Return a device by its name; ``"auto"`` is a GPU where there is one.
+def take_routing(layer: RoutedLayer) -> Routing | SoftRouting | None:
+    """Return the routing of the last forward and forget it; None where the layer did not run since."""
+    routing, layer.routing = layer.routing, None
+    return routing
+
+
+def find_device(name: str, local_rank: int = 0) -> torch.device:
+    """Return a device by its name; ``"auto"`` is a GPU where there is one, each process of a node its own.
 
     Raises:
         ValueError: If there is no such device here.
     """
-    name = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "auto":
+        name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device
+        return torch.zeros(1, device=name).cpu().to(name).device  # The meta device, for one, computes nothing.
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"There is no device {name!r} here. Use --device auto, or cpu.") from error
 

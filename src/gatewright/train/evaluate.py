@@ -1,16 +1,18 @@
 """Evaluation: every image once, in evaluation mode, and which expert saw which class."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
 from gatewright.data import ImageSet, evaluation_batches
-from gatewright.routed import RoutedLayer, moe_layers
-from gatewright.routing import Routing, RoutingSums
+from gatewright.routed import moe_layers
+from gatewright.routing import Routing, RoutingSums, SoftRouting
 from gatewright.train.config import Precision
-from gatewright.train.engine import autocast
+from gatewright.train.engine import autocast, take_routing
+from gatewright.train.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,29 @@ class LayerUse:
 
     Args:
         sums: The routing's sums over the whole set.
-        class_by_expert: Assignments of each class's images to each expert.
+        class_by_expert: Assignments of each class's images to each expert; of a dense routing, sums of weights.
+        tokens_per_class: Tokens of each class's images: the images themselves where they are routed as a whole.
     """
 
     sums: RoutingSums
-    class_by_expert: Int[Tensor, "classes experts"]
+    class_by_expert: Real[Tensor, "classes experts"]
+    tokens_per_class: Int[Tensor, " classes"]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return every sum, all of them additive."""
+        return (
+            *(getattr(self.sums, field.name) for field in fields(self.sums)),
+            self.class_by_expert,
+            self.tokens_per_class,
+        )
+
+    def __add__(self, other: Self) -> Self:
+        """Add the use by another batch."""
+        return type(self)(
+            self.sums + other.sums,
+            self.class_by_expert + other.class_by_expert,
+            self.tokens_per_class + other.tokens_per_class,
+        )
 
 
 @dataclass(frozen=True)
@@ -57,6 +77,7 @@ def evaluate(
     batch_size: int,
     precision: Precision = "float32",
     flip: bool = False,
+    processes: Processes = ALONE,
 ) -> Evaluation:
     """Classify every image once and count what happened.
 
@@ -67,6 +88,7 @@ def evaluate(
         precision: As in training.
         flip: Average the probabilities of each image and its mirror image (test-time augmentation). The experts' load
             is that of the images themselves.
+        processes: Those of the run; each classifies its part of every batch, and all of them get the whole evaluation.
     """
     num_classes = len(images.class_names)
     device = next(model.parameters()).device
@@ -74,8 +96,9 @@ def evaluate(
     layers: dict[str, LayerUse] = {}
     was_training = model.training
     model.eval()
-    for batch, labels in evaluation_batches(images, batch_size):
-        pixels = batch.to(device)
+    for batch, all_labels in evaluation_batches(images, batch_size):
+        own = processes.share(len(all_labels))  # In lock-step: a process without images still takes part.
+        pixels, labels = batch[own].to(device), all_labels[own]
         with autocast(device, precision):
             probs = model(pixels).float().softmax(-1)
             _add_use(layers, model, labels, num_classes)
@@ -84,6 +107,7 @@ def evaluate(
         predicted = probs.argmax(-1).cpu()
         confusion += torch.bincount(labels * num_classes + predicted, minlength=num_classes**2).view_as(confusion)
     model.train(was_training)
+    processes.sum(confusion, *(tensor for use in layers.values() for tensor in use.tensors()))
     return Evaluation(confusion, layers)
 
 
@@ -92,26 +116,25 @@ def _add_use(layers: dict[str, LayerUse], model: nn.Module, labels: Tensor, num_
         routing = take_routing(layer)
         if routing is None:
             continue
-        seen = class_by_expert(routing, labels.to(routing.token_index.device), num_classes)
-        use = layers.get(name)
-        layers[name] = LayerUse(
-            routing.sums if use is None else use.sums + routing.sums,
-            seen if use is None else use.class_by_expert + seen,
-        )
-
-
-def take_routing(layer: RoutedLayer) -> Routing | None:
-    """Return the routing of the last forward and forget it; None where the layer did not run since."""
-    routing, layer.routing = layer.routing, None
-    return routing
+        seen = class_by_expert(routing, labels.to(routing.sums.load.device), num_classes)
+        tokens = labels.bincount(minlength=num_classes) * _tokens_per_image(routing, labels)
+        use = LayerUse(routing.sums, seen, tokens)
+        layers[name] = layers[name] + use if name in layers else use
 
 
 def class_by_expert(
-    routing: Routing, labels: Int[Tensor, " images"], num_classes: int
-) -> Int[Tensor, "classes experts"]:
-    """Count assignments by the class of their image and by expert; an image may be several tokens."""
-    tokens_per_image = int(routing.sums.num_tokens) // max(len(labels), 1)
-    image = routing.token_index // max(tokens_per_image, 1)
+    routing: Routing | SoftRouting, labels: Int[Tensor, " images"], num_classes: int
+) -> Real[Tensor, "classes experts"]:
+    """Count assignments by the class of their image and by expert, or add up weights; an image may be many tokens."""
+    tokens_per_image = max(_tokens_per_image(routing, labels), 1)
+    if isinstance(routing, SoftRouting):
+        sums = routing.weight.new_zeros(num_classes, routing.num_experts)
+        return sums.index_add(0, labels.repeat_interleave(tokens_per_image), routing.weight).cpu()
+    image = routing.token_index // tokens_per_image
     cell = labels[image] * routing.num_experts + routing.expert_index
     kept = cell[routing.expert_index < routing.num_experts]
     return torch.bincount(kept, minlength=num_classes * routing.num_experts).view(num_classes, -1).cpu()
+
+
+def _tokens_per_image(routing: Routing | SoftRouting, labels: Int[Tensor, " images"]) -> int:
+    return int(routing.sums.num_tokens) // max(len(labels), 1)

@@ -4,8 +4,7 @@ import contextlib
 import shlex
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,17 +25,17 @@ from gatewright.metrics import load_share
 from gatewright.models import ImageClassifier
 from gatewright.report import write_pictures, write_report
 from gatewright.routed import moe_layers
-from gatewright.routing import RoutingSums
-from gatewright.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from gatewright.train.checkpoint import newest_checkpoint, save_checkpoint
 from gatewright.train.config import RunConfig, save_config
 from gatewright.train.engine import Batch, StepReport, TorchEngine, TrainingDiverged, find_device
-from gatewright.train.evaluate import Evaluation, evaluate, take_routing
+from gatewright.train.evaluate import Evaluation, evaluate
+from gatewright.train.folder import CONFIG, find_output, refuse_a_late_split, saved_state
+from gatewright.train.join import join_processes
+from gatewright.train.processes import ALONE, Processes
 from gatewright.train.progress import Progress
 from gatewright.train.result import describe_result, hardware, layer_metrics, versions, write_json
 from gatewright.train.signals import Interrupted, StopRequest
-from gatewright.train.tracking import RunStatus, Tracker, start_tracking
-
-CONFIG = "config.yaml"
+from gatewright.train.tracking import NoTracker, RunStatus, Tracker, start_tracking
 
 
 @dataclass
@@ -58,7 +57,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run holds on to; `routed` is what each MoE layer did since it was last logged."""
+    """What one run holds on to."""
 
     config: RunConfig
     output: Path
@@ -66,7 +65,6 @@ class Run:
     engine: TorchEngine
     tracker: Tracker
     position: Position
-    routed: dict[str, RoutingSums] = field(default_factory=dict)
 
 
 def train(config: RunConfig, *, resume: bool = False) -> tuple[dict[str, Any], Path]:
@@ -81,42 +79,36 @@ def train(config: RunConfig, *, resume: bool = False) -> tuple[dict[str, Any], P
         The content of ``result.json``, and the run's folder.
 
     Raises:
-        FileExistsError: If the folder holds a run already and `resume` is not set.
+        FileExistsError: If the folder holds a run already and `resume` is not set, or is a file.
         FileNotFoundError: If there is nothing to resume, or the data are not there.
         ConnectionError: If the tracking server does not answer at the start.
         ValueError: If the settings, the data or the run to resume do not fit together.
         TrainingDiverged: If a loss or a gradient is not finite.
         Interrupted: If Ctrl-C or SIGTERM stopped the run; it saved itself first.
     """
-    device = find_device(config.device)
-    output = prepare_output(config, resume)
-    saved = _saved_state(output) if resume else None
-    position = Position(**saved["position"]) if saved else Position()
-    torch.manual_seed(config.seed)
-    with _tracking(config, output, position) as tracker:
-        splits = load_images(config.data)
-        engine = build_engine(config, splits, device)
-        if saved:
-            engine.load_state_dict(saved["engine"])
-        save_config(config, output / CONFIG)  # Only now: settings that do not fit leave no run behind, and spoil none.
-        run = Run(config, output, splits, engine, tracker, position)
-        train_epochs(run)
-        return conclude(run), output
+    output = find_output(config, resume)
+    with join_processes(config) as processes:
+        device = find_device(config.device, processes.local_rank)
+        saved = saved_state(output) if resume else None
+        position = Position(**saved["position"]) if saved else Position()
+        refuse_a_late_split(config, position.epoch)
+        torch.manual_seed(config.seed)
+        with _tracking(config, output, position, processes) as tracker:
+            splits = load_images(config.data)
+            engine = build_engine(config, splits, device, processes)
+            if saved:
+                engine.load_state_dict(saved["engine"])
+            processes.barrier()
+            if processes.rank == 0:  # Only now: settings that do not fit leave no run behind, and spoil none.
+                save_config(config, output / CONFIG)
+            run = Run(config, output, splits, engine, tracker, position)
+            train_epochs(run)
+            return conclude(run), output
 
 
-def prepare_output(config: RunConfig, resume: bool) -> Path:
-    """Make the run's folder, unless that would mix two runs."""
-    output = Path(config.output or f"runs/{config.recipe}-{datetime.now():%Y%m%d-%H%M%S}")
-    exists = (output / CONFIG).is_file()
-    if resume and not exists:
-        raise FileNotFoundError(f"There is no run to resume at {output}: name its folder with --output.")
-    if exists and not resume:
-        raise FileExistsError(f"{output} holds a run already. Go on with it by --resume, or name another --output.")
-    output.mkdir(parents=True, exist_ok=True)
-    return output
-
-
-def build_engine(config: RunConfig, splits: ImageSplits, device: torch.device) -> TorchEngine:
+def build_engine(
+    config: RunConfig, splits: ImageSplits, device: torch.device, processes: Processes = ALONE
+) -> TorchEngine:
     """Make the model for these images, and the engine that trains it."""
     mean, std = channel_statistics(splits.train)
     channels, height, width = splits.train.images.shape[1:]
@@ -129,23 +121,23 @@ def build_engine(config: RunConfig, splits: ImageSplits, device: torch.device) -
         )
     steps_per_epoch = batches // config.optim.accumulation_steps
     model: nn.Module = ImageClassifier(network, mean.tolist(), std.tolist())
-    return TorchEngine(model, config, device=device, steps_per_epoch=steps_per_epoch)
+    return TorchEngine(model, config, device=device, steps_per_epoch=steps_per_epoch, processes=processes)
 
 
 def train_epochs(run: Run) -> None:
     """Train from the run's position to the last epoch, saving after every few epochs and when asked to stop."""
     config, engine, position = run.config, run.engine, run.position
     began = time.monotonic() - position.train_seconds
-    with StopRequest() as stop, Progress(config.epochs * engine.steps_per_epoch, engine.step_count) as progress:
+    with StopRequest() as stop, _progress(run) as progress:
         while position.epoch < config.epochs:
             engine.begin_epoch(position.epoch)
             for micro_batches in _steps(run):
                 report = _step(run, micro_batches)
                 progress.advance(report.task_loss)
                 position.train_seconds = time.monotonic() - began
-                if stop.signal_number is not None:
+                if (signal_number := engine.processes.agree(stop.signal_number)) is not None:
                     _save(run)
-                    raise Interrupted(_how_to_resume(run), stop.signal_number)
+                    raise Interrupted(_how_to_resume(run), signal_number)
             position.epoch, position.step = position.epoch + 1, 0
             progress.line(_log_epoch(run))
             position.train_seconds = time.monotonic() - began
@@ -162,18 +154,25 @@ def conclude(run: Run) -> dict[str, Any]:
         "seed": run.config.seed,
         "epochs": run.config.epochs,
         "train_seconds": round(run.position.train_seconds, 2),
-        **describe_result(run.engine.evaluated, evaluation, run.splits.test.class_names, example),
+        **describe_result(run.engine.evaluated, evaluation, run.splits.test.class_names, example, run.engine.processes),
         "confusion": evaluation.confusion.tolist(),
         "versions": versions(),
         "hardware": hardware(run.engine.device),
         "tracking": run.tracker.location,
     }
+    if run.engine.processes.rank > 0:
+        return result
     write_json(result, run.output / "result.json")
     run.tracker.log_metrics({"test/accuracy": evaluation.accuracy}, run.engine.step_count)
     files = (*write_pictures(run.output), write_report(run.output), *map(run.output.joinpath, ("result.json", CONFIG)))
     for path in files:
         run.tracker.log_artifact(path)
     return result
+
+
+def _progress(run: Run) -> Progress:
+    total = run.config.epochs * run.engine.steps_per_epoch
+    return Progress(total, run.engine.step_count, show=run.engine.processes.rank == 0)
 
 
 def _steps(run: Run) -> Iterator[list[Batch]]:
@@ -195,9 +194,6 @@ def _step(run: Run, micro_batches: list[Batch]) -> StepReport:
         good = newest_checkpoint(run.output / "checkpoints")
         raise TrainingDiverged(f"{error} The last good checkpoint: {good or 'none yet'}.") from error
     run.position.step += 1
-    for name, layer in moe_layers(run.engine.model):
-        if (routing := take_routing(layer)) is not None:
-            run.routed[name] = run.routed[name] + routing.sums if name in run.routed else routing.sums
     if run.engine.step_count % run.config.tracking.log_interval == 0:
         images = sum(len(labels) for _, labels in micro_batches)
         _log_step(run, report, images / (time.monotonic() - began))
@@ -209,8 +205,8 @@ def _log_step(run: Run, report: StepReport, images_per_second: float) -> None:
     values["train/images_per_second"] = images_per_second
     for name, layer in moe_layers(run.engine.model):
         values |= {f"layers/{name}/{loss}_loss": float(value) for loss, value in layer.loss_values.items()}
-        if name in run.routed:
-            values |= layer_metrics(name, run.routed.pop(name))
+    for name, sums in run.engine.take_sums().items():
+        values |= layer_metrics(name, sums)
     run.tracker.log_metrics(values, run.engine.step_count)
 
 
@@ -228,7 +224,8 @@ def _log_epoch(run: Run) -> str:
 
 def _evaluate(run: Run, images: ImageSet) -> Evaluation:
     batch_size, precision = run.config.data.eval_batch_size, run.config.precision
-    return evaluate(run.engine.evaluated, images, batch_size=batch_size, precision=precision)
+    processes = run.engine.processes
+    return evaluate(run.engine.evaluated, images, batch_size=batch_size, precision=precision, processes=processes)
 
 
 def _save(run: Run) -> None:
@@ -239,18 +236,17 @@ def _save(run: Run) -> None:
         "class_names": list(images.class_names),
         "image_shape": list(images.images.shape[1:]),
     }
-    save_checkpoint(state, run.output / "checkpoints", run.engine.step_count)
-
-
-def _saved_state(output: Path) -> dict[str, Any] | None:
-    """Read the newest checkpoint; None where the run stopped before its first one, and so begins again."""
-    newest = newest_checkpoint(output / "checkpoints")
-    return None if newest is None else load_checkpoint(newest)
+    if run.engine.processes.rank == 0:
+        save_checkpoint(state, run.output / "checkpoints", run.engine.step_count)
+    run.engine.processes.barrier()  # No process goes on, or dies of a signal, before the state is safe.
 
 
 @contextlib.contextmanager
-def _tracking(config: RunConfig, output: Path, position: Position) -> Iterator[Tracker]:
-    """Track a run, and tell the tracker how it ended."""
+def _tracking(config: RunConfig, output: Path, position: Position, processes: Processes) -> Iterator[Tracker]:
+    """Track a run on its first process, and tell the tracker how it ended."""
+    if processes.rank > 0:
+        yield NoTracker()
+        return
     tracker = start_tracking(config.tracking, output=output, run_name=output.name, resume_id=position.tracking_id)
     position.tracking_id = tracker.run_id
     status: RunStatus = "FAILED"

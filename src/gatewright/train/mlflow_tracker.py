@@ -91,14 +91,11 @@ class MlflowRun:
                 self._client.set_terminated(self.run_id, *payloads)
 
 
-def open_run(
-    uri: str, *, artifact_location: str | None, experiment: str, run_name: str, resume_id: str | None
-) -> MlflowRun:
+def open_run(uri: str, *, experiment: str, run_name: str, resume_id: str | None) -> MlflowRun:
     """Create a run, or open the one to resume.
 
     Args:
         uri: The MLflow store or server.
-        artifact_location: Where a new experiment keeps its files; None leaves it to the store.
         experiment: Created when it does not exist.
         run_name: The new run's name.
         resume_id: The run to go on with. One that the store does not know is replaced by a new run.
@@ -113,7 +110,7 @@ def open_run(
         try:
             with _quiet("alembic", "mlflow.store.db.utils"):
                 client = mlflow.MlflowClient(tracking_uri=uri)
-                experiment_id = _experiment_id(client, experiment, artifact_location)
+                experiment_id = _experiment_id(client, experiment, artifact_location(uri))
                 run_id = _run_id(client, experiment_id, run_name, resume_id)
         except Exception as error:
             raise ConnectionError(
@@ -125,12 +122,21 @@ def open_run(
         return MlflowRun(client, run_id, location=location, destination=destination, cleanup=stack.pop_all())
 
 
-def _experiment_id(client: "MlflowClient", name: str, artifact_location: str | None) -> str:
+def artifact_location(uri: str) -> str | None:
+    """Say where a new experiment keeps its files: beside a SQLite database, or where another store keeps them.
+
+    MLflow itself would put them below the folder that the run was started in, where nothing finds them again.
+    """
+    database = re.match(r"sqlite(?:\+\w+)?:///(?!:memory:|file:)([^?]+)", uri)
+    return str(Path(database[1]).resolve().parent / "mlartifacts") if database else None
+
+
+def _experiment_id(client: "MlflowClient", name: str, location: str | None) -> str:
     mlflow = require("mlflow", "train")
     if (found := client.get_experiment_by_name(name)) is not None:
         return str(found.experiment_id)
     try:
-        return str(client.create_experiment(name, artifact_location))
+        return str(client.create_experiment(name, location))
     except mlflow.MlflowException:
         # A run that started at the same moment may have been faster.
         if (found := client.get_experiment_by_name(name)) is None:

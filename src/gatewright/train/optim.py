@@ -1,10 +1,10 @@
 """Optimizers and the learning rate: torch's own, chosen by name."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Muon, Optimizer
 
 from gatewright.train.config import OptimConfig
@@ -72,3 +72,24 @@ def clip_gradients(model: nn.Module, max_norm: float | None) -> torch.Tensor:
     if max_norm is not None and torch.isfinite(norm):
         nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
     return norm
+
+
+def named_state(optimizer: Optimizer, model: nn.Module, leave: Collection[Tensor] = ()) -> dict[str, Tensor]:
+    """Return what an optimizer keeps of each parameter but some, as ``"name of the parameter|what"``."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    kept = ((names[parameter], values) for parameter, values in optimizer.state.items() if parameter not in leave)
+    return {
+        f"{name}|{what}": value for name, values in kept for what, value in values.items() if isinstance(value, Tensor)
+    }
+
+
+def load_named_state(optimizer: Optimizer, named: dict[str, Tensor], model: nn.Module) -> None:
+    """Give an optimizer such a state, in the memory layout of its parameters, so that resuming is bit-equal."""
+    parameters = dict(model.named_parameters())
+    optimizer.state.clear()
+    for name, value in named.items():
+        owner, what = name.rsplit("|", 1)
+        like = parameters[owner]
+        if value.shape == like.shape:
+            value = torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
+        optimizer.state[like][what] = value

@@ -13,11 +13,12 @@ class Progress(AbstractContextManager["Progress"]):
     Args:
         total_steps: Of the whole run.
         done: Steps made before this one began, in a resumed run.
+        show: Whether anything is printed: one process of a run does.
     """
 
-    def __init__(self, total_steps: int, done: int = 0) -> None:
+    def __init__(self, total_steps: int, done: int = 0, *, show: bool = True) -> None:
         columns = require("rich.progress", "train")
-        self.console = require("rich.console", "train").Console()
+        self.console = require("rich.console", "train").Console(quiet=not show)
         self._bar = columns.Progress(
             columns.TextColumn("{task.description}"),
             columns.BarColumn(),

@@ -15,12 +15,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gatewright import metrics
 from gatewright.layer import MoE
+from gatewright.merged import MergedMoE
 from gatewright.routing import RoutingSums
 from gatewright.train.evaluate import Evaluation, LayerUse
+from gatewright.train.processes import ALONE, Processes
 
 
 def describe_result(
-    model: nn.Module, evaluation: Evaluation, class_names: tuple[str, ...], example: Tensor
+    model: nn.Module,
+    evaluation: Evaluation,
+    class_names: tuple[str, ...],
+    example: Tensor,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """Return the part of the result that a model and its evaluation determine.
 
@@ -29,14 +35,15 @@ def describe_result(
         evaluation: Of the test set.
         class_names: In the order of the labels.
         example: A batch of images in [0, 1], to count arithmetic on.
+        processes: Those of the run; all of them call this.
     """
     per_class = zip(class_names, evaluation.accuracy_per_class.tolist(), strict=True)
     return {
         "test_accuracy": evaluation.accuracy,
         "test_accuracy_per_class": dict(per_class),
-        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "num_active_parameters": num_active_parameters(model),
-        "active_flops_per_image": active_flops_per_image(model, example),
+        "num_parameters": num_parameters(model, processes),
+        "num_active_parameters": num_active_parameters(model, processes),
+        "active_flops_per_image": active_flops_per_image(model, example, processes),
         "layers": {name: describe_layer(use) for name, use in evaluation.layers.items()},
     }
 
@@ -44,12 +51,13 @@ def describe_result(
 def describe_layer(use: LayerUse) -> dict[str, Any]:
     """Return what `result.json` says of one MoE layer."""
     return {
-        "tokens_per_expert": [int(count) for count in use.sums.tokens_per_expert],
+        "tokens_per_expert": use.sums.tokens_per_expert.to(use.class_by_expert.dtype).tolist(),
         "load_cv": float(metrics.load_cv(use.sums)),
         "max_over_mean_load": float(metrics.max_over_mean_load(use.sums)),
         "dropped_fraction": float(metrics.drop_rate(use.sums)),
         "dead_experts": metrics.dead_experts(use.sums).nonzero().flatten().tolist(),
         "class_by_expert": use.class_by_expert.tolist(),
+        "tokens_per_class": use.tokens_per_class.tolist(),
     }
 
 
@@ -66,17 +74,37 @@ def layer_metrics(name: str, sums: RoutingSums) -> dict[str, float]:
     return {f"layers/{name}/{metric}": float(value) for metric, value in values.items()}
 
 
-def num_active_parameters(model: nn.Module) -> int:
-    """Count the parameters that one item uses: all of them, but of each layer's experts only top_k, of mean size."""
-    active = float(sum(parameter.numel() for parameter in model.parameters()))
-    for layer in (module for module in model.modules() if isinstance(module, MoE)):
-        expert_parameters = sum(parameter.numel() for parameter in layer.experts.parameters())
-        active -= expert_parameters * (1 - layer.router.top_k / layer.router.num_experts)
+def num_parameters(model: nn.Module, processes: Processes = ALONE) -> int:
+    """Count all parameters, each expert's once wherever it lives."""
+    experts = {parameter for layer in _layers(model) for parameter in layer.experts.parameters()}
+    rest = sum(parameter.numel() for parameter in model.parameters() if parameter not in experts)
+    return rest + sum(_num_expert_parameters(layer, processes) for layer in _layers(model))
+
+
+def num_active_parameters(model: nn.Module, processes: Processes = ALONE) -> int:
+    """Count the parameters that one item uses: all of them, but of each layer's experts only top_k, of mean size.
+
+    A shared expert counts whole, and of merged experts those whose parameters are mixed.
+    """
+    active = float(num_parameters(model, processes))
+    for layer in _layers(model):
+        idle = 1 - layer.router.top_k / layer.router.num_experts
+        active -= _num_expert_parameters(layer, processes) * idle
     return round(active)
 
 
+def _layers(model: nn.Module) -> list[MoE | MergedMoE]:
+    return [module for module in model.modules() if isinstance(module, MoE | MergedMoE)]
+
+
+def _num_expert_parameters(layer: MoE | MergedMoE, processes: Processes) -> int:
+    count = torch.tensor(sum(parameter.numel() for parameter in layer.experts.parameters()))
+    processes.sum(count)
+    return int(count) // processes.replicas
+
+
 @torch.no_grad()
-def active_flops_per_image(model: nn.Module, images: Tensor) -> int:
+def active_flops_per_image(model: nn.Module, images: Tensor, processes: Processes = ALONE) -> int:
     """Count the multiplications and additions of one image's forward, over a batch that is really routed.
 
     Counted by torch: matrix products and convolutions; an addition and a multiplication are two. Torch has no formula
@@ -86,9 +114,11 @@ def active_flops_per_image(model: nn.Module, images: Tensor) -> int:
     model.eval()
     grouped = (torch.ops.aten._grouped_mm, torch.ops.gatewright.grouped_mm_loop)
     with FlopCounterMode(display=False, custom_mapping=dict.fromkeys(grouped, _grouped_mm_flops)) as counter:
-        model(images)
+        model(images[processes.share(len(images))])
     model.train(was_training)
-    return int(counter.get_total_flops() / len(images))
+    total = torch.tensor(counter.get_total_flops())
+    processes.sum(total)
+    return int(total / len(images))
 
 
 def _grouped_mm_flops(rows: Size, weight: Size, *_: Any, **__: Any) -> int:

@@ -23,6 +23,7 @@ class TrackingConfig:
     Args:
         enabled: Whether to log to MLflow. `metrics.jsonl` is written either way.
         uri: The MLflow store or server. By default `$MLFLOW_TRACKING_URI`, else a SQLite store beside the run's folder.
+            A SQLite store keeps its files in `mlartifacts` beside the database.
         experiment: The name under which MLflow groups the runs. It is created when it does not exist.
         log_interval: Optimizer steps between two logged training points.
     """
@@ -116,6 +117,25 @@ class RunTracker:
             self._mlflow_run.close(status)
 
 
+class NoTracker:
+    """What a process has that is not the run's first: it logs nothing."""
+
+    run_id: str | None = None
+    location = "tracked by the first process"
+
+    def log_parameters(self, parameters: Mapping[str, object]) -> None:
+        """Do nothing."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Do nothing."""
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Do nothing."""
+
+    def close(self, status: RunStatus) -> None:
+        """Do nothing."""
+
+
 def start_tracking(config: TrackingConfig, *, output: Path, run_name: str, resume_id: str | None = None) -> Tracker:
     """Open the run's metrics file and, unless turned off, its MLflow run.
 
@@ -134,11 +154,9 @@ def start_tracking(config: TrackingConfig, *, output: Path, run_name: str, resum
     metrics_path = output / "metrics.jsonl"
     if not config.enabled:
         return RunTracker(metrics_path)
-    store = output.resolve().parent
     uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
     mlflow_run = open_run(
-        uri or f"sqlite:///{(store / 'mlflow.db').as_posix()}",
-        artifact_location=None if uri else str(store / "mlartifacts"),
+        uri or f"sqlite:///{(output.resolve().parent / 'mlflow.db').as_posix()}",
         experiment=config.experiment,
         run_name=run_name,
         resume_id=resume_id,

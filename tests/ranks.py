@@ -4,7 +4,6 @@ from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
 from multiprocessing import get_context
 
-import pytest
 import torch
 import torch.distributed as dist
 
@@ -41,11 +40,3 @@ class Ranks:
         for group in self.groups.values():
             for process in group:
                 process.shutdown(cancel_futures=True)
-
-
-@pytest.fixture(scope="session")
-def ranks(tmp_path_factory):
-    """Run functions on several processes: ``ranks(world, function, *args)``."""
-    groups = Ranks(tmp_path_factory.mktemp("ranks"))
-    yield groups.run
-    groups.close()

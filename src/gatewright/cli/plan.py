@@ -1,0 +1,242 @@
+"""What ``gatewright plan`` does: read sizes from a recipe or from flags, predict, and print."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from gatewright.models import ImageClassifier
+from gatewright.names import known
+from gatewright.parallel import Device, Links, Part, Plan, Sizes, feed_forward_sizes, measure_sizes, plan, smallest
+from gatewright.recipes import RECIPES
+from gatewright.train import OptimConfig, RunConfig
+from gatewright.train.engine import autocast
+
+SHAPES = {"digits": ((1, 8, 8), 10), "cifar10": ((3, 32, 32), 10), "cifar100": ((3, 32, 32), 100)}
+STATE = {"adamw": 2, "sgd": 1, "none": 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What to predict besides what the sizes say.
+
+    Args:
+        links: Between the processes.
+        device: Of each process.
+        imbalance: Rows of the busiest process over their mean; None takes what random routing leaves.
+        overlap: Count as if tokens travelled while others are computed.
+        memory_per_rank: Bytes that a process has: also print the fewest processes on which the step fits.
+    """
+
+    links: Links = field(default_factory=Links)
+    device: Device = field(default_factory=Device)
+    imbalance: float | None = None
+    overlap: bool = False
+    memory_per_rank: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeArguments:
+    """Predict memory, bytes and time of a recipe's training step.
+
+    Args:
+        run: The run's settings, as in train.
+        question: What to predict.
+        image_shape: Channels, height and width; None takes those of a built-in data set.
+        num_classes: None takes those of a built-in data set.
+    """
+
+    run: Annotated[RunConfig, tyro.conf.arg(name="")]
+    question: Annotated[Question, tyro.conf.arg(name="")] = field(default_factory=Question)
+    image_shape: tuple[int, int, int] | None = None
+    num_classes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertSpread:
+    """How experts are spread over processes.
+
+    Args:
+        ep_size: Processes that share the experts of a layer out among them; it divides the number of processes.
+    """
+
+    ep_size: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeArguments:
+    """Predict memory, bytes and time of a training step of feed-forward experts.
+
+    Args:
+        tokens: Of one step, on all processes.
+        dim: Of an item, in and out.
+        ffn: Hidden size of an expert.
+        num_experts: Of each layer.
+        top_k: Experts per token.
+        layers: Mixture layers.
+        matrices: Of an expert: 2, or 3 for SwiGLU.
+        row_bytes: Of a number of the rows that are computed and sent.
+        number_bytes: Of a weight, a gradient or a number of the optimizer's.
+        optimizer: Whose state every parameter has; sgd is with momentum.
+        dense_parameters: Beside the mixture layers, on every process.
+        dense_saved: Bytes per token that these keep for backward.
+        processes: All of them.
+        parallel: How experts are spread over them.
+        question: What to predict.
+    """
+
+    tokens: int
+    dim: int
+    ffn: int
+    num_experts: int
+    top_k: int = 2
+    layers: int = 1
+    matrices: Literal[2, 3] = 2
+    row_bytes: int = 2
+    number_bytes: int = 4
+    optimizer: Literal["adamw", "sgd", "none"] = "adamw"
+    dense_parameters: int = 0
+    dense_saved: float = 0.0
+    processes: int = 1
+    parallel: ExpertSpread = field(default_factory=ExpertSpread)
+    question: Annotated[Question, tyro.conf.arg(name="")] = field(default_factory=Question)
+
+
+def plan_command(words: list[str]) -> None:
+    """Print a prediction for a recipe, or for sizes given as flags."""
+    if words and not words[0].startswith("-"):
+        name = known(words[0], RECIPES, "recipe")
+        config = RECIPES[name]()
+        asked = tyro.cli(
+            RecipeArguments,
+            prog=f"gatewright plan {name}",
+            args=words[1:],
+            default=RecipeArguments(run=config),
+            config=(tyro.conf.AvoidSubcommands,),
+        )
+        sizes, processes, ep_size = recipe_sizes(asked), asked.run.processes, asked.run.parallel.ep_size
+        _print(name, sizes, processes, ep_size, asked.question)
+    else:
+        given = tyro.cli(SizeArguments, prog="gatewright plan [RECIPE]", args=words)
+        _print("these sizes", explicit_sizes(given), given.processes, given.parallel.ep_size, given.question)
+
+
+def recipe_sizes(asked: RecipeArguments) -> Sizes:
+    """Measure a recipe's network, with separate experts from the start.
+
+    Raises:
+        ValueError: If the shape of its images is not known.
+    """
+    run = asked.run
+    shape, classes = SHAPES.get(run.data.name, (None, None))
+    if shape is not None and run.data.image_size is not None:
+        shape = (shape[0], run.data.image_size, run.data.image_size)
+    shape, classes = asked.image_shape or shape, asked.num_classes or classes
+    if shape is None or classes is None:
+        raise ValueError(
+            f"A plan loads no images, so their shape and classes are known of {', '.join(SHAPES)} only; got the data set "
+            f"{run.data.name}. Say --image-shape CHANNELS HEIGHT WIDTH and --num-classes N."
+        )
+    with torch.device("meta"):
+        network = replace(run.model, split_epoch=0).build(shape, classes)
+        model = ImageClassifier(network, [0.0] * shape[0], [1.0] * shape[0])
+    return measure_sizes(
+        model,
+        lambda count: torch.rand(count, *shape),
+        tokens=run.data.batch_size,
+        state=_state_of(run.optim),
+        context=lambda: autocast(torch.device("cpu"), run.precision),
+    )
+
+
+def explicit_sizes(given: SizeArguments) -> Sizes:
+    """Return the sizes that the flags say."""
+    dense = Part(parameters=given.dense_parameters, flops=2 * given.dense_parameters, saved=given.dense_saved)
+    return feed_forward_sizes(
+        tokens=given.tokens,
+        dim=given.dim,
+        ffn=given.ffn,
+        num_experts=given.num_experts,
+        top_k=given.top_k,
+        layers=given.layers,
+        matrices=given.matrices,
+        row_bytes=given.row_bytes,
+        number_bytes=given.number_bytes,
+        state_per_parameter=STATE[given.optimizer],
+        dense=dense,
+    )
+
+
+def _state_of(optim: OptimConfig) -> Callable[[Iterable[nn.Parameter]], int]:
+    """Say how many numbers a recipe's optimizer and weight averaging keep for some parameters."""
+
+    def state(parameters: Iterable[nn.Parameter]) -> int:
+        return sum(parameter.numel() * per_number(parameter) for parameter in parameters)
+
+    def per_number(parameter: nn.Parameter) -> int:
+        averaged = int(optim.ema_decay is not None)
+        if optim.name == "sgd":
+            return averaged + int(optim.momentum > 0)
+        return averaged + (1 if optim.name == "muon" and parameter.dim() == 2 else 2)
+
+    return state
+
+
+def _print(name: str, sizes: Sizes, processes: int, ep_size: int, asked: Question) -> None:
+    predict = partial(
+        plan, sizes, links=asked.links, device=asked.device, imbalance=asked.imbalance, overlap=asked.overlap
+    )
+    console = Console(markup=False)
+    console.print(_table(name, predict(processes, ep_size)))
+    if asked.memory_per_rank is not None:
+        world, ep = smallest(sizes, asked.memory_per_rank, ranks_per_node=asked.links.ranks_per_node)
+        console.print(f"\nFewest processes of {_bytes(asked.memory_per_rank)} each: {world}, with ep size {ep}.")
+        if (world, ep) != (processes, ep_size):
+            console.print(_table(name, predict(world, ep)))
+    print("A prediction from formulas, not a measurement; how far off it has been: docs/plan.md.")
+
+
+def _table(name: str, found: Plan) -> Table:
+    title = f"Prediction for {name}: {found.processes} processes, ep size {found.ep_size}"
+    table = Table("of the busiest process", "", "what it is", title=title)
+    memory, traffic, seconds = found.memory, found.traffic, found.seconds
+    rows: list[tuple[str, str, str]] = [
+        ("memory", _bytes(memory.total), "weights, gradients, optimizer and activations"),
+        ("  weights", _bytes(memory.weights), ""),
+        ("  gradients", _bytes(memory.gradients), ""),
+        ("  optimizer", _bytes(memory.optimizer), ""),
+        ("  activations", _bytes(memory.activations), "kept for backward"),
+        ("sent per step", _bytes(traffic.total), "mean over the processes"),
+        ("  all-to-all", _bytes(traffic.all_to_all), "rows and their gradients, if routing is uniform"),
+        ("  dense gradients", _bytes(traffic.dense_reduction), f"to reduce {_bytes(traffic.dense_reduced)}"),
+        ("  expert gradients", _bytes(traffic.expert_reduction), f"to reduce {_bytes(traffic.expert_reduced)}"),
+        ("step time", _seconds(seconds.step), ""),
+        ("  computing", _seconds(seconds.compute), f"imbalance between processes {found.imbalance:.3g}"),
+        ("  all-to-all", _seconds(seconds.all_to_all), ""),
+        ("  reductions", _seconds(seconds.reduction), ""),
+        ("  optimizer", _seconds(seconds.update), "" if seconds.update else "--device.memory-bandwidth not given"),
+        ("efficiency", f"{seconds.efficiency:.1%}", "evenly spread computing alone, over the step"),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _bytes(number: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= size:
+            return f"{number / size:,.4g} {unit}"
+    return f"{number:,.0f} B"
+
+
+def _seconds(number: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if number >= size:
+            return f"{number / size:,.4g} {unit}"
+    return f"{number / 1e-6:,.4g} us"

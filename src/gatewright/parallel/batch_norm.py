@@ -1,0 +1,71 @@
+"""BatchNorm over a batch that is spread over processes. Torch's own refuses CPU, and counts no rows."""
+
+from collections.abc import Collection
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gatewright.scope import BatchScope
+
+
+class SyncBatchNorm(_BatchNorm):
+    """BatchNorm with the mean and variance of all processes' rows, however many each of them has.
+
+    https://arxiv.org/abs/1502.03167 algorithm 1, with sums instead of means, so that a process may have no rows at all.
+    Parameters and buffers have the names that they have in torch's.
+    """
+
+    scope: BatchScope
+    """Whose rows count."""
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
+        """Take any number of dimensions: the module that this one replaces has been there before."""
+
+    def forward(
+        self,
+        input: Float[Tensor, "batch channels *space"],  # noqa: A002 - torch's name
+    ) -> Float[Tensor, "batch channels *space"]:
+        """Normalise each channel."""
+        if not self.training and self.running_mean is not None:
+            return super().forward(input)
+        dims = [0, *range(2, input.dim())]
+        shape = [1, -1, *[1] * (input.dim() - 2)]
+        wide = input.to(torch.promote_types(input.dtype, torch.float32))
+        rows = wide.new_tensor(wide.numel() / wide.shape[1])
+        total, count = self.scope.sum(wide.sum(dims), rows)
+        mean = total / count
+        centred = wide - mean.view(shape)
+        (squares,) = self.scope.sum(centred.square().sum(dims))
+        if self.training:
+            self._track(mean.detach(), squares.detach() / (count - 1).clamp(min=1))
+        output = centred * (squares / count + self.eps).rsqrt().view(shape)
+        if self.affine:
+            output = output * self.weight.view(shape) + self.bias.view(shape)
+        return output.to(input.dtype)
+
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked += 1
+        factor = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean), factor)
+        self.running_var.lerp_(variance.to(self.running_var), factor)
+
+
+def synchronize_batch_norm(module: nn.Module, scope: BatchScope, *, leave: Collection[nn.Module] = ()) -> None:
+    """Replace every BatchNorm below a module; parameters, buffers and hooks stay the same objects.
+
+    Args:
+        module: In which they are replaced, in place.
+        scope: Whose rows count.
+        leave: Modules below it that stay as they are, with all that is in them.
+    """
+    for name, child in list(module.named_children()):
+        if isinstance(child, _BatchNorm):
+            synchronized = SyncBatchNorm.__new__(SyncBatchNorm)
+            synchronized.__dict__.update(child.__dict__, scope=scope)
+            setattr(module, name, synchronized)
+        elif child not in leave:
+            synchronize_batch_norm(child, scope, leave=leave)

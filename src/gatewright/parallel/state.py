@@ -1,0 +1,92 @@
+"""One logical state whatever the split: the state of a model's experts, put together and shared out again."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from gatewright.layer import MoE
+from gatewright.parallel.dispatcher import ExpertParallel, expert_runs
+from gatewright.routed import moe_layers
+
+
+def gather_state(tensors: dict[str, Tensor], model: nn.Module, mesh: DeviceMesh) -> dict[str, Tensor]:
+    """Put the state of all experts together on the first process; every process calls it.
+
+    Args:
+        tensors: By name: parameters and buffers as `state_dict` names them, or what an optimizer keeps of a parameter,
+            under the parameter's name with an ending of its own.
+        model: From `parallelize`.
+        mesh: The same one.
+
+    Returns:
+        On the first process the tensors that one process alone would have, elsewhere this process's own.
+    """
+    spread = _spread_layers(model)
+    own = {name: tensor for name, tensor in tensors.items() if _layer_of(name, spread)}
+    group = mesh.get_group("expert")
+    if mesh.get_local_rank("replica") > 0 or not spread:
+        return tensors
+    parts: list[dict[str, Tensor]] = [own]
+    for source in range(1, group.size()):
+        if group.rank() == source:
+            _send(own, group)
+        elif group.rank() == 0:
+            parts.append(_receive(source, group))
+    return {**tensors, **_joined(parts, spread)} if group.rank() == 0 else tensors
+
+
+def own_state(tensors: dict[str, Tensor], model: nn.Module, mesh: DeviceMesh) -> dict[str, Tensor]:
+    """Pick this process's share of what `gather_state` put together, at any number of processes."""
+    spread, rank, ep_size = _spread_layers(model), mesh.get_local_rank("expert"), mesh.get_group("expert").size()
+    own: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        prefix = _layer_of(name, spread)
+        if prefix is None:
+            own[name] = tensor
+            continue
+        run = expert_runs(spread[prefix].router.num_experts, ep_size)[rank]
+        if not spread[prefix].experts.stacked:
+            if int(name.removeprefix(prefix).split(".")[1]) in run:
+                own[name] = tensor
+        else:
+            own[name] = tensor[run.start : run.stop] if tensor.dim() else tensor
+    return own
+
+
+def _spread_layers(model: nn.Module) -> dict[str, MoE]:
+    """Every layer whose experts are spread over processes, by the prefix of their names."""
+    layers = ((name, layer) for name, layer in moe_layers(model) if isinstance(layer, MoE))
+    spread = ((name, layer) for name, layer in layers if isinstance(layer.dispatcher, ExpertParallel))
+    return {f"{name}.experts." if name else "experts.": layer for name, layer in spread}
+
+
+def _layer_of(name: str, spread: dict[str, MoE]) -> str | None:
+    return next((prefix for prefix in spread if name.startswith(prefix)), None)
+
+
+def _joined(parts: list[dict[str, Tensor]], spread: dict[str, MoE]) -> dict[str, Tensor]:
+    """Merge single experts by their names, and stacked ones along their first dimension."""
+    joined: dict[str, Tensor] = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        prefix = _layer_of(name, spread)
+        assert prefix is not None
+        tensors = [part[name] for part in parts if name in part]
+        joined[name] = torch.cat(tensors) if spread[prefix].experts.stacked and tensors[0].dim() else tensors[0]
+    return joined
+
+
+def _send(tensors: dict[str, Tensor], group: dist.ProcessGroup) -> None:
+    labels = [(name, tensor.shape, tensor.dtype) for name, tensor in tensors.items()]
+    dist.send_object_list([labels], group=group, group_dst=0)
+    for tensor in tensors.values():
+        dist.send(tensor.contiguous(), group=group, group_dst=0)
+
+
+def _receive(source: int, group: dist.ProcessGroup) -> dict[str, Tensor]:
+    received: list[list[tuple[str, torch.Size, torch.dtype]]] = [[]]
+    dist.recv_object_list(received, group=group, group_src=source)
+    tensors = {name: torch.empty(shape, dtype=dtype) for name, shape, dtype in received[0]}
+    for tensor in tensors.values():
+        dist.recv(tensor, group=group, group_src=source)
+    return tensors

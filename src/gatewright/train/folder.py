@@ -1,0 +1,41 @@
+"""The folder of a run: where it is, and what a run that is resumed finds in it."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from gatewright.train.checkpoint import load_checkpoint, newest_checkpoint
+from gatewright.train.config import RunConfig
+
+CONFIG = "config.yaml"
+
+
+def find_output(config: RunConfig, resume: bool) -> Path:
+    """Name the run's folder, unless that would mix two runs."""
+    output = Path(config.output or f"runs/{config.recipe}-{datetime.now():%Y%m%d-%H%M%S}")
+    in_the_way = next((path for path in (output, *output.parents) if path.exists() and not path.is_dir()), None)
+    if in_the_way:
+        raise FileExistsError(f"{in_the_way} is a file, and --output names the run's folder. Name another.")
+    exists = (output / CONFIG).is_file()
+    if resume and not exists:
+        raise FileNotFoundError(f"There is no run to resume at {output}: name its folder with --output.")
+    if exists and not resume:
+        raise FileExistsError(f"{output} holds a run already. Go on with it by --resume, or name another --output.")
+    return output
+
+
+def refuse_a_late_split(config: RunConfig, epoch: int) -> None:
+    """Refuse to train, from an epoch on, experts that begin as one and would still be one at the end."""
+    split = config.model.split_epoch
+    if config.model.num_experts > 1 and epoch < config.epochs <= split:
+        raise ValueError(
+            f"The experts begin as one network and split at epoch {split}, counted from 0, but the run ends after "
+            f"{config.epochs} (--epochs) and would never be a mixture. Use --epochs {split + 1} or more, a "
+            f"--model.split-epoch below {config.epochs}, or --model.num-experts 1 for the dense twin."
+        )
+
+
+def saved_state(output: Path) -> dict[str, Any] | None:
+    """Read the newest checkpoint; None where the run stopped before its first one, and so begins again."""
+    newest = newest_checkpoint(output / "checkpoints")
+    return None if newest is None else load_checkpoint(newest)

@@ -1,0 +1,80 @@
+"""Joining the processes that a launcher started, if they can share the run out."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from gatewright.parallel import expert_mesh
+from gatewright.train.config import RunConfig
+from gatewright.train.processes import ALONE, Processes, SeveralProcesses
+
+SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+
+
+@contextlib.contextmanager
+def join_processes(config: RunConfig, environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
+    """Join the processes that a launcher started: torchrun, DeepSpeed's launcher or srun; or be one alone.
+
+    Raises:
+        ValueError: If their number is not what the run asks for.
+    """
+    places = _places(environment)
+    world = places.get("WORLD_SIZE", 1)
+    if config.processes not in (1, world):
+        raise ValueError(
+            f"The run asks for {config.processes} processes (--processes) and {world} were started. Start "
+            f"{config.processes}, or leave --processes out."
+        )
+    check_fit(config, world)
+    if world == 1:
+        yield ALONE
+        return
+    os.environ.update({name: str(place) for name, place in places.items()})
+    backend = "nccl" if config.device != "cpu" and torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=config.parallel.timeout))
+    try:
+        mesh = expert_mesh(config.parallel.ep_size, "cuda" if backend == "nccl" else "cpu")
+        yield SeveralProcesses(mesh, local_rank=places.get("LOCAL_RANK", 0), parallel=config.parallel)
+    finally:
+        dist.destroy_process_group()
+
+
+def check_fit(config: RunConfig, world: int) -> None:
+    """Refuse a run that its processes cannot share out, before any data are loaded.
+
+    Raises:
+        ValueError: The sentence holds the numbers and the nearest ones that fit.
+    """
+    ep_size, num_experts = config.parallel.ep_size, config.model.num_experts
+    if ep_size < 1 or world % ep_size:
+        fits = ", ".join(str(size) for size in range(1, world + 1) if world % size == 0)
+        raise ValueError(
+            f"--parallel.ep-size ({ep_size}) divides the number of processes ({world}): use {fits}, or start a "
+            f"multiple of {ep_size} processes (--processes)."
+        )
+    if 1 < num_experts < ep_size:
+        raise ValueError(
+            f"{num_experts} experts (--model.num-experts) cannot be spread over {ep_size} processes: use "
+            f"--parallel.ep-size of at most {num_experts}, or at least {ep_size} experts."
+        )
+    if config.data.batch_size < world:
+        raise ValueError(
+            f"A batch of {config.data.batch_size} images (--data.batch-size) leaves some of {world} processes without "
+            f"any: use a batch of at least {world}."
+        )
+    if world > 1 and (config.compile or config.precision == "float16"):
+        raise ValueError(
+            "Several processes train in float32 or bfloat16, and without --compile. Use --precision bfloat16, or one "
+            "process."
+        )
+
+
+def _places(environment: Mapping[str, str]) -> dict[str, int]:
+    """Read this process's place from torchrun's variables, or else from Slurm's."""
+    if "RANK" not in environment and int(environment.get("SLURM_NTASKS", 1)) > 1:
+        return {name: int(environment[theirs]) for name, theirs in SLURM.items() if theirs in environment}
+    return {name: int(environment[name]) for name in SLURM if name in environment}

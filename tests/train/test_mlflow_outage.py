@@ -1,0 +1,83 @@
+"""A server that goes away, hangs or never was: training goes on, and what is missing is told."""
+
+import logging
+import os
+import signal
+import socket
+
+import pytest
+
+from gatewright.train.tracking import TrackingConfig, start_tracking
+from tests.train.mlflow_server import history
+from tests.train.runs import logged, wait_until
+
+pytest.importorskip("mlflow")
+
+# MLflow's own SQL models use an SQLAlchemy option that SQLAlchemy 2.1 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
+
+
+def test_what_was_logged_while_the_server_was_away_arrives(server, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("gatewright.train.outbox.AWAY_SECONDS", 120.0)
+    tracker = start_tracking(TrackingConfig(uri=server.uri), output=tmp_path, run_name="outage")
+    tracker.log_parameters({"seed": 0})
+    tracker.log_metrics({"loss": 0.0}, step=0)
+    server.kill()
+    for step in range(1, 200):
+        tracker.log_metrics({"loss": float(step)}, step)
+    wait_until(lambda: "is tried again" in caplog.text)
+    tracker.log_artifact(tmp_path / "metrics.jsonl")
+    server.start()
+    tracker.close("FINISHED")
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=server.uri)
+    assert history(client, tracker.run_id, "loss") == [(step, float(step)) for step in range(200)]
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+    assert client.get_run(tracker.run_id).data.params == {"seed": "0"}
+    assert [file.path for file in client.list_artifacts(tracker.run_id)] == ["metrics.jsonl"]
+    assert [record.levelno for record in caplog.records if record.name == "gatewright"] == [logging.WARNING]
+
+
+def test_a_server_that_hangs_does_not_hold_the_run(server, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setattr("gatewright.train.outbox.AWAY_SECONDS", 1.0)
+    tracker = start_tracking(TrackingConfig(uri=server.uri), output=tmp_path, run_name="hang")
+    server.signal(signal.SIGSTOP)
+    try:
+        tracker.log_metrics({"loss": 1.0}, 0)
+        tracker.close("FINISHED")  # returns, while the server still hangs
+    finally:
+        server.signal(signal.SIGCONT)
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "1"
+    assert "1 metrics, 1 end of run" in caplog.text
+
+
+def test_a_server_that_never_comes_back_is_told_and_the_file_is_complete(server, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("gatewright.train.outbox.AWAY_SECONDS", 1.0)
+    tracker = start_tracking(TrackingConfig(uri=server.uri), output=tmp_path, run_name="killed")
+    server.kill()
+    for step in range(100):
+        tracker.log_metrics({"loss": float(step), "accuracy": 0.0}, step)
+    tracker.log_artifact(tmp_path / "metrics.jsonl")
+    tracker.close("FINISHED")
+
+    assert [line["values"]["loss"] for line in logged(tmp_path)] == [float(step) for step in range(100)]
+    assert "Connection refused" in caplog.text
+    assert "200 metrics" in caplog.text
+    assert "1 files" in caplog.text
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+def test_no_server_at_the_start_is_one_clear_error(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    with pytest.raises(
+        ConnectionError, match=r"Connection refused.*MLFLOW_TRACKING_URI.*--tracking\.no-enabled"
+    ) as error:
+        start_tracking(TrackingConfig(uri=f"http://me:secret@{address}"), output=tmp_path, run_name="nobody")
+    assert address in str(error.value)
+    assert "secret" not in str(error.value)
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ

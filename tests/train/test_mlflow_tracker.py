@@ -1,0 +1,142 @@
+import json
+import math
+import threading
+from pathlib import Path
+
+import pytest
+
+from gatewright.train.tracking import TrackingConfig, start_tracking
+from tests.train.mlflow_server import history
+from tests.train.runs import logged
+
+pytest.importorskip("mlflow")
+
+# MLflow's own SQL models use an SQLAlchemy option that SQLAlchemy 2.1 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
+
+
+def test_a_run_is_readable_over_http(server, client, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"not really a picture")
+
+    tracker = start_tracking(TrackingConfig(experiment="http"), output=tmp_path / "run", run_name="first")
+    tracker.log_parameters({"model": {"num_experts": 4, "router": {"top_k": 1}}, "seed": 0})
+    for step in range(5):
+        tracker.log_metrics({"train/loss": 1.0 / (step + 1), "train/accuracy": step / 5}, step)
+    tracker.log_artifact(picture, "pictures")
+    tracker.close("FINISHED")
+
+    run = client.get_run(tracker.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "first"
+    assert run.data.params == {"model.num_experts": "4", "model.router.top_k": "1", "seed": "0"}
+    assert run.data.tags["gatewright.version"]
+    assert history(client, tracker.run_id, "train/loss") == [(step, 1.0 / (step + 1)) for step in range(5)]
+    downloaded = client.download_artifacts(tracker.run_id, "pictures/picture.png", str(tmp_path))
+    assert Path(downloaded).read_bytes() == b"not really a picture"
+    assert client.get_experiment_by_name("http").experiment_id == run.info.experiment_id
+    assert tracker.run_id in tracker.location
+    assert server.uri in tracker.location
+
+
+def test_limits_of_mlflow_are_kept(server, client, tmp_path):
+    tracker = start_tracking(TrackingConfig(uri=server.uri), output=tmp_path, run_name="limits")
+    tracker.log_parameters(
+        {"many": {f"p{index}": index for index in range(250)}, "long": "x" * 7000, "odd(name)": None}
+    )
+    tracker.log_metrics({f"layer{index}/loss[mean]": float(index) for index in range(1500)}, step=0)
+    tracker.close("FINISHED")
+
+    data = client.get_run(tracker.run_id).data
+    assert len(data.params) == 252
+    assert data.params["long"] == "x" * 6000
+    assert data.params["odd_name_"] == "None"
+    assert len(data.metrics) == 1500
+    assert data.metrics["layer1499/loss_mean_"] == 1499
+
+
+def test_non_finite_metrics_arrive_and_stay_json(server, client, tmp_path):
+    tracker = start_tracking(TrackingConfig(uri=server.uri), output=tmp_path, run_name="diverged")
+    tracker.log_metrics({"nan": math.nan, "up": math.inf, "down": -math.inf, "fine": 1.0}, step=3)
+    tracker.close("FAILED")
+
+    metrics = client.get_run(tracker.run_id).data.metrics
+    assert math.isnan(metrics["nan"])
+    assert metrics["fine"] == 1.0
+    assert metrics["up"] > 1e300
+    assert metrics["down"] < -1e300
+    (line,) = logged(tmp_path)
+    assert {name: float(value) for name, value in line["values"].items() if name != "nan"} == {
+        "up": math.inf,
+        "down": -math.inf,
+        "fine": 1.0,
+    }
+    assert math.isnan(float(line["values"]["nan"]))
+    assert line["step"] == 3
+
+
+def test_runs_that_start_together_share_a_new_experiment(server, client, tmp_path):
+    config = TrackingConfig(uri=server.uri, experiment="together")
+    barrier = threading.Barrier(3)
+    trackers = []
+
+    def start(index):
+        barrier.wait()
+        trackers.append(start_tracking(config, output=tmp_path / str(index), run_name=str(index)))
+
+    threads = [threading.Thread(target=start, args=(index,)) for index in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, tracker in enumerate(trackers):
+        tracker.log_metrics({"index": float(index)}, step=0)
+    for tracker in trackers:
+        tracker.close("FINISHED")
+
+    runs = [client.get_run(tracker.run_id) for tracker in trackers]
+    assert len({run.info.experiment_id for run in runs}) == 1
+    assert [run.data.metrics["index"] for run in runs] == [0, 1, 2]
+
+
+def test_a_resumed_run_goes_on_and_keeps_its_parameters(server, client, tmp_path, caplog):
+    config = TrackingConfig(uri=server.uri)
+    first = start_tracking(config, output=tmp_path, run_name="resumed")
+    first.log_parameters({"epochs": 1, "seed": 0})
+    first.log_metrics({"loss": 2.0}, step=1)
+    first.close("KILLED")
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "ti')  # as a killed process leaves it
+
+    second = start_tracking(config, output=tmp_path, run_name="resumed", resume_id=first.run_id)
+    second.log_parameters({"epochs": 2, "seed": 0, "new": True})
+    second.log_metrics({"loss": 1.0}, step=2)
+    second.close("FINISHED")
+
+    run = client.get_run(first.run_id)
+    assert second.run_id == first.run_id
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"epochs": "1", "seed": "0", "new": "True"}
+    assert history(client, first.run_id, "loss") == [(1, 2.0), (2, 1.0)]
+    written = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(written[index])["step"] for index in (0, 2)] == [1, 2]
+    assert "refused some parameters" in caplog.text
+    assert "1 parameters" in caplog.text
+
+
+def test_an_unknown_run_is_replaced(server, tmp_path, caplog):
+    tracker = start_tracking(TrackingConfig(uri=server.uri), output=tmp_path, run_name="replaced", resume_id="0" * 32)
+    tracker.close("FINISHED")
+    assert tracker.run_id != "0" * 32
+    assert "going on in a new one" in caplog.text
+
+
+def test_a_file_that_is_gone_does_not_hold_up_the_rest(server, client, tmp_path, caplog):
+    tracker = start_tracking(TrackingConfig(uri=server.uri), output=tmp_path, run_name="gone")
+    tracker.log_artifact(tmp_path / "missing.png")
+    tracker.log_metrics({"loss": 1.0}, step=0)
+    tracker.close("FINISHED")
+    assert client.get_run(tracker.run_id).data.metrics == {"loss": 1.0}
+    assert "Not delivered" in caplog.text
+    assert "1 files" in caplog.text

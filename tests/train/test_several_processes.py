@@ -1,0 +1,229 @@
+"""The engine on several processes: the same numbers, the same state, the same evaluation as on one."""
+
+import copy
+import functools
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from gatewright import ModuleExperts, MoE
+from gatewright.data import ImageSet
+from gatewright.models import CnnConfig, StartTogether
+from gatewright.parallel import expert_mesh, expert_parameters, expert_runs
+from gatewright.train import OptimConfig, RunConfig, evaluate
+from gatewright.train.config import ParallelConfig
+from gatewright.train.engine import TorchEngine
+from gatewright.train.processes import ALONE, SeveralProcesses
+from tests.cases import EXPERT_CASES, make_router
+
+pytestmark = pytest.mark.distributed
+
+STEPS = 20
+
+
+class Network(nn.Module):
+    """A layer with BatchNorm, a mixture, a classifier; float64, so that trajectories can be compared."""
+
+    def __init__(self, router, experts, split_epoch):
+        super().__init__()
+        self.before = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Tanh())
+        mixture = MoE(make_router(router, 8, 5, 2), EXPERT_CASES[experts](5, 8))
+        self.mixture = StartTogether(mixture, split_epoch) if split_epoch else mixture
+        self.after = nn.Linear(8, 3)
+
+    def forward(self, images):
+        return self.after(self.mixture(self.before(images.double())))
+
+
+@functools.cache
+def several(ep_size):
+    return SeveralProcesses(expert_mesh(ep_size))
+
+
+def engine_of(processes, router="noisy-top-k", experts="modules", optimizer="adamw", split_epoch=0, **optim):
+    torch.manual_seed(0)
+    model = Network(router, experts, split_epoch).double()
+    config = RunConfig(
+        recipe="test",
+        model=CnnConfig(),  # whatever: the engine is given its network
+        optim=OptimConfig(name=optimizer, lr=0.02, clip_norm=0.5, warmup_epochs=0, schedule="constant", **optim),
+        channels_last=False,
+    )
+    return TorchEngine(model, config, device=torch.device("cpu"), steps_per_epoch=STEPS, processes=processes)
+
+
+def batches(count, size=13):
+    generator = torch.Generator().manual_seed(5)
+    images = torch.rand(count, size, 1, 4, 4, generator=generator)
+    return list(zip(images, torch.randint(3, (count, size), generator=generator), strict=True))
+
+
+def train(engine, start=0, stop=STEPS, split_at=None):
+    reports = []
+    for number, batch in enumerate(batches(STEPS)[start:stop], start):
+        engine.begin_epoch(0 if split_at is None else number // split_at)
+        micro_batches = [(batch[0][:7], batch[1][:7]), (batch[0][7:], batch[1][7:])] if number % 2 else [batch]
+        reports.append(engine.step(micro_batches))
+    return reports
+
+
+def largest_difference(state, expected):
+    """Over all tensors of two logical model states."""
+    assert state.keys() == expected.keys()
+    tensors = (name for name in state if isinstance(state[name], torch.Tensor))
+    return max(float((state[name] - expected[name]).abs().max()) for name in tensors)
+
+
+def trajectory(ep_size, split_at=None, **options):
+    alone, spread = engine_of(ALONE, **options), engine_of(several(ep_size), **options)
+    expected, actual = train(alone, split_at=split_at), train(spread, split_at=split_at)
+    state = spread.state_dict()
+    reports = max(
+        abs(getattr(one, name) - getattr(other, name))
+        for one, other in zip(actual, expected, strict=True)
+        for name in ("task_loss", "aux_loss", "gradient_norm")
+    )
+    difference = largest_difference(state["model"], alone.state_dict()["model"]) if dist.get_rank() == 0 else 0.0
+    return reports, difference
+
+
+@pytest.mark.parametrize(("world", "ep_size"), [(2, 1), (2, 2), (4, 2), (4, 4)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"router": "noisy-top-k", "experts": "modules-different"},
+        {"router": "top-k", "experts": "grouped-relu-bias", "optimizer": "sgd"},
+        {"router": "noisy-top-k", "experts": "modules", "ema_decay": 0.9},
+        {"router": "noisy-top-k", "experts": "modules", "split_epoch": 1, "split_at": 10},
+    ],
+    ids=["adamw", "sgd", "averaged", "split"],
+)
+def test_twenty_steps_are_those_of_one_process(ranks, world, ep_size, options):
+    """With accumulation in every other step, uneven parts, clipping, and BatchNorm over the global batch."""
+    for reports, difference in ranks(world, trajectory_of, ep_size, options):
+        assert reports < 1e-8
+        assert difference < 1e-8
+
+
+def trajectory_of(ep_size, options):
+    return trajectory(ep_size, **options)
+
+
+def resharded(states, ep_size, options):
+    """Go on from a logical state, and return the one at the end."""
+    engine = engine_of(several(ep_size) if ep_size else ALONE, **options)
+    engine.load_state_dict(copy.deepcopy(states))
+    train(engine, STEPS // 2)
+    return engine.state_dict()["model"]
+
+
+def half_way(ep_size, options):
+    engine = engine_of(several(ep_size), **options)
+    train(engine, 0, STEPS // 2)
+    state = engine.state_dict()
+    return state if dist.get_rank() == 0 else None
+
+
+@pytest.mark.parametrize("experts", ["modules", "grouped-relu-bias"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_state_of_four_processes_goes_on_at_one_two_and_three(ranks, experts, optimizer):
+    options = {"experts": experts, "optimizer": optimizer, "ema_decay": 0.9}
+    saved = ranks(4, half_way, 4, options)[0]
+    whole = engine_of(ALONE, **options)
+    train(whole)
+    expected = whole.state_dict()["model"]
+    assert largest_difference(resharded(saved, None, options), expected) < 1e-8
+    for world in (2, 3):
+        assert largest_difference(ranks(world, resharded, saved, world, options)[0], expected) < 1e-8
+
+
+def test_a_state_of_one_process_goes_on_at_four(ranks):
+    alone = engine_of(ALONE)
+    train(alone, 0, STEPS // 2)
+    saved = copy.deepcopy(alone.state_dict())
+    train(alone, STEPS // 2)
+    assert largest_difference(ranks(4, resharded, saved, 2, {})[0], alone.state_dict()["model"]) < 1e-8
+
+
+def uneven_evaluation(ep_size):
+    """10 images in batches of 4 over all ranks: the last batch leaves some of them without any."""
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randint(256, (10, 1, 4, 4), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(3, (10,), generator=generator)
+    splits = ImageSet(images, labels, ("a", "b", "c"))
+    found = [
+        evaluate(engine_of(processes).evaluated, splits, batch_size=4, processes=processes)
+        for processes in (ALONE, several(ep_size))
+    ]
+    uses = [evaluation.layers["mixture"] for evaluation in found]
+    return (
+        [evaluation.confusion.tolist() for evaluation in found],
+        [use.class_by_expert.tolist() for use in uses],
+        [use.sums.tokens_per_expert.tolist() for use in uses],
+    )
+
+
+@pytest.mark.parametrize("ep_size", [2, 4])
+def test_every_test_image_is_counted_once(ranks, ep_size):
+    for result in ranks(4, uneven_evaluation, ep_size):
+        for alone, together in result:
+            assert alone == together
+
+
+def different_experts(ep_size):
+    """Experts and their BatchNorm statistics after a few steps, which DDP must not have made equal."""
+    torch.manual_seed(0)
+    engine = engine_of(several(ep_size), experts="modules")
+    experts = ModuleExperts(lambda: nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 8)), 4).double()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), MoE(make_router("noisy-top-k", 8, 4, 2), experts)).double()
+    for expert in experts.experts:
+        nn.init.normal_(expert[0].running_mean)
+    config = engine.config
+    engine = TorchEngine(
+        _Double(model), config, device=torch.device("cpu"), steps_per_epoch=STEPS, processes=several(ep_size)
+    )
+    engine.begin_epoch(0)
+    for images, labels in batches(3):
+        engine.step([(images, labels)])
+    own = expert_runs(4, ep_size)[engine.processes.mesh.get_local_rank("expert")]
+    state = {name: tensor.tolist() for name, tensor in engine.model.state_dict().items() if ".experts." in name}
+    return [*own], state, sorted(name for name, _ in expert_parameters(engine.model))
+
+
+class _Double(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return self.network(images.double())
+
+
+def test_experts_and_their_statistics_stay_each_ranks_own(ranks):
+    (own, state, names), (others, theirs, _) = ranks(2, different_experts, 2)
+    assert (own, others) == ([0, 1], [2, 3])
+    assert all(f".experts.{number}." in name for number in () for name in names)
+    assert not state.keys() & theirs.keys()
+    values = [*state.values(), *theirs.values()]
+    tensors = [torch.tensor(value) for value in values if isinstance(value, list)]
+    for place, tensor in enumerate(tensors):
+        same = [other for other in tensors[place + 1 :] if other.shape == tensor.shape and torch.equal(other, tensor)]
+        assert not same
+
+
+def test_a_local_balance_and_local_batch_norm_are_options(ranks):
+    for local, whole in ranks(2, local_options):
+        assert local != whole
+
+
+def local_options():
+    """The first step's auxiliary loss and gradient norm with each process's own statistics, and the global batch's."""
+    reports = []
+    for parallel in (ParallelConfig(balance="local", batch_norm="local"), ParallelConfig()):
+        processes = SeveralProcesses(several(2).mesh, parallel=parallel)
+        engine = engine_of(processes)
+        report = train(engine, 0, 1)[0]
+        reports.append((report.aux_loss, report.gradient_norm))
+    return reports
