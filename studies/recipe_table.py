@@ -34,13 +34,11 @@ def _row(recipe: str, results: list[dict[str, Any]]) -> str:
     accuracies = [100 * result["test_accuracy"] for result in results]
     spread = f" ± {stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
     seconds = [result["train_seconds"] for result in results]
+    times = " to ".join(sorted({f"{second:.0f}" for second in (min(seconds), max(seconds))}, key=int))
     seeds = ", ".join(str(result["seed"]) for result in results)
     first = results[0]
     parameters = f"{first['num_parameters']:,} ({first['num_active_parameters']:,})"
-    return (
-        f"| `{recipe}` | {mean(accuracies):.2f} %{spread} | {seeds} | {min(seconds):.0f} to {max(seconds):.0f} s | "
-        f"{parameters} | {_loads(results)} |"
-    )
+    return f"| `{recipe}` | {mean(accuracies):.2f} %{spread} | {seeds} | {times} s | {parameters} | {_loads(results)} |"
 
 
 def _loads(results: list[dict[str, Any]]) -> str:
