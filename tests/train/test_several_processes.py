@@ -16,6 +16,7 @@ from gatewright.train import OptimConfig, RunConfig, evaluate
 from gatewright.train.config import ParallelConfig
 from gatewright.train.engine import TorchEngine
 from gatewright.train.processes import ALONE, SeveralProcesses
+from gatewright.train.sharded import ShardedProcesses
 from tests.cases import EXPERT_CASES, make_router
 
 pytestmark = pytest.mark.distributed
@@ -38,8 +39,12 @@ class Network(nn.Module):
 
 
 @functools.cache
-def several(ep_size):
-    return SeveralProcesses(expert_mesh(ep_size))
+def mesh_of(ep_size):
+    return expert_mesh(ep_size)
+
+
+def several(ep_size, shard="none"):
+    return (ShardedProcesses if shard == "fsdp" else SeveralProcesses)(mesh_of(ep_size))
 
 
 def engine_of(processes, router="noisy-top-k", experts="modules", optimizer="adamw", split_epoch=0, **optim):
@@ -76,8 +81,8 @@ def largest_difference(state, expected):
     return max(float((state[name] - expected[name]).abs().max()) for name in tensors)
 
 
-def trajectory(ep_size, split_at=None, **options):
-    alone, spread = engine_of(ALONE, **options), engine_of(several(ep_size), **options)
+def trajectory(ep_size, split_at=None, shard="none", **options):
+    alone, spread = engine_of(ALONE, **options), engine_of(several(ep_size, shard), **options)
     expected, actual = train(alone, split_at=split_at), train(spread, split_at=split_at)
     state = spread.state_dict()
     reports = max(
@@ -97,8 +102,10 @@ def trajectory(ep_size, split_at=None, **options):
         {"router": "top-k", "experts": "grouped-relu-bias", "optimizer": "sgd"},
         {"router": "noisy-top-k", "experts": "modules", "ema_decay": 0.9},
         {"router": "noisy-top-k", "experts": "modules", "split_epoch": 1, "split_at": 10},
+        {"router": "noisy-top-k", "experts": "modules-different", "shard": "fsdp"},
+        {"router": "top-k", "experts": "grouped-relu-bias", "optimizer": "sgd", "shard": "fsdp"},
     ],
-    ids=["adamw", "sgd", "averaged", "split"],
+    ids=["adamw", "sgd", "averaged", "split", "sharded-adamw", "sharded-sgd"],
 )
 def test_twenty_steps_are_those_of_one_process(ranks, world, ep_size, options):
     """With accumulation in every other step, uneven parts, clipping, and BatchNorm over the global batch."""
@@ -111,16 +118,16 @@ def trajectory_of(ep_size, options):
     return trajectory(ep_size, **options)
 
 
-def resharded(states, ep_size, options):
+def resharded(states, ep_size, options, shard="none"):
     """Go on from a logical state, and return the one at the end."""
-    engine = engine_of(several(ep_size) if ep_size else ALONE, **options)
+    engine = engine_of(several(ep_size, shard) if ep_size else ALONE, **options)
     engine.load_state_dict(copy.deepcopy(states))
     train(engine, STEPS // 2)
     return engine.state_dict()["model"]
 
 
-def half_way(ep_size, options):
-    engine = engine_of(several(ep_size), **options)
+def half_way(ep_size, options, shard="none"):
+    engine = engine_of(several(ep_size, shard), **options)
     train(engine, 0, STEPS // 2)
     state = engine.state_dict()
     return state if dist.get_rank() == 0 else None
@@ -137,6 +144,18 @@ def test_a_state_of_four_processes_goes_on_at_one_two_and_three(ranks, experts, 
     assert largest_difference(resharded(saved, None, options), expected) < 1e-8
     for world in (2, 3):
         assert largest_difference(ranks(world, resharded, saved, world, options)[0], expected) < 1e-8
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_sharded_state_goes_on_unsharded_and_back(ranks, optimizer):
+    options = {"optimizer": optimizer}
+    whole = engine_of(ALONE, **options)
+    train(whole)
+    expected = whole.state_dict()["model"]
+    sharded = ranks(4, half_way, 2, options, "fsdp")[0]
+    assert largest_difference(resharded(sharded, None, options), expected) < 1e-8
+    unsharded = ranks(2, half_way, 2, options)[0]
+    assert largest_difference(ranks(4, resharded, unsharded, 2, options, "fsdp")[0], expected) < 1e-8
 
 
 def test_a_state_of_one_process_goes_on_at_four(ranks):

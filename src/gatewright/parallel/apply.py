@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from gatewright.layer import MoE
 from gatewright.parallel.dispatcher import ExpertParallel, expert_runs
@@ -107,10 +108,16 @@ def total_gradient_norm(model: nn.Module, mesh: DeviceMesh, *, everywhere: Colle
     spread = {parameter for _, parameter in expert_parameters(model)} - set(everywhere)
     equal = (p.grad for p in model.parameters() if p.grad is not None and p not in spread)
     here = (p.grad for p in spread if p.grad is not None)
-    whole, part = nn.utils.get_total_norm(equal), nn.utils.get_total_norm(here)
+    whole, part = _norm(equal), _norm(here)
     squares = part.square()
     dist.all_reduce(squares, group=mesh.get_group("expert"))
     return (whole.square() + squares).sqrt()
+
+
+def _norm(gradients: Iterable[Tensor]) -> Tensor:
+    """Norm of gradients, of which some may be shards: then that of the whole ones."""
+    norm = nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def sum_in_place(tensors: Iterable[Tensor], group: dist.ProcessGroup) -> None:

@@ -82,6 +82,7 @@ class ParallelConfig:
 
     Args:
         ep_size: Processes that share the experts of a layer out among them; it divides the number of processes.
+        shard: Whether every process keeps all dense parameters, or a shard of each (torch's FSDP2).
         balance: Whether balance statistics are the global batch's or each process's own.
         batch_norm: Whether BatchNorm outside of experts has the statistics of the global batch, or each process's own.
         timeout: Seconds after which a process that does not hear from the others gives up.
@@ -89,10 +90,25 @@ class ParallelConfig:
     """
 
     ep_size: int = 1
+    shard: Literal["none", "fsdp"] = "none"
     balance: Literal["global", "local"] = "global"
     batch_norm: Literal["sync", "local"] = "sync"
     timeout: float = 600.0
     max_restarts: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepSpeedConfig:
+    """What `engine="deepspeed"` is told beside the run's own settings.
+
+    Args:
+        config: DeepSpeed's own JSON file, handed to it as it is; None trains with the run's optimizer at ZeRO stage 0.
+        trust_checkpoint: Whether to go on from DeepSpeed's own checkpoint, which holds what the run's cannot where ZeRO
+            or DeepSpeed's optimizer is used. It is a pickle: loading it runs whatever code is in it.
+    """
+
+    config: str | None = None
+    trust_checkpoint: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +122,8 @@ class RunConfig:
         optim: The optimizer.
         tracking: Where metrics go.
         parallel: How the run is spread over its processes.
+        engine: Who changes the weights: ``"torch"``, or ``"deepspeed"``.
+        deepspeed: What DeepSpeed is told.
         processes: How many to start on this machine; under torchrun, srun or DeepSpeed's launcher leave it out.
         seed: Of initialisation, order, augmentation and routing noise.
         epochs: Passes over the training images.
@@ -123,6 +141,8 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    engine: Literal["torch", "deepspeed"] = "torch"
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     processes: int = 1
     seed: int = 0
     epochs: int = 10

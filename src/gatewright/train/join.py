@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 
@@ -10,7 +11,9 @@ import torch.distributed as dist
 
 from gatewright.parallel import expert_mesh
 from gatewright.train.config import RunConfig
+from gatewright.train.deepspeed_settings import deepspeed_settings
 from gatewright.train.processes import ALONE, Processes, SeveralProcesses
+from gatewright.train.sharded import ShardedProcesses
 
 SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 
@@ -30,16 +33,32 @@ def join_processes(config: RunConfig, environment: Mapping[str, str] = os.enviro
             f"{config.processes}, or leave --processes out."
         )
     check_fit(config, world)
-    if world == 1:
+    if world == 1 and config.engine == "torch":
         yield ALONE
         return
     os.environ.update({name: str(place) for name, place in places.items()})
     backend = "nccl" if config.device != "cpu" and torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=config.parallel.timeout))
+    store = dist.HashStore() if world == 1 else None  # type: ignore[attr-defined]
+    place = (0, 1) if world == 1 else (-1, -1)  # Several processes find theirs in the environment.
+    timeout = timedelta(seconds=config.parallel.timeout)
+    dist.init_process_group(backend, timeout=timeout, store=store, rank=place[0], world_size=place[1])
     try:
+        if world == 1:
+            yield ALONE
+            return
         mesh = expert_mesh(config.parallel.ep_size, "cuda" if backend == "nccl" else "cpu")
-        yield SeveralProcesses(mesh, local_rank=places.get("LOCAL_RANK", 0), parallel=config.parallel)
+        make = ShardedProcesses if config.parallel.shard == "fsdp" else SeveralProcesses
+        yield make(mesh, local_rank=places.get("LOCAL_RANK", 0), parallel=config.parallel)
     finally:
+        _leave()
+
+
+def _leave() -> None:
+    """Leave the processes; where DeepSpeed was with them, by its own door, so that it forgets its groups."""
+    theirs = sys.modules.get("deepspeed.comm")
+    if theirs is not None and theirs.is_initialized():
+        theirs.destroy_process_group()
+    else:
         dist.destroy_process_group()
 
 
@@ -66,10 +85,28 @@ def check_fit(config: RunConfig, world: int) -> None:
             f"A batch of {config.data.batch_size} images (--data.batch-size) leaves some of {world} processes without "
             f"any: use a batch of at least {world}."
         )
+    if config.engine == "deepspeed":
+        deepspeed_settings(config, world, on_cpu=config.device == "cpu")
     if world > 1 and (config.compile or config.precision == "float16"):
         raise ValueError(
             "Several processes train in float32 or bfloat16, and without --compile. Use --precision bfloat16, or one "
             "process."
+        )
+    if config.parallel.shard == "fsdp":
+        _check_shards(config, world)
+
+
+def _check_shards(config: RunConfig, world: int) -> None:
+    copies = world // config.parallel.ep_size
+    if config.optim.name == "muon" or config.optim.ema_decay is not None:
+        raise ValueError(
+            "--parallel.shard fsdp keeps a shard of each matrix, and Muon and averaging (--optim.ema-decay) want whole "
+            "ones. Use adamw or sgd without averaging, or --parallel.shard none."
+        )
+    if config.model.split_epoch and copies > 1:
+        raise ValueError(
+            f"Experts that begin as one (--model.split-epoch {config.model.split_epoch}) cannot be sharded among "
+            f"{copies} copies. Use --parallel.ep-size {world}, --model.split-epoch 0 or --parallel.shard none."
         )
 
 

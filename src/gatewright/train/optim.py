@@ -5,7 +5,9 @@ from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import SGD, AdamW, Muon, Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gatewright.train.config import OptimConfig
 
@@ -17,11 +19,14 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
     AdamW takes beside it.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # Torch's way of updating many parameters at once takes shards or whole ones, not both.
+    foreach = False if any(isinstance(parameter, DTensor) for parameter in parameters) else None
     if config.name == "sgd":
         groups = _groups(parameters, config.lr, config.weight_decay)
-        return [SGD(groups, momentum=config.momentum, nesterov=config.momentum > 0)]
+        return [SGD(groups, momentum=config.momentum, nesterov=config.momentum > 0, foreach=foreach)]
     if config.name == "adamw":
-        return [AdamW(_groups(parameters, config.lr, config.weight_decay), betas=config.betas)]
+        groups = _groups(parameters, config.lr, config.weight_decay)
+        return [AdamW(groups, betas=config.betas, foreach=foreach)]
     matrices = [parameter for parameter in parameters if parameter.dim() == 2]
     if not matrices:
         raise ValueError("Muon works on matrices and this model has none. Use --optim.name adamw or sgd.")
@@ -29,6 +34,13 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
     adam_lr = config.lr if config.adam_lr is None else config.adam_lr
     muon = Muon(matrices, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     return [muon, *([AdamW(_groups(rest, adam_lr, config.weight_decay), betas=config.betas)] if rest else [])]
+
+
+def averaged(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    """Make the running average of a model's weights and buffers; None where none is asked for."""
+    if decay is None:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def set_learning_rate(optimizers: Iterable[Optimizer], factor: float) -> None:

@@ -53,6 +53,10 @@ class Processes:
     """How many processes hold the same expert."""
 
     def spread(self, model: nn.Module) -> nn.Module:
+        """Give each process its part of the model, and keep the rest equal; return what is called in training."""
+        return self.share_out(model)
+
+    def share_out(self, model: nn.Module) -> nn.Module:
         """Give each process its part of the model; return what maps images to logits and auxiliary loss."""
         return WithLosses(model)
 
@@ -124,13 +128,7 @@ class SeveralProcesses(Processes):
         DDP's constructor and its forward overwrite other ranks' parameters and buffers with the first one's: it must
         not see the experts, of which each process has its own.
         """
-        parallelize(model, self.mesh, local_balance=self.config.balance == "local")
-        if self.config.batch_norm == "sync":
-            self._synchronize(model)
-        for layer in _together(model):
-            for tensor in layer.first.state_dict().values():
-                dist.broadcast(tensor, 0)
-        network = WithLosses(model)
+        network = self.share_out(model)
         ignored = [f"network.{name}" for name, _ in expert_parameters(model)]
         ignored += [f"network.{name}" for name in _own_buffers(model)]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, ignored)
@@ -138,6 +136,16 @@ class SeveralProcesses(Processes):
         # Synchronised statistics are equal already; each process's own would be those of the first everywhere.
         broadcast = self.config.batch_norm == "local"
         return DistributedDataParallel(network, find_unused_parameters=idle, broadcast_buffers=broadcast)
+
+    def share_out(self, model: nn.Module) -> nn.Module:
+        """Leave each process its experts, and give its routers the view of the global batch."""
+        parallelize(model, self.mesh, local_balance=self.config.balance == "local")
+        if self.config.batch_norm == "sync":
+            self._synchronize(model)
+        for layer in _together(model):
+            for tensor in layer.first.state_dict().values():
+                dist.broadcast(tensor, 0)
+        return WithLosses(model)
 
     def stand_ins(self, model: nn.Module) -> set[nn.Parameter]:
         """Return the parameters of first experts, where the first of all is another process's."""
@@ -192,7 +200,7 @@ class SeveralProcesses(Processes):
         copies = {p for layer in _together(model) for p in layer.first.parameters()}
         norm = total_gradient_norm(model, self.mesh, everywhere=copies)
         if max_norm is not None and torch.isfinite(norm):
-            nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+            nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm, foreach=False)
         return norm
 
     def mean(self, value: Tensor) -> Tensor:
