@@ -1,63 +1,13 @@
-"""The specification: a mixture of experts in plain loops. Read this first.
-
-Nothing here is fast and nothing is shared with the rest of the package; every router, dispatcher and kind of experts is
-tested against it, outputs and gradients.
-"""
+"""Routers in plain loops: the weight of every expert for every token, noise handed in."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-
-def mixture(
-    x: Float[Tensor, "tokens *item"],
-    gates: Float[Tensor, "tokens experts"],
-    experts: Sequence[nn.Module],
-    shared: nn.Module | None = None,
-) -> Float[Tensor, "tokens *out"]:
-    """``y = sum_i G(x)_i E_i(x)``, calling an expert for the tokens whose gate is not 0.
-
-    https://arxiv.org/abs/1701.06538 eq. 1. An expert sees its tokens as one batch, because BatchNorm makes that matter.
-    A token without an expert gets zero. A shared expert is added for every token:
-    https://arxiv.org/abs/2401.06066 section 3.2.
-    """
-    outputs = [x.new_zeros(())] * len(x)
-    for index, expert in enumerate(experts):
-        tokens = [token for token in range(len(x)) if gates[token, index] != 0]
-        if tokens:
-            for token, row in zip(tokens, expert(x[tokens]), strict=True):
-                outputs[token] = outputs[token] + gates[token, index] * row
-    mixed = torch.stack(torch.broadcast_tensors(*outputs))
-    return mixed if shared is None else mixed + shared(x)
-
-
-def merged(
-    x: Float[Tensor, "tokens *item"], gates: Float[Tensor, "tokens experts"], experts: Sequence[nn.Module]
-) -> Float[Tensor, "tokens *out"]:
-    """``y = f(x; sum_i G(x)_i theta_i)``, one token at a time: https://arxiv.org/abs/1904.04971 section 3."""
-    parameters = [dict(expert.named_parameters()) for expert in experts]
-    outputs = []
-    for item, row in zip(x, gates, strict=True):
-        mixed = {name: sum(row[i] * parameters[i][name] for i in range(len(experts))) for name in parameters[0]}
-        outputs.append(torch.func.functional_call(experts[0], mixed, (item[None],))[0])
-    return torch.stack(outputs)
-
-
-def residual(
-    x: Float[Tensor, "tokens *item"],
-    mixed: Float[Tensor, "tokens *out"],
-    kept: Float[Tensor, "tokens *out"],
-    coefficient: nn.Linear,
-) -> Float[Tensor, "tokens *out"]:
-    """``y = c_0 mixed + c_1 kept`` with ``c = softmax(W x + b)``: https://arxiv.org/abs/2201.05596 section 4.1."""
-    outputs = []
-    for item, of_mixture, of_branch in zip(x, mixed, kept, strict=True):
-        first, second = (coefficient.weight @ item.flatten() + coefficient.bias).exp()
-        outputs.append((first * of_mixture + second * of_branch) / (first + second))
-    return torch.stack(outputs)
+Level = tuple[Float[Tensor, "tokens _"], Float[Tensor, "tokens _"], Float[Tensor, "tokens _"]]
+"""Logits, deviations and noise, as `noisy_top_k` takes them."""
 
 
 def noisy_top_k(
@@ -171,17 +121,6 @@ def batchwise_mask(scores: Float[Tensor, "tokens experts"], top_k: int) -> Float
     return mask
 
 
-def threshold_loss(
-    scores: Float[Tensor, "tokens experts"], threshold: Float[Tensor, " experts"], top_k: int
-) -> Float[Tensor, ""]:
-    """``sum (M_threshold - M_batchwise) (X - T)`` of constant scores X: https://arxiv.org/abs/1701.06538 appendix F."""
-    loss = threshold.new_zeros(())
-    for row, chosen in zip(scores.detach(), batchwise_mask(scores, top_k), strict=True):
-        for score, limit, taken in zip(row, threshold, chosen, strict=True):
-            loss = loss + (int(score > limit) - taken) * (score - limit)
-    return loss
-
-
 def expert_choice(
     scores: Float[Tensor, "tokens experts"], mask: Float[Tensor, "tokens experts"], *, normalize: bool = False
 ) -> Float[Tensor, "tokens experts"]:
@@ -223,33 +162,6 @@ def soft(
     return torch.stack(dispatch), torch.stack([row / row.sum() for row in shares])
 
 
-def soft_mixture(
-    x: Float[Tensor, "tokens *item"],
-    dispatch: Float[Tensor, "tokens slots"],
-    combine: Float[Tensor, "tokens slots"],
-    experts: Sequence[nn.Module],
-    group_size: int,
-) -> Float[Tensor, "tokens *out"]:
-    """``Y = C f(D^T X)`` in each group, calling an expert once for its slots of all groups.
-
-    https://arxiv.org/abs/2308.00951 section 2.1; the first slots are the first expert's.
-    """
-    groups = [range(first, first + group_size) for first in range(0, len(x), group_size)]
-    per_expert = dispatch.shape[1] // len(experts)
-    outputs = [x.new_zeros(())] * len(x)
-    for index, expert in enumerate(experts):
-        places = [(group, index * per_expert + slot) for group in groups for slot in range(per_expert)]
-        rows = torch.stack([sum((dispatch[i, slot] * x[i] for i in group), x.new_zeros(())) for group, slot in places])
-        for (group, slot), row in zip(places, expert(rows), strict=True):
-            for token in group:
-                outputs[token] = outputs[token] + combine[token, slot] * row
-    return torch.stack(outputs)
-
-
-Level = tuple[Float[Tensor, "tokens _"], Float[Tensor, "tokens _"], Float[Tensor, "tokens _"]]
-"""Logits, deviations and noise, as `noisy_top_k` takes them."""
-
-
 def hierarchical(primary: Level, secondary: Level, top_k_groups: int, top_k: int) -> Float[Tensor, "tokens experts"]:
     """``G_primary(x)_i G_i(x)_j``: https://arxiv.org/abs/1701.06538 appendix B."""
     upper, gates = noisy_top_k(*primary, top_k_groups), []
@@ -258,18 +170,6 @@ def hierarchical(primary: Level, secondary: Level, top_k_groups: int, top_k: int
         logits, noise_std, noise = (values[:, group * size : (group + 1) * size] for values in secondary)
         gates.append(upper[:, group : group + 1] * noisy_top_k(logits, noise_std, noise, top_k // top_k_groups))
     return torch.cat(gates, dim=1)
-
-
-def hierarchical_load(primary: Level, secondary: Level, top_k_groups: int, top_k: int) -> Float[Tensor, " experts"]:
-    """``Load_primary(X)_i Load_i(X_i)_j / |X_i|``: appendix B again; X_i are the tokens that chose group i."""
-    upper, group_load = noisy_top_k(*primary, top_k_groups), load_probability(*primary, top_k_groups).sum(0)
-    size, loads = secondary[0].shape[1] // upper.shape[1], []
-    for group in range(upper.shape[1]):
-        sent = [token for token in range(len(upper)) if upper[token, group] != 0]
-        logits, noise_std, noise = (values[sent, group * size : (group + 1) * size] for values in secondary)
-        lower = load_probability(logits, noise_std, noise, top_k // top_k_groups).sum(0) if sent else logits.sum(0) * 0
-        loads.append(group_load[group] * lower / max(len(sent), 1))
-    return torch.cat(loads)
 
 
 def hashed(keys: Int[Tensor, "tokens dim"], num_experts: int, top_k: int, seed: int) -> Float[Tensor, "tokens experts"]:
@@ -302,36 +202,3 @@ def expert_dropout(
     for row, drawn in zip(gates, noise, strict=True):
         rows.append(torch.stack([g * 0 if u < rate else g / (1 - rate) for g, u in zip(row, drawn, strict=True)])[None])
     return torch.cat(rows)
-
-
-def keep_within_capacity(
-    choices: Sequence[Sequence[int]], num_experts: int, capacity: int, served: Sequence[tuple[int, int]]
-) -> set[tuple[int, int]]:
-    """Serve (token, choice) pairs in the given order until their expert is full; return the pairs kept."""
-    rows = [0] * num_experts
-    kept = set()
-    for token, choice in served:
-        expert = choices[token][choice]
-        if rows[expert] < capacity:
-            rows[expert] += 1
-            kept.add((token, choice))
-    return kept
-
-
-def prioritised(
-    served: Sequence[tuple[int, int]], gates: Float[Tensor, "tokens experts"], priority: str
-) -> Sequence[tuple[int, int]]:
-    """Put (token, choice) pairs in the order of service: https://arxiv.org/abs/2106.05974 section 4."""
-    if priority == "arrival":
-        return served
-    scores = gates.sum(1) if priority == "total-weight" else gates.max(1).values
-    return sorted(served, key=lambda pair: (pair[1], -scores[pair[0]].item()))
-
-
-def cv_squared(values: Float[Tensor, " experts"]) -> Float[Tensor, ""]:
-    """``(std / mean) ** 2`` with the population's deviation: https://arxiv.org/abs/1701.06538 eq. 7."""
-    mean = values.sum() / len(values)
-    variance = values.new_zeros(())
-    for value in values:
-        variance = variance + (value - mean) ** 2 / len(values)
-    return variance / (mean**2 + 1e-10)
