@@ -74,10 +74,12 @@ class MoE(RoutedLayer):
         items = self.flat_items(x)
         routing = self.route_features(items if features is None else features, len(items))
         batch = self.dispatcher.dispatch(items, routing, training=self.training)
+        beside = None if self.shared is None else self.shared(items)  # while the rows travel
+        batch = self.dispatcher.arrive(batch)
         rows = self.experts(batch.rows, batch.tokens_per_expert)
         output = self.dispatcher.combine(rows, batch, len(items))
-        if self.shared is not None:
-            output = output + self.shared(items)
+        if beside is not None:
+            output = output + beside
         self.record(batch.routing)
         return self.like_batch(output, x)
 

@@ -143,3 +143,30 @@ def capacity_drops_per_rank(ep_size):
     model.dispatcher.local = Capacity(0.5, 1)
     output = model(torch.randn(40, DIM))
     return float(model.routing.sums.dropped), output.isfinite().all().item()
+
+
+def with_shared(ep_size):
+    """A layer whose shared expert runs while tokens travel."""
+    torch.manual_seed(0)
+
+    def build():
+        torch.manual_seed(1)
+        moe = make_moe("noisy-top-k", "modules", dim=DIM, num_experts=4)
+        return MoE(moe.router, moe.experts, shared=nn.Sequential(nn.Linear(DIM, DIM), nn.Tanh())).double()
+
+    return differences(build, torch.randn(13, DIM, dtype=torch.float64), ep_size, "uneven")
+
+
+def bytes_on_the_way(ep_size):
+    """Bytes counted in a step, and what its routing says: four passes over every row that leaves its rank."""
+    torch.manual_seed(0)
+    moe = parallelize(make_moe("top-k", "modules", dim=DIM, num_experts=4).double(), mesh_of(ep_size))
+    x = torch.randn(11, DIM, dtype=torch.float64, requires_grad=True)
+    (moe(x).sum() + aux_loss(moe)).backward()
+    run = expert_runs(4, ep_size)[dist.get_rank()]
+    away = torch.tensor([int(((moe.routing.expert_index < run.start) | (moe.routing.expert_index >= run.stop)).sum())])
+    total = away.clone()
+    dist.all_reduce(total)
+    counted = torch.tensor([moe.dispatcher.bytes_sent])
+    dist.all_reduce(counted)
+    return int(counted), 4 * int(total) * DIM * 8

@@ -53,3 +53,13 @@ def test_capacity_is_per_rank(ranks):
     for dropped, finite in ranks(2, parity.capacity_drops_per_rank, 2):
         assert dropped >= 40
         assert finite
+
+
+@pytest.mark.parametrize(("world", "ep_size"), [(2, 2), (4, 2)])
+def test_a_shared_expert(ranks, world, ep_size):
+    assert_equal(ranks(world, parity.with_shared, ep_size), torch.float64)
+
+
+def test_bytes_are_counted_forward_and_backward(ranks):
+    for counted, expected in ranks(2, parity.bytes_on_the_way, 2):
+        assert counted == expected > 0

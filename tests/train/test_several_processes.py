@@ -25,17 +25,17 @@ STEPS = 20
 
 
 class Network(nn.Module):
-    """A layer with BatchNorm, a mixture, a classifier; float64, so that trajectories can be compared."""
+    """A layer with BatchNorm, a mixture, a classifier."""
 
-    def __init__(self, router, experts, split_epoch):
+    def __init__(self, router, experts, split_epoch, norm):
         super().__init__()
-        self.before = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Tanh())
+        self.before = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), norm(8), nn.Tanh())
         mixture = MoE(make_router(router, 8, 5, 2), EXPERT_CASES[experts](5, 8))
         self.mixture = StartTogether(mixture, split_epoch) if split_epoch else mixture
         self.after = nn.Linear(8, 3)
 
     def forward(self, images):
-        return self.after(self.mixture(self.before(images.double())))
+        return self.after(self.mixture(self.before(images.to(self.after.weight))))
 
 
 @functools.cache
@@ -47,9 +47,18 @@ def several(ep_size, shard="none"):
     return (ShardedProcesses if shard == "fsdp" else SeveralProcesses)(mesh_of(ep_size))
 
 
-def engine_of(processes, router="noisy-top-k", experts="modules", optimizer="adamw", split_epoch=0, **optim):
+def engine_of(
+    processes,
+    router="noisy-top-k",
+    experts="modules",
+    optimizer="adamw",
+    split_epoch=0,
+    norm=nn.BatchNorm1d,
+    dtype=torch.float64,
+    **optim,
+):
     torch.manual_seed(0)
-    model = Network(router, experts, split_epoch).double()
+    model = Network(router, experts, split_epoch, norm).to(dtype)
     config = RunConfig(
         recipe="test",
         model=CnnConfig(),  # whatever: the engine is given its network
@@ -65,11 +74,14 @@ def batches(count, size=13):
     return list(zip(images, torch.randint(3, (count, size), generator=generator), strict=True))
 
 
-def train(engine, start=0, stop=STEPS, split_at=None):
+def train(engine, start=0, stop=STEPS, split_at=None, accumulate=True, order=slice(None)):
     reports = []
     for number, batch in enumerate(batches(STEPS)[start:stop], start):
+        batch = (batch[0][order], batch[1][order])
         engine.begin_epoch(0 if split_at is None else number // split_at)
-        micro_batches = [(batch[0][:7], batch[1][:7]), (batch[0][7:], batch[1][7:])] if number % 2 else [batch]
+        micro_batches = (
+            [(batch[0][:7], batch[1][:7]), (batch[0][7:], batch[1][7:])] if accumulate and number % 2 else [batch]
+        )
         reports.append(engine.step(micro_batches))
     return reports
 
@@ -92,6 +104,31 @@ def trajectory(ep_size, split_at=None, shard="none", **options):
     )
     difference = largest_difference(state["model"], alone.state_dict()["model"]) if dist.get_rank() == 0 else 0.0
     return reports, difference
+
+
+def in_float32(ep_size, shard, norm, optimizer):
+    """Largest difference of the weights after 20 steps, and the largest that only the order of the rows makes."""
+    options = {"router": "top-k", "norm": norm, "optimizer": optimizer, "dtype": torch.float32}
+    processes = [ALONE, several(ep_size, shard), ALONE, ALONE]
+    orders = [slice(None), slice(None), torch.arange(12, -1, -1), torch.randperm(13, generator=torch.manual_seed(1))]
+    states = []
+    for which, order in zip(processes, orders, strict=True):
+        engine = engine_of(which, **options)
+        train(engine, accumulate=False, order=order)
+        states.append(engine.state_dict()["model"])
+    if dist.get_rank() > 0:
+        return None
+    first, spread, *permuted = states
+    return largest_difference(spread, first), max(largest_difference(other, first) for other in permuted)
+
+
+@pytest.mark.parametrize(("world", "ep_size"), [(2, 2), (4, 2)])
+@pytest.mark.parametrize("shard", ["none", "fsdp"])
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.BatchNorm1d])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_in_float32_it_is_as_close_as_the_order_of_the_rows_allows(ranks, world, ep_size, shard, norm, optimizer):
+    spread, permuted = ranks(world, in_float32, ep_size, shard, norm, optimizer)[0]
+    assert spread <= 4 * permuted
 
 
 @pytest.mark.parametrize(("world", "ep_size"), [(2, 1), (2, 2), (4, 2), (4, 4)])

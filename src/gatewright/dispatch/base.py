@@ -41,6 +41,10 @@ class Dispatcher(ABC):
         With `training` false nothing may be dropped: a prediction never depends on what else is in the batch.
         """
 
+    def arrive(self, batch: ExpertBatch) -> ExpertBatch:
+        """Wait for rows that are on their way; what a layer computes before this, it computes while they travel."""
+        return batch
+
     def combine(
         self, rows: Float[Tensor, "assignments *out"], batch: ExpertBatch, num_tokens: int
     ) -> Float[Tensor, "num_tokens *out"]:

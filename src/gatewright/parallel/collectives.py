@@ -7,15 +7,39 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.distributed import ProcessGroup
+from torch.distributed import ProcessGroup, Work
 
 
 def all_to_all(
     rows: Float[Tensor, "sent *item"], sent: list[int], received: list[int], group: ProcessGroup
 ) -> Float[Tensor, "received *item"]:
     """Send ``sent[r]`` consecutive rows to each rank r of a group, and get ``received[r]`` from it, in rank order."""
-    exchanged: Tensor = _AllToAll.apply(rows, sent, received, group)  # type: ignore[no-untyped-call]
-    return exchanged
+    arrived, travel = start_all_to_all(rows, sent, received, group)
+    travel.wait()
+    return arrived
+
+
+def start_all_to_all(
+    rows: Float[Tensor, "sent *item"], sent: list[int], received: list[int], group: ProcessGroup
+) -> tuple[Float[Tensor, "received *item"], "Travel"]:
+    """Begin an `all_to_all`: the rows may be read once the travel has been waited for."""
+    travel = Travel()
+    arrived: Tensor = _AllToAll.apply(rows, sent, received, group, travel)  # type: ignore[no-untyped-call]
+    return arrived, travel
+
+
+class Travel:
+    """An exchange under way."""
+
+    work: Work | None = None
+    rows: Tensor | None = None
+    """What is sent, kept until it has been."""
+
+    def wait(self) -> None:
+        """Return when all rows have arrived."""
+        if self.work is not None:
+            self.work.wait()
+        self.work = self.rows = None
 
 
 def all_reduce(values: Tensor, group: ProcessGroup) -> Tensor:
@@ -40,14 +64,19 @@ def gather_counts(counts: Int[Tensor, " entries"], group: ProcessGroup) -> Int[T
 
 class _AllToAll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: ProcessGroup) -> Tensor:
+    def forward(
+        ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: ProcessGroup, travel: Travel
+    ) -> Tensor:
         ctx.sent, ctx.received, ctx.group = sent, received, group
-        return _exchange(rows, sent, received, group)
+        arrived = rows.new_empty(sum(received), *rows.shape[1:])
+        travel.rows = rows.contiguous()
+        travel.work = dist.all_to_all_single(arrived, travel.rows, received, sent, group=group, async_op=True)
+        return arrived
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return _exchange(gradient, ctx.received, ctx.sent, ctx.group), None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return _exchange(gradient, ctx.received, ctx.sent, ctx.group), None, None, None, None
 
 
 class _AllReduce(torch.autograd.Function):

@@ -1,6 +1,6 @@
 """Expert parallelism: a local dispatcher, and the trip to the processes that hold the experts and back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from gatewright.dispatch import Dispatcher, ExpertBatch
-from gatewright.parallel.collectives import all_to_all, gather_counts
+from gatewright.parallel.collectives import Travel, all_to_all, gather_counts, start_all_to_all
 from gatewright.routing import Routing
 
 
@@ -32,16 +32,18 @@ class Trip:
 
 
 @dataclass(frozen=True)
-class TravelledBatch(ExpertBatch):
-    """Rows that came to this process's experts from all processes.
+class TravellingBatch(ExpertBatch):
+    """Rows that come to this process's experts from all processes.
 
     Args:
         local: The batch before it travelled.
-        trip: How it came here.
+        trip: How it comes here.
+        travel: To wait for.
     """
 
     local: ExpertBatch
     trip: Trip
+    travel: Travel
 
 
 class ExpertParallel(Dispatcher):
@@ -62,21 +64,29 @@ class ExpertParallel(Dispatcher):
         self.local, self.group, self.num_experts = local, group, num_experts
         self.bytes_sent = 0
 
-    def dispatch(self, x: Float[Tensor, "tokens *item"], routing: Routing, *, training: bool) -> TravelledBatch:
-        """Group rows by expert, send them, and group what arrives by expert."""
+    def dispatch(self, x: Float[Tensor, "tokens *item"], routing: Routing, *, training: bool) -> TravellingBatch:
+        """Group rows by expert and begin to send them."""
         local = self.local.dispatch(x, routing, training=training)
         counts = gather_counts(local.tokens_per_expert, self.group)
         trip = self._trip(counts)
-        arrived = self._send(local.rows[: sum(trip.sent)], trip.sent, trip.received)
+        rows = local.rows[: sum(trip.sent)]
+        arriving, travel = start_all_to_all(rows, trip.sent, trip.received, self.group)
+        self._count_both_ways(rows, trip.sent, arriving, trip.received)
         own = expert_runs(self.num_experts, self.group.size())[self.group.rank()]
         tokens_per_expert = counts[:, own.start : own.stop].sum(0)
-        return TravelledBatch(arrived.index_select(0, trip.order), tokens_per_expert, local.routing, local, trip)
+        return TravellingBatch(arriving, tokens_per_expert, local.routing, local, trip, travel)
+
+    def arrive(self, batch: ExpertBatch) -> ExpertBatch:
+        """Wait for the rows, and group them by expert."""
+        assert isinstance(batch, TravellingBatch)
+        batch.travel.wait()
+        return replace(batch, rows=batch.rows.index_select(0, batch.trip.order))
 
     def combine(
         self, rows: Float[Tensor, "assignments *out"], batch: ExpertBatch, num_tokens: int
     ) -> Float[Tensor, "num_tokens *out"]:
         """Send outputs back to where their tokens are, and add them up there."""
-        assert isinstance(batch, TravelledBatch)
+        assert isinstance(batch, TravellingBatch)
         rows = rows.to(self._agreed_dtype(rows, batch.trip))
         back = torch.empty_like(rows).index_copy(0, batch.trip.order, rows)
         returned = self._send(back, batch.trip.received, batch.trip.sent)
@@ -92,11 +102,15 @@ class ExpertParallel(Dispatcher):
         return Trip(table[rank].tolist(), table[:, rank].tolist(), expert.argsort(stable=True), table.sum(0).tolist())
 
     def _send(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
-        self._count(sent, rows)
         arrived = all_to_all(rows, sent, received, self.group)
-        if arrived.requires_grad:
-            arrived.register_hook(partial(self._count, received))  # Gradients go back where the rows came from.
+        self._count_both_ways(rows, sent, arrived, received)
         return arrived
+
+    def _count_both_ways(self, rows: Tensor, sent: list[int], arrived: Tensor, received: list[int]) -> None:
+        """Count what is sent now, and in backward, where gradients go back to where the rows came from."""
+        self._count(sent, rows)
+        if arrived.requires_grad:
+            arrived.register_hook(partial(self._count, received))
 
     def _count(self, sent: list[int], rows: Tensor) -> None:
         away = sum(sent) - sent[self.group.rank()]

@@ -1,0 +1,90 @@
+"""One process against several, as a table: ``python -m studies.parallel_parity`` in the repository's root.
+
+For every router and two kinds of experts: the largest difference of outputs, gradients (with their norm) and auxiliary
+losses over 2 and 4 gloo processes, in units of the largest entry expected. Then the largest difference of the weights
+after 20 steps of training, in float64, and in float32 beside the difference that a permutation of each batch's rows makes
+on one process.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tests.cases import ROUTER_CASES
+from tests.parallel import parity
+from tests.ranks import Ranks
+from tests.train import test_several_processes as training
+
+LAYOUTS = [(2, 1), (2, 2), (4, 2), (4, 4)]
+EXPERTS = ["modules-different", "grouped-relu-bias"]
+ENGINES = {
+    "DDP, AdamW": {"experts": "modules-different"},
+    "DDP, SGD": {"experts": "grouped-relu-bias", "optimizer": "sgd"},
+    "DDP, averaged weights": {"ema_decay": 0.9},
+    "DDP, experts that begin as one": {"split_epoch": 1, "split_at": 10},
+    "FSDP2, AdamW": {"experts": "modules-different", "shard": "fsdp"},
+    "FSDP2, SGD": {"experts": "grouped-relu-bias", "optimizer": "sgd", "shard": "fsdp"},
+}
+
+
+def worst(results: list[dict[str, float]], names: tuple[str, ...]) -> float:
+    """Return the largest of some differences over ranks and layouts."""
+    return max(result[name] for result in results for name in names)
+
+
+def layer_table(ranks: Callable[..., list[Any]]) -> None:
+    """Print one line per router and kind of experts."""
+    print("| router | experts | output, float32 | gradients | auxiliary | output, float64 | gradients | auxiliary |")
+    print("|---|---|---|---|---|---|---|---|")
+    for router in ROUTER_CASES:
+        for experts in EXPERTS:
+            cells = []
+            for dtype in (torch.float32, torch.float64):
+                results = [
+                    result
+                    for world, ep_size in LAYOUTS
+                    for result in ranks(world, parity.layer, router, experts, dtype, 5, 13, ep_size)
+                ]
+                cells += [worst(results, names) for names in (("output",), ("gradient", "norm"), ("auxiliary",))]
+            print(f"| {router} | {experts} | " + " | ".join(f"{cell:.0e}" for cell in cells) + " |")
+
+
+def trajectory_table(ranks: Callable[..., list[Any]]) -> None:
+    """Print one line per engine and layout, in float64."""
+    print("\n| engine | processes | ep_size | losses and gradient norms | weights after 20 steps |")
+    print("|---|---|---|---|---|")
+    for engine, options in ENGINES.items():
+        for world, ep_size in LAYOUTS:
+            found = ranks(world, training.trajectory_of, ep_size, options)
+            reports, weights = (max(values) for values in zip(*found, strict=True))
+            print(f"| {engine} | {world} | {ep_size} | {reports:.0e} | {weights:.0e} |")
+
+
+def float32_table(ranks: Callable[..., list[Any]]) -> None:
+    """Print one line per engine, optimizer and normalisation, in float32."""
+    print("\n| engine | optimizer | normalisation | weights after 20 steps, 4 processes | rows permuted, one process |")
+    print("|---|---|---|---|---|")
+    for shard in ("none", "fsdp"):
+        for optimizer in ("adamw", "sgd"):
+            for norm in (nn.LayerNorm, nn.BatchNorm1d):
+                spread, permuted = ranks(4, training.in_float32, 2, shard, norm, optimizer)[0]
+                engine = "FSDP2" if shard == "fsdp" else "DDP"
+                print(f"| {engine} | {optimizer} | {norm.__name__} | {spread:.0e} | {permuted:.0e} |")
+
+
+def main() -> None:
+    """Print both tables."""
+    print(f"torch {torch.__version__}, gloo on CPU\n")
+    ranks = Ranks(Path(tempfile.mkdtemp()))
+    layer_table(ranks.run)
+    trajectory_table(ranks.run)
+    float32_table(ranks.run)
+    ranks.close()
+
+
+if __name__ == "__main__":
+    main()
