@@ -79,13 +79,13 @@ def test_experts_keep_a_part_of_the_network(resnet, parts):
             ResNetsConfig(resnet=resnet, stem_depth=stem_depth)
 
 
-@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("sizes", [{"gate_size": 0}, {"feature_size": -1}])
 def test_sizes_of_nothing_are_refused(sizes):
-    with pytest.raises(ValueError, match="gate_size is at least 1, and feature_size too, or None .*; got "):
+    with pytest.raises(ValueError, match=r"gate_size is at least 1, and feature_size too, or None .*; got "):
         ResNetsConfig(**sizes)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_an_unknown_network_is_refused():
     with pytest.raises(ValueError, match=r"No residual network is called 'resnet19'; did you mean 'resnet18'\?"):
         ResNetsConfig(resnet="resnet19")

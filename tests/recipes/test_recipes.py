@@ -1,6 +1,9 @@
 """What every recipe keeps to. A new one in `RECIPES` is run through all of it."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 import torch
@@ -14,6 +17,8 @@ from gatewright.train.engine import TorchEngine
 
 SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
 TWINS = [(name, f"{name}-dense") for name in RECIPES if f"{name}-dense" in RECIPES]
+
+RESULTS = Path(__file__).parents[2] / "studies" / "results"
 
 recipes = pytest.mark.parametrize("name", RECIPES)
 
@@ -80,3 +85,22 @@ def test_the_dense_twin_differs_in_the_mixture_alone(name, twin):
             for config in (mixture, dense)
         ]
     assert parts[0] == parts[1]
+
+
+@pytest.mark.skipif(not RESULTS.is_dir(), reason="the studies are not part of this copy")
+@recipes
+def test_its_docstring_has_the_figures_that_were_measured(name):
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    found = [result for result in found if result["recipe"] == name]
+    text = " ".join(RECIPES[name].__doc__.split())
+    assert ("Not measured yet." in text) is (not found)
+    if found:
+        accuracies = [100 * result["test_accuracy"] for result in found]
+        assert f"{mean(accuracies):.2f} %" in text
+        assert len(found) == 1 or f" ± {stdev(accuracies):.2f} over seeds" in text
+        seconds = [round(result["train_seconds"]) for result in found]
+        assert f"{max(seconds)} s" in text
+        assert f"; {min(seconds)} " in text
+        for result in found:
+            assert f"torch {result['versions']['torch'].partition('+')[0]} on CPU" in text
+            assert str(result["seed"]) in text.partition("seed")[2].partition(";")[0]

@@ -9,6 +9,7 @@ from gatewright.data import AugmentConfig, DataConfig
 from gatewright.models import CnnConfig, ResNetsConfig
 from gatewright.recipes import RECIPES
 from gatewright.train import OptimConfig, RunConfig, TrackingConfig, load_config, save_config
+from gatewright.train.config import DeepSpeedConfig
 
 EVERYTHING = RunConfig(
     recipe="everything",
@@ -56,7 +57,10 @@ EVERYTHING = RunConfig(
         label_smoothing=0.25,
     ),
     tracking=TrackingConfig(enabled=False, uri="http://127.0.0.1:1", experiment="Ünïcode: #1", log_interval=3),
+    processes=2,
     seed=2**40,
+    engine="deepspeed",
+    deepspeed=DeepSpeedConfig(config="ds.json", trust_checkpoint=True),
     epochs=3,
     precision="float16",
     device="cpu",
@@ -98,7 +102,8 @@ def test_what_is_saved_is_loaded(config, path):
 
 
 def test_everything_differs_from_the_defaults():
-    for part in (EVERYTHING, EVERYTHING.model, EVERYTHING.data, EVERYTHING.optim, EVERYTHING.tracking):
+    parts = (EVERYTHING.model, EVERYTHING.data, EVERYTHING.optim, EVERYTHING.tracking, EVERYTHING.deepspeed)
+    for part in (EVERYTHING, *parts):
         defaults = {item.name: item.default for item in fields(part)}
         assert not [name for name, value in asdict(part).items() if value == defaults[name]]
 

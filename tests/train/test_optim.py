@@ -7,7 +7,14 @@ from torch.optim import SGD, AdamW, Muon
 from torch.testing import assert_close
 
 from gatewright.train import OptimConfig
-from gatewright.train.optim import build_optimizers, clip_gradients, rate_factor, set_learning_rate
+from gatewright.train.optim import (
+    build_optimizers,
+    clip_gradients,
+    load_named_state,
+    named_state,
+    rate_factor,
+    set_learning_rate,
+)
 
 
 def factors(*, num_steps=20, steps_per_epoch=5, **settings):
@@ -167,3 +174,22 @@ def test_parameters_without_a_gradient_do_not_count():
     model[0].grad = None
     assert clip_gradients(model, 2.0) == 4.0
     assert clip_gradients(nn.Linear(2, 2), 1.0) == 0.0
+
+
+def test_a_loaded_state_has_the_names_the_values_and_the_layout_of_the_parameters():
+    model = network().to(memory_format=torch.channels_last)
+    optimizer, other = AdamW(model.parameters()), AdamW(model.parameters())
+    model(torch.randn(5, 3, 3, 3)).sum().backward()
+    optimizer.step()
+    named = {
+        name: value.clone(memory_format=torch.contiguous_format)
+        for name, value in named_state(optimizer, model).items()
+    }
+    assert {"0.weight|exp_avg", "0.weight|step", "3.bias|exp_avg_sq"} <= set(named)
+    load_named_state(other, named, model)
+    for parameter, values in optimizer.state.items():
+        for what, value in values.items():
+            assert torch.equal(other.state[parameter][what], value)
+            assert other.state[parameter][what].stride() == value.stride()
+    assert not other.state[model[0].weight]["exp_avg"].is_contiguous()
+    assert "0.weight|step" not in named_state(optimizer, model, leave={model[0].weight})

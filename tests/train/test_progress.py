@@ -16,7 +16,7 @@ def test_without_a_terminal_there_are_lines_and_no_bar(capsys):
 @pytest.mark.parametrize("done", [0, 4])
 def test_on_a_terminal_the_bar_counts_on(done, monkeypatch):
     screen = io.StringIO()
-    terminal = lambda: Console(file=screen, force_terminal=True, width=100)  # noqa: E731
+    terminal = lambda **options: Console(file=screen, force_terminal=True, width=100, **options)  # noqa: E731
     monkeypatch.setattr("rich.console.Console", terminal)
     with Progress(10, done) as progress:
         for _ in range(3):

@@ -49,7 +49,7 @@ def test_averaged_weights_are_chosen_where_there_are_any(tmp_path):
     trained = load_run(output)
     engine = load_checkpoint(newest_checkpoint(output / "checkpoints"))["engine"]
     for name, value in trained.model.state_dict().items():
-        assert torch.equal(value, engine["average"][f"module.{name}"])
+        assert torch.equal(value, engine["average"][name])
     assert not torch.equal(trained.model.network.features[0].weight, engine["model"]["network.features.0.weight"])
     found = evaluate(trained.model, load_images(config.data).test, batch_size=1000)
     assert found.confusion.tolist() == result["confusion"]

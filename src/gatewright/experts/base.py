@@ -2,8 +2,8 @@
 
 import copy
 from abc import ABC, abstractmethod
-from typing import ClassVar
 from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int

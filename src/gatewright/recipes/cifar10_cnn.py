@@ -8,7 +8,11 @@ from gatewright.train import OptimConfig, RunConfig
 
 
 def cifar10_cnn() -> RunConfig:
-    """Eight linear experts that begin as one, Shazeer's noisy top-2 gate."""
+    """Eight linear experts that begin as one, Shazeer's noisy top-2 gate.
+
+    Test accuracy 70.48 % ± 0.42 over seeds 0, 1, 2; 137 to 148 s each.
+    Two cores of an AMD EPYC (Zen 4), torch 2.13.0 on CPU, the JPEG copy of CIFAR-10.
+    """
     return RunConfig(
         recipe="cifar10-cnn",
         model=CnnConfig(num_experts=8, top_k=2, split_epoch=8),
@@ -19,5 +23,10 @@ def cifar10_cnn() -> RunConfig:
 
 
 def cifar10_cnn_dense() -> RunConfig:
-    """The dense twin: one linear layer in place of the mixture."""
+    """The dense twin: one linear layer in place of the mixture.
+
+    Test accuracy 69.78 % ± 0.80 over seeds 0, 1, 2; 114 to 123 s each.
+    Two cores of an AMD EPYC (Zen 4) that a test suite used too, so the times are upper bounds; torch 2.13.0 on CPU; the
+    JPEG copy of CIFAR-10.
+    """
     return replace(cifar10_cnn(), recipe="cifar10-cnn-dense", model=CnnConfig(num_experts=1))

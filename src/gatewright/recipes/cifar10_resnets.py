@@ -17,7 +17,11 @@ _MODEL = ResNetsConfig(
 
 
 def cifar10_resnets() -> RunConfig:
-    """Four small residual networks without a shared stem; two of them see each image."""
+    """Four small residual networks without a shared stem; two of them see each image.
+
+    Test accuracy 80.49 % ± 0.34 over seeds 0, 1, 2; 321 to 344 s each.
+    Two cores of an AMD EPYC (Zen 4), torch 2.13.0 on CPU, the JPEG copy of CIFAR-10.
+    """
     return RunConfig(
         recipe="cifar10-resnets",
         model=_MODEL,
@@ -31,27 +35,45 @@ def cifar10_resnets() -> RunConfig:
 
 
 def cifar10_resnets_dense() -> RunConfig:
-    """The dense twin: one residual network for all images."""
+    """The dense twin: one residual network for all images.
+
+    Test accuracy 81.48 % ± 0.15 over seeds 0, 1, 2; 210 to 431 s each.
+    Two cores of an AMD EPYC (Zen 4) that a test suite used too, so the times are upper bounds; torch 2.13.0 on CPU; the
+    JPEG copy of CIFAR-10.
+    """
     return _variant("cifar10-resnets-dense", replace(_MODEL, num_experts=1))
 
 
 def cifar10_resnets_stem() -> RunConfig:
-    """The experts share their first convolution and block; the router looks at what these see."""
+    """The experts share their first convolution and block; the router looks at what these see.
+
+    Test accuracy 80.51 % with seed 0; 274 s.
+    Two cores of an AMD EPYC (Zen 4), torch 2.13.0 on CPU, the JPEG copy of CIFAR-10.
+    """
     return _variant("cifar10-resnets-stem", replace(_MODEL, stem_depth=2))
 
 
 def cifar10_resnets_article() -> RunConfig:
-    """The article's own residual network as experts, each emitting 3,072 numbers."""
+    """The article's own residual network as experts, each emitting 3,072 numbers.
+
+    Not measured yet.
+    """
     return _variant("cifar10-resnets-article", replace(_MODEL, resnet="article", feature_size=3072))
 
 
 def cifar10_resnet18s() -> RunConfig:
-    """ResNet-18 as experts: for a GPU."""
+    """ResNet-18 as experts: for a GPU.
+
+    Not measured yet.
+    """
     return replace(_variant("cifar10-resnet18s", replace(_MODEL, resnet="resnet18")), epochs=30)
 
 
 def cifar10_resnet34s() -> RunConfig:
-    """ResNet-34 as experts: for a GPU."""
+    """ResNet-34 as experts: for a GPU.
+
+    Not measured yet.
+    """
     return replace(_variant("cifar10-resnet34s", replace(_MODEL, resnet="resnet34")), epochs=30)
 
 

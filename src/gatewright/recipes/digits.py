@@ -9,7 +9,10 @@ from gatewright.train import OptimConfig, RunConfig
 
 
 def digits() -> RunConfig:
-    """Four experts, Shazeer's noisy top-2 gate."""
+    """Four experts, Shazeer's noisy top-2 gate.
+
+    Not measured yet.
+    """
     return RunConfig(
         recipe="digits",
         model=DigitsConfig(num_experts=4, top_k=2),
@@ -20,7 +23,10 @@ def digits() -> RunConfig:
 
 
 def digits_dense() -> RunConfig:
-    """The dense twin: one expert, no router."""
+    """The dense twin: one expert, no router.
+
+    Not measured yet.
+    """
     return RunConfig(
         recipe="digits-dense",
         model=DigitsConfig(num_experts=1),

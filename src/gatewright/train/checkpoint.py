@@ -22,7 +22,8 @@ FORMAT = "gatewright-checkpoint-1"
 def save_checkpoint(state: dict[str, Any], folder: Path, step: int, *, keep: int = 2) -> Path:
     """Write a state of nested dicts, lists, numbers, strings and tensors, and delete all but the newest few.
 
-    The file appears under its name only when it is complete; a failure leaves the older checkpoints as they are.
+    The file appears under its name only when it is complete; a failure leaves the older checkpoints as they are. What a
+    killed process left unfinished is removed.
 
     Raises:
         OSError: If the disk is full or the folder cannot be written; the sentence names the newest good checkpoint.
@@ -34,6 +35,8 @@ def save_checkpoint(state: dict[str, Any], folder: Path, step: int, *, keep: int
     partial = folder / f"{path.name}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob("step-*.safetensors.partial"):  # Of a process that was killed while it wrote.
+            stale.unlink(missing_ok=True)
         content = require("safetensors.torch", "train").save(tensors, header)
         with partial.open("wb") as file:
             file.write(content)
@@ -49,7 +52,7 @@ def save_checkpoint(state: dict[str, Any], folder: Path, step: int, *, keep: int
             f"The checkpoint of step {step} could not be written to {folder}: {error.strerror or error}. Make room, or "
             f"name another --output; {way_on}."
         ) from error
-    for old in _checkpoints(folder)[:-keep]:
+    for old in checkpoints(folder)[:-keep]:
         old.unlink(missing_ok=True)
     return path
 
@@ -85,11 +88,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """Return the complete checkpoint of the latest step, if there is any."""
-    found = _checkpoints(folder)
+    found = checkpoints(folder)
     return found[-1] if found else None
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the complete checkpoints, in order of their steps."""
     return sorted(folder.glob("step-*.safetensors"))
 
 

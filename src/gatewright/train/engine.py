@@ -1,7 +1,6 @@
 """The plain torch engine: precision, accumulation, clipping, averaging, and one optimizer step at a time."""
 
 import contextlib
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,14 +9,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim import Optimizer
 
 from gatewright.models import begin_epoch, restore_splits
 from gatewright.routed import RoutedLayer, end_step, moe_layers, seed_noise
 from gatewright.routing import Routing, RoutingSums, SoftRouting
 from gatewright.scope import noise_key
 from gatewright.train.config import Precision, RunConfig
+from gatewright.train.diagnosis import first_non_finite
 from gatewright.train.optim import (
+    averaged,
     build_optimizers,
     load_named_state,
     named_state,
@@ -76,14 +77,18 @@ class TorchEngine:
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.processes = processes
         self.model = model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
-        network = self.processes.spread(self.model)
-        self.optimizers = build_optimizers(self.model, config.optim)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
-        self.average = _average(self.model, config.optim.ema_decay)
         self.step_count = 0
         self._routed: dict[str, RoutingSums] = {}
         self._layout = layout
-        self._network: nn.Module = torch.compile(network) if config.compile else network  # type: ignore[assignment]
+        self._network = self._start()
+
+    def _start(self) -> nn.Module:
+        """Spread the model over the processes, make what changes its weights, and return what to call in training."""
+        network = self.processes.spread(self.model)
+        self.optimizers = build_optimizers(self.model, self.config.optim)
+        self.average = averaged(self.model, self.config.optim.ema_decay)
+        return torch.compile(network) if self.config.compile else network  # type: ignore[return-value]
 
     @property
     def evaluated(self) -> nn.Module:
@@ -111,16 +116,30 @@ class TorchEngine:
         factor = rate_factor(
             self.config.optim, self.step_count, num_steps=num_steps, steps_per_epoch=self.steps_per_epoch
         )
-        set_learning_rate(self.optimizers, factor)
+        set_learning_rate(self._scheduled(), factor)
         losses = []
         for place, batch in enumerate(micro_batches):
             self._seed(self.step_count * len(micro_batches) + place)
-            with self.processes.accumulate(self._network, last=place == len(micro_batches) - 1):
+            with self._accumulate(last=place == len(micro_batches) - 1):
                 losses.append(self._backward(batch, len(micro_batches)))
             self._add_routing()
+        learning_rate = self._learning_rate()
         gradient_norm = self._update()
         task, auxiliary = (sum(values) / len(losses) for values in zip(*losses, strict=True))
-        return StepReport(task, auxiliary, self.optimizers[0].param_groups[0]["lr"], gradient_norm)
+        return StepReport(task, auxiliary, learning_rate, gradient_norm)
+
+    def _accumulate(self, last: bool) -> contextlib.AbstractContextManager[object]:
+        return self.processes.accumulate(self._network, last)
+
+    def _propagate(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def _scheduled(self) -> list[Optimizer]:
+        return self.optimizers
+
+    def _learning_rate(self) -> float:
+        rate: float = self.optimizers[0].param_groups[0]["lr"]
+        return rate
 
     def take_sums(self) -> dict[str, RoutingSums]:
         """Return what each MoE layer did in all micro-batches since the last call, and forget it."""
@@ -151,10 +170,19 @@ class TorchEngine:
         means = self.processes.mean(torch.stack([task, auxiliary.to(task)]).detach())
         if not means.isfinite().all():
             raise TrainingDiverged(self._diagnosis("loss", float(means.sum()), images))
-        self.scaler.scale((task + auxiliary) / num_micro_batches).backward()
+        self._propagate((task + auxiliary) / num_micro_batches)
         return float(means[0]), float(means[1])
 
     def _update(self) -> float:
+        norm = self._apply()
+        end_step(self.model)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.step_count += 1
+        return float(norm)
+
+    def _apply(self) -> Tensor:
+        """Change the weights by the gradients, and return the norm that these had."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         self.processes.finish_gradients(self.model)
@@ -167,15 +195,11 @@ class TorchEngine:
             self.scaler.step(optimizer)
             optimizer.zero_grad()
         self.scaler.update()
-        end_step(self.model)
-        if self.average is not None:
-            self.average.update_parameters(self.model)
-        self.step_count += 1
-        return float(norm)
+        return norm
 
     def _diagnosis(self, what: str, value: float, images: Tensor | None) -> str:
         with autocast(self.device, self.config.precision):
-            layer = _first_non_finite(self.model, images)
+            layer = first_non_finite(self.model, images)
         return (
             f"The {what} became {value} at step {self.step_count + 1}; the first layer that is not finite is "
             f"{layer or 'the loss itself'}. Try a lower --optim.lr, --optim.clip-norm 1.0 or --precision float32."
@@ -190,7 +214,7 @@ class TorchEngine:
         leave = self.processes.stand_ins(self.model)
         return {
             "settings": self._fixed_settings(),
-            "model": gather(self.model.state_dict()),
+            "model": gather(self._weights()),
             "optimizers": [gather(named_state(optimizer, self.model, leave)) for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "average": None if self.average is None else gather(self.average.module.state_dict()),
@@ -213,7 +237,7 @@ class TorchEngine:
             )
         restore_splits(self.model, state["model"])
         own = partial(self.processes.own, model=self.model)
-        load_weights(self.model, own(state["model"]))
+        self._load_weights(own(state["model"]))
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             load_named_state(optimizer, own(saved), self.model)
         self.scaler.load_state_dict(state["scaler"])
@@ -224,6 +248,12 @@ class TorchEngine:
         torch.set_rng_state(state["random_state"])
         if self.device.type == "cuda" and len(state["cuda_random_state"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["cuda_random_state"])
+
+    def _weights(self) -> dict[str, Any]:
+        return self.model.state_dict()
+
+    def _load_weights(self, weights: dict[str, Any]) -> None:
+        load_weights(self.model, weights)
 
     def _fixed_settings(self) -> dict[str, Any]:
         """Return the settings that decide what there is to save, and so cannot change in a resumed run."""
@@ -268,34 +298,3 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"The checkpoint holds another model than this config describes: {error}") from error
-
-
-def _average(model: nn.Module, decay: float | None) -> AveragedModel | None:
-    if decay is None:
-        return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-
-
-def _first_non_finite(model: nn.Module, images: Tensor | None) -> str | None:
-    """Name the first parameter, or else the first layer's output on these images, that is not finite."""
-    for name, parameter in model.named_parameters():
-        gradient = parameter.grad if images is None else None
-        if not torch.isfinite(parameter if gradient is None else gradient).all():
-            return name
-    if images is None:
-        return None
-    found: list[str] = []
-    suspect = copy.deepcopy(model)  # Its BatchNorm statistics may change, the model's may not.
-    for name, module in suspect.named_modules():
-        module.register_forward_hook(_reporter(name or "the model", found))
-    with torch.no_grad():
-        suspect(images)
-    return found[0] if found else None
-
-
-def _reporter(name: str, found: list[str]) -> Any:
-    def report(module: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and not torch.isfinite(output).all():
-            found.append(name)
-
-    return report

@@ -1,11 +1,13 @@
 """The folder of a run: where it is, and what a run that is resumed finds in it."""
 
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gatewright.train.checkpoint import load_checkpoint, newest_checkpoint
+from gatewright.train.checkpoint import checkpoints, load_checkpoint
 from gatewright.train.config import RunConfig
+from gatewright.train.processes import ALONE, Processes
 
 CONFIG = "config.yaml"
 
@@ -35,7 +37,39 @@ def refuse_a_late_split(config: RunConfig, epoch: int) -> None:
         )
 
 
-def saved_state(output: Path) -> dict[str, Any] | None:
-    """Read the newest checkpoint; None where the run stopped before its first one, and so begins again."""
-    newest = newest_checkpoint(output / "checkpoints")
-    return None if newest is None else load_checkpoint(newest)
+def agreed_state(output: Path, processes: Processes = ALONE) -> dict[str, Any] | None:
+    """Read the newest checkpoint that is intact; None where the run stopped before its first one, and so begins again.
+
+    Newer ones that are damaged are named, and set aside under another name.
+
+    Raises:
+        ValueError: If all are damaged.
+        FileNotFoundError: If this process finds an older one than another does.
+    """
+    state, damaged = _newest_intact(output / "checkpoints")
+    step = None if state is None else state["engine"]["step_count"]
+    newest = processes.agree(step)
+    if newest != step:
+        raise FileNotFoundError(
+            f"In {output} process {processes.rank} finds the checkpoint of step {step}, and another process that of "
+            f"step {newest}. The run's folder (--output) is to be one that all processes share."
+        )
+    for path in damaged if processes.rank == 0 else ():
+        aside = path.rename(path.with_name(f"{path.name}.damaged"))
+        print(f"warning: {path} is damaged, and is now {aside.name}; going on from step {step}.", file=sys.stderr)
+    return state
+
+
+def _newest_intact(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
+    """Return the newest state that can be read, and the checkpoints that came after it."""
+    damaged: list[Path] = []
+    reason = None
+    for path in reversed(checkpoints(folder)):
+        try:
+            return load_checkpoint(path), damaged
+        except ValueError as error:
+            damaged.append(path)
+            reason = reason or error
+    if reason:
+        raise reason
+    return None, []

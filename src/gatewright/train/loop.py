@@ -5,6 +5,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,10 @@ from gatewright.report import write_pictures, write_report
 from gatewright.routed import moe_layers
 from gatewright.train.checkpoint import newest_checkpoint, save_checkpoint
 from gatewright.train.config import RunConfig, save_config
+from gatewright.train.deepspeed_engine import DeepSpeedEngine
 from gatewright.train.engine import Batch, StepReport, TorchEngine, TrainingDiverged, find_device
 from gatewright.train.evaluate import Evaluation, evaluate
-from gatewright.train.folder import CONFIG, find_output, refuse_a_late_split, saved_state
+from gatewright.train.folder import CONFIG, agreed_state, find_output, refuse_a_late_split
 from gatewright.train.join import join_processes
 from gatewright.train.processes import ALONE, Processes
 from gatewright.train.progress import Progress
@@ -84,18 +86,19 @@ def train(config: RunConfig, *, resume: bool = False) -> tuple[dict[str, Any], P
         ConnectionError: If the tracking server does not answer at the start.
         ValueError: If the settings, the data or the run to resume do not fit together.
         TrainingDiverged: If a loss or a gradient is not finite.
+        LostProcess: If another process is gone, hangs or cannot be reached.
         Interrupted: If Ctrl-C or SIGTERM stopped the run; it saved itself first.
     """
     output = find_output(config, resume)
     with join_processes(config) as processes:
         device = find_device(config.device, processes.local_rank)
-        saved = saved_state(output) if resume else None
+        saved = agreed_state(output, processes) if resume else None
         position = Position(**saved["position"]) if saved else Position()
         refuse_a_late_split(config, position.epoch)
         torch.manual_seed(config.seed)
         with _tracking(config, output, position, processes) as tracker:
             splits = load_images(config.data)
-            engine = build_engine(config, splits, device, processes)
+            engine = build_engine(config, splits, device, processes, folder=output / "checkpoints" / "deepspeed")
             if saved:
                 engine.load_state_dict(saved["engine"])
             processes.barrier()
@@ -107,9 +110,14 @@ def train(config: RunConfig, *, resume: bool = False) -> tuple[dict[str, Any], P
 
 
 def build_engine(
-    config: RunConfig, splits: ImageSplits, device: torch.device, processes: Processes = ALONE
+    config: RunConfig,
+    splits: ImageSplits,
+    device: torch.device,
+    processes: Processes = ALONE,
+    *,
+    folder: Path | None = None,
 ) -> TorchEngine:
-    """Make the model for these images, and the engine that trains it."""
+    """Make the model for these images, and the engine that trains it; DeepSpeed's has a folder for its checkpoints."""
     mean, std = channel_statistics(splits.train)
     channels, height, width = splits.train.images.shape[1:]
     network = config.model.build((channels, height, width), len(splits.train.class_names))
@@ -121,7 +129,8 @@ def build_engine(
         )
     steps_per_epoch = batches // config.optim.accumulation_steps
     model: nn.Module = ImageClassifier(network, mean.tolist(), std.tolist())
-    return TorchEngine(model, config, device=device, steps_per_epoch=steps_per_epoch, processes=processes)
+    make = TorchEngine if config.engine == "torch" else partial(DeepSpeedEngine, folder=folder)
+    return make(model, config, device=device, steps_per_epoch=steps_per_epoch, processes=processes)
 
 
 def train_epochs(run: Run) -> None:
@@ -135,6 +144,8 @@ def train_epochs(run: Run) -> None:
                 report = _step(run, micro_batches)
                 progress.advance(report.task_loss)
                 position.train_seconds = time.monotonic() - began
+                if config.checkpoint_every_steps and engine.step_count % config.checkpoint_every_steps == 0:
+                    _save(run)
                 if (signal_number := engine.processes.agree(stop.signal_number)) is not None:
                     _save(run)
                     raise Interrupted(_how_to_resume(run), signal_number)
@@ -194,6 +205,7 @@ def _step(run: Run, micro_batches: list[Batch]) -> StepReport:
         good = newest_checkpoint(run.output / "checkpoints")
         raise TrainingDiverged(f"{error} The last good checkpoint: {good or 'none yet'}.") from error
     run.position.step += 1
+    run.engine.processes.note(run.engine.step_count)
     if run.engine.step_count % run.config.tracking.log_interval == 0:
         images = sum(len(labels) for _, labels in micro_batches)
         _log_step(run, report, images / (time.monotonic() - began))
@@ -236,9 +248,15 @@ def _save(run: Run) -> None:
         "class_names": list(images.class_names),
         "image_shape": list(images.images.shape[1:]),
     }
+    failure = None
     if run.engine.processes.rank == 0:
-        save_checkpoint(state, run.output / "checkpoints", run.engine.step_count)
-    run.engine.processes.barrier()  # No process goes on, or dies of a signal, before the state is safe.
+        try:
+            save_checkpoint(state, run.output / "checkpoints", run.engine.step_count)
+        except OSError as error:
+            failure = error
+    # No process goes on, or dies of a signal, before the state is safe; and none waits for one that could not save.
+    if run.engine.processes.agree(None if failure is None else 1) is not None:
+        raise failure or OSError("Another process could not write the checkpoint: its words say why.")
 
 
 @contextlib.contextmanager

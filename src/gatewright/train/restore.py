@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -45,13 +44,5 @@ def load_run(output: Path) -> Trained:
     class_names = tuple(state["class_names"])
     network = config.model.build((channels, height, width), len(class_names))
     model = ImageClassifier(network, [0.0] * channels, [1.0] * channels)
-    load_weights(model, _evaluated_weights(state["engine"]))
+    load_weights(model, state["engine"]["average"] or state["engine"]["model"])
     return Trained(config, model.eval(), class_names, (channels, height, width))
-
-
-def _evaluated_weights(engine: dict[str, Any]) -> dict[str, Any]:
-    if engine["average"] is None:
-        weights: dict[str, Any] = engine["model"]
-        return weights
-    prefix = "module."
-    return {name.removeprefix(prefix): value for name, value in engine["average"].items() if name.startswith(prefix)}

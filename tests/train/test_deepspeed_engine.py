@@ -1,0 +1,337 @@
+"""DeepSpeed's engine: the torch engine's trajectory, its checkpoints, and what is refused and why."""
+
+import functools
+import importlib.util
+import json
+import math
+import os
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from gatewright import MoE
+from gatewright.models import DigitsConfig
+from gatewright.parallel import expert_mesh
+from gatewright.recipes import RECIPES
+from gatewright.train import OptimConfig, RunConfig, TrainingDiverged
+from gatewright.train.config import DeepSpeedConfig, ParallelConfig
+from gatewright.train.deepspeed_engine import DeepSpeedEngine
+from gatewright.train.deepspeed_settings import deepspeed_settings
+from gatewright.train.engine import TorchEngine
+from gatewright.train.processes import SeveralProcesses
+from tests.cases import EXPERT_CASES, make_router
+from tests.train.runs import finish, start
+
+STEPS = 12
+ADAMW = OptimConfig(lr=0.02, clip_norm=0.5, schedule="linear", warmup_epochs=0.5, ema_decay=0.9)
+PLAIN = replace(ADAMW, clip_norm=None, ema_decay=None)
+ARTICLE = {
+    "optimizer": {"type": "Adam", "params": {"lr": 1e-3, "betas": [0.8, 0.999]}},
+    "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 1000, "warmup_max_lr": 1e-3}},
+    "gradient_clipping": 1.0,
+    "fp16": {"enabled": True, "loss_scale": 0},
+    "zero_optimization": {"stage": 0},
+}
+
+installed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None,
+    reason="DeepSpeed is not installed: pip install 'gatewright[deepspeed]'",
+)
+
+
+class Network(nn.Module):
+    """A layer with BatchNorm, a mixture, a classifier."""
+
+    def __init__(self, router, experts):
+        super().__init__()
+        self.before = nn.Sequential(nn.Flatten(), nn.Linear(16, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh())
+        self.mixture = MoE(make_router(router, 8, 4, 2), EXPERT_CASES[experts](4, 8))
+        self.after = nn.Linear(8, 3)
+
+    def forward(self, images):
+        return self.after(self.mixture(self.before(images.to(self.after.weight.dtype))))
+
+
+@functools.cache
+def several(ep_size):
+    return SeveralProcesses(expert_mesh(ep_size))
+
+
+def config_of(ep_size=2, optim=ADAMW, settings=None, folder=None, trust=False, **changes):
+    """A run; the engine is given its network, and DeepSpeed its settings as a file."""
+    path = None
+    if settings is not None:
+        path = f"{folder}/settings-{os.getpid()}.json"
+        with open(path, "w") as file:
+            json.dump(settings, file)
+    return RunConfig(
+        recipe="test",
+        model=DigitsConfig(),
+        data=replace(RECIPES["digits"]().data, batch_size=8),
+        optim=optim,
+        parallel=ParallelConfig(ep_size=ep_size),
+        deepspeed=DeepSpeedConfig(config=path, trust_checkpoint=trust),
+        **{"device": "cpu", "channels_last": True} | changes,
+    )
+
+
+def engine_of(kind, config, *, router="noisy-top-k", experts="modules", dtype=torch.float32, **options):
+    torch.manual_seed(0)
+    model = Network(router, experts).to(dtype)
+    options |= {"device": torch.device("cpu"), "steps_per_epoch": STEPS, "processes": several(config.parallel.ep_size)}
+    return kind(model, config, **options)
+
+
+def batches(count, size=8):
+    generator = torch.Generator().manual_seed(5)
+    images = torch.rand(count, size, 1, 4, 4, generator=generator)
+    return list(zip(images, torch.randint(3, (count, size), generator=generator), strict=True))
+
+
+def train(engine, start=0, stop=STEPS):
+    per_step = engine.config.optim.accumulation_steps
+    found = batches(STEPS * per_step)
+    return [engine.step(found[step * per_step : (step + 1) * per_step]) for step in range(start, stop)]
+
+
+def largest_difference(state, expected):
+    assert state.keys() == expected.keys()
+    tensors = [name for name in state if isinstance(state[name], torch.Tensor)]
+    return max(float((state[name].double() - expected[name].double()).abs().max()) for name in tensors)
+
+
+def trajectory(ep_size, optim, settings, folder, **options):
+    """How far both engines in float32 are from torch's in float64: in what each step reports, and in the end."""
+    exact = engine_of(TorchEngine, config_of(ep_size, optim), dtype=torch.float64, **options)
+    reports, found = train(exact), []
+    for kind, config in (
+        (TorchEngine, config_of(ep_size, optim)),
+        (DeepSpeedEngine, config_of(ep_size, optim, settings, folder)),
+    ):
+        engine = engine_of(kind, config, **options)
+        pairs = list(zip(train(engine), reports, strict=True))
+        far = {name: max(abs(getattr(a, name) - getattr(b, name)) for a, b in pairs) for name in vars(reports[0])}
+        state = engine.state_dict()
+        far["weights"] = largest_difference(state["model"], exact.state_dict()["model"])
+        if engine.average is not None:
+            far["average"] = largest_difference(state["average"], exact.state_dict()["average"])
+        found.append(far)
+    return found
+
+
+def zero(stage, **settings):
+    return {"zero_optimization": {"stage": stage}, **settings}
+
+
+SGD = OptimConfig(name="sgd", lr=0.1, accumulation_steps=2, clip_norm=0.3, schedule="constant")
+
+
+@installed
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("world", "ep_size", "optim", "settings", "experts"),
+    [
+        (2, 2, ADAMW, None, "modules"),
+        (2, 1, ADAMW, None, "modules"),
+        (2, 2, SGD, None, "grouped-relu-bias"),
+        (4, 2, SGD, zero(1), "modules"),
+        (4, 2, ADAMW, zero(2), "modules"),
+        (2, 1, SGD, zero(2), "modules"),
+        (2, 1, replace(ADAMW, ema_decay=None), zero(3), "modules"),
+    ],
+    ids=["ep2", "ep1", "accumulated", "zero1", "zero2", "zero2-ep1", "zero3"],
+)
+def test_the_trajectory_is_the_torch_engines(ranks, tmp_path, world, ep_size, optim, settings, experts):
+    """As near to float64 as torch's own float32 is: rounding grows with steps, and 4 times its size allows for order.
+
+    Idle experts are part of it: 8 images for 4 experts leave some process's expert without any in most steps.
+    """
+    for torchs, deepspeeds in ranks(world, trajectory_with, ep_size, optim, settings, str(tmp_path), experts):
+        for name, value in deepspeeds.items():
+            assert value <= 4 * torchs[name] + 1e-7, (name, value, torchs[name])
+        assert torchs["weights"] < 1e-5
+
+
+def trajectory_with(ep_size, optim, settings, folder, experts):
+    return trajectory(ep_size, optim, settings, folder, experts=experts)
+
+
+def handed_over(first, second, folder):
+    """Half a run by one engine and the rest by the other, against a whole run of the first."""
+    kinds = {"torch": TorchEngine, "deepspeed": DeepSpeedEngine}
+    whole = engine_of(kinds[first], config_of())
+    train(whole)
+    half = engine_of(kinds[first], config_of())
+    train(half, 0, STEPS // 2)
+    box = [half.state_dict()]
+    dist.broadcast_object_list(box, 0)  # what a checkpoint holds: the state as the first process has it
+    rest = engine_of(kinds[second], config_of())
+    rest.load_state_dict(box[0])
+    train(rest, STEPS // 2)
+    return largest_difference(rest.state_dict()["model"], whole.state_dict()["model"])
+
+
+@installed
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("first", "second"), [("torch", "deepspeed"), ("deepspeed", "torch"), ("deepspeed", "deepspeed")]
+)
+def test_either_engine_goes_on_from_the_others_state(ranks, tmp_path, first, second):
+    for difference in ranks(2, handed_over, first, second, str(tmp_path)):
+        assert difference < 1e-6
+        assert first != second or difference == 0
+
+
+def resumed(settings, folder, ep_size):
+    """Half a run and the rest from DeepSpeed's own checkpoint, against a whole run; and two refusals."""
+
+    def engine(trust, where="own", ep_size=ep_size):
+        config = config_of(ep_size, PLAIN, settings, folder, trust)
+        return engine_of(DeepSpeedEngine, config, folder=Path(folder) / where)
+
+    whole, half = engine(False, "whole"), engine(False)
+    train(whole)
+    for step in (2, 4, STEPS // 2):
+        train(half, half.step_count, step)
+        box = [half.state_dict()]
+    dist.broadcast_object_list(box, 0)
+    dist.barrier()
+    refusals = []
+    for other in (engine(False), engine(True, "nowhere")):
+        with pytest.raises(ValueError, match="DeepSpeed's own checkpoint") as caught:
+            other.load_state_dict(box[0])
+        refusals.append(str(caught.value))
+    rest = engine(True)
+    rest.load_state_dict(box[0])
+    train(rest, STEPS // 2)
+    kept = sorted(path.name for path in (Path(folder) / "own").glob("step-*"))
+    return largest_difference(rest.state_dict()["model"], whole.state_dict()["model"]), refusals, kept
+
+
+@installed
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("settings", "ep_size"),
+    [(zero(2), 2), (zero(3), 1), ({name: ARTICLE[name] for name in ("optimizer", "scheduler")}, 2)],
+    ids=["zero2", "zero3", "their-optimizer"],
+)
+def test_what_our_state_cannot_hold_is_in_deepspeeds_checkpoint_if_trusted(ranks, tmp_path, settings, ep_size):
+    for difference, (untrusted, missing), kept in ranks(2, resumed, settings, str(tmp_path), ep_size):
+        assert difference == 0
+        assert "--deepspeed.trust-checkpoint" in untrusted
+        assert "there is none" in missing
+        assert kept == ["step-00000004", "step-00000006"]
+
+
+def article(folder):
+    engine = engine_of(DeepSpeedEngine, config_of(2, PLAIN, ARTICLE, folder))
+    return [report.learning_rate for report in train(engine)], type(engine.engine.basic_optimizer).__name__
+
+
+@installed
+@pytest.mark.distributed
+def test_the_articles_settings_as_they_are(ranks, tmp_path):
+    for rates, optimizer in ranks(2, article, str(tmp_path)):
+        assert optimizer == "AdamW"  # what DeepSpeed takes "Adam" for
+        expected = [1e-3 * math.log(step + 1) / math.log(1000) for step in range(1, STEPS)]
+        assert rates[2:] == pytest.approx(expected[1:-1] if len(rates[2:]) < len(expected) else expected, rel=1e-6)
+
+
+def diverged(folder):
+    engine = engine_of(DeepSpeedEngine, config_of(2, PLAIN, zero(2), folder))
+    with pytest.raises(TrainingDiverged, match="loss became nan at step 1"):
+        engine.step([(torch.full((8, 1, 4, 4), torch.inf), torch.zeros(8, dtype=torch.int64))])
+    return True
+
+
+def two_optimizers(folder):
+    with pytest.raises(ValueError, match="Use adamw or sgd"):
+        engine_of(DeepSpeedEngine, config_of(2, OptimConfig(name="muon")))
+    return True
+
+
+@installed
+@pytest.mark.distributed
+@pytest.mark.parametrize("refused", [diverged, two_optimizers])
+def test_a_step_that_diverged_and_two_optimizers_are_refused(ranks, tmp_path, refused):
+    assert all(ranks(2, refused, str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "words"),
+    [
+        ({"ep_size": 3}, None, "equally many experts: --model.num-experts (4)"),
+        ({"batch_size": 7}, None, "equally many images: --data.batch-size (7)"),
+        ({}, zero(3), "ZeRO stage 3 cuts every parameter up between all processes"),
+        ({"ep_size": 1, "optim": ADAMW}, zero(3), "no whole weights on a process to average"),
+        ({}, zero(4), "stages 0, 1, 2 and 3; DeepSpeed's JSON asks for 4"),
+        ({"model": DigitsConfig(split_epoch=1)}, None, "behind DeepSpeed's back"),
+        ({"precision": "float16"}, None, "leave out --compile and --precision float16"),
+        ({"compile": True}, None, "leave out --compile and --precision float16"),
+        ({"parallel": ParallelConfig(batch_norm="local")}, None, "--parallel.batch-norm sync"),
+        ({"parallel": ParallelConfig(shard="fsdp")}, None, "DeepSpeed shards by ZeRO"),
+        ({}, {"train_batch_size": 16}, "train_batch_size 16; with --data.batch-size 8"),
+        ({"optim": ADAMW}, {"gradient_clipping": 1.0}, "leave one of them out"),
+    ],
+)
+def test_what_deepspeed_cannot_train_is_refused(tmp_path, changes, settings, words):
+    options = {"ep_size": 2, "optim": PLAIN, "batch_size": 8} | changes
+    data = replace(RECIPES["digits"]().data, batch_size=options.pop("batch_size"))
+    config = replace(config_of(options.pop("ep_size"), settings=settings, folder=tmp_path), data=data, **options)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        deepspeed_settings(config, 2, on_cpu=True)
+
+
+@pytest.mark.parametrize(("text", "words"), [(None, "cannot be read"), ("{", "is not JSON"), ("[]", "one JSON object")])
+def test_settings_that_cannot_be_read(tmp_path, text, words):
+    path = tmp_path / "settings.json"
+    if text is not None:
+        path.write_text(text)
+    config = replace(config_of(), deepspeed=DeepSpeedConfig(config=str(path)))
+    with pytest.raises(ValueError, match=words):
+        deepspeed_settings(config, 2, on_cpu=True)
+
+
+def test_the_json_is_handed_over_as_it_is_but_for_what_a_processor_does_not_have(tmp_path):
+    config = config_of(2, PLAIN, ARTICLE, tmp_path)
+    settings, said = deepspeed_settings(config, 2, on_cpu=False)
+    assert said == []
+    assert {name: settings[name] for name in ARTICLE} == ARTICLE
+    settings, said = deepspeed_settings(config, 2, on_cpu=True)
+    assert ["fp16 is off" in said[0], "torch's" in said[1], len(said)] == [True, True, 2]
+    assert settings["fp16"] == {"enabled": False, "loss_scale": 0}
+    assert settings["optimizer"]["params"] == {**ARTICLE["optimizer"]["params"], "torch_adam": True}
+    assert settings["scheduler"] == ARTICLE["scheduler"]
+
+
+def test_the_runs_clipping_is_deepspeeds_where_gradients_are_not_whole(tmp_path):
+    settings, _ = deepspeed_settings(config_of(2, ADAMW, zero(1), tmp_path), 2, on_cpu=True)
+    assert settings["gradient_clipping"] == ADAMW.clip_norm
+    settings, _ = deepspeed_settings(config_of(2, ADAMW, zero(0), tmp_path), 2, on_cpu=True)
+    assert "gradient_clipping" not in settings
+
+
+@installed
+@pytest.mark.slow
+def test_deepspeeds_launcher_trains_and_one_process_goes_on(tmp_path):
+    """Two processes by the launcher, which appends --local_rank, from another folder; then one more epoch by one."""
+    flags = "--tracking.no-enabled --engine deepspeed --device cpu --output run"
+    environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    launcher = Path(sys.executable).with_name("deepspeed")
+    words = f"--num_gpus 2 --module gatewright train digits --epochs 1 --parallel.ep-size 2 {flags}"
+    status, printed, errors = finish(
+        start(*words.split(), folder=tmp_path, program=(launcher,), environment=environment)
+    )
+    assert status == 0, errors
+    assert printed.count("test accuracy") == 1  # the first process alone speaks
+    words = f"train digits --epochs 2 --parallel.ep-size 1 {flags} --resume"
+    status, printed, errors = finish(start(*words.split(), folder=tmp_path, environment=environment))
+    assert status == 0, errors
+    assert "epoch 2/2" in printed
+    assert "epoch 1/2" not in printed
