@@ -34,7 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "hashed": {},
     "hierarchical": {"router": "hierarchical", "router_options": GROUPS, "top_k": 4},
     "biased-0.01": {"router": "biased", "router_options": {"bias_rate": 0.01}},
-    "sinkhorn-balanced": {"router": "sinkhorn", "losses": {"load_balance": 0.1}},
+    "sinkhorn-balanced": {"router": "sinkhorn", "losses": {"importance": 0.1}},
     "top-k-balanced": {"router": "top-k", "losses": {"load_balance": 0.1}},
 }
 """What each run changes in the recipe; three routers also with a stronger pull to balance than their default's."""

@@ -29,8 +29,8 @@ class Sinkhorn(Router):
     The plan is even and the choice of its largest entries nearly so: the more tokens and the surer the gate, the more
     even. A single token, or tokens all alike, have a plan of equal entries and go anywhere.
 
-    The loss defaults to none, because the plan balances already. It does so in training alone: where evaluation must be
-    even too, pass ``losses={"load_balance": 0.01}``, which has the gate itself learn an even load.
+    The loss defaults to none, because the plan balances already. It does so in training alone: evaluation follows the
+    raw logits, and a loss that counts assignments sees the plan's, which are even whatever the logits are.
 
     Args:
         dim: Size of the features a token is routed by.
