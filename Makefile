@@ -3,6 +3,8 @@ PYTHON ?= python3
 # The pinned torch is the CPU build where such a wheel is at hand. Elsewhere, name what you want:
 #   make install TORCH="torch==2.13.0 --index-url INDEX"   with the index PyTorch's installation page gives
 TORCH ?= torch==2.13.0
+# DeepSpeed is built here, from its source. Leave it out with: make install DEEPSPEED=
+DEEPSPEED ?= deepspeed>=0.19.8
 VENV := .venv
 BIN := $(VENV)/bin
 # On a machine that others use too, threads that spin while they wait cost more than they gain: see the README.
@@ -14,12 +16,17 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Gatewright needs Python 3.11 or later; found " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")'
-	@echo "[1/3] virtual environment in $(VENV)"
+	@echo "[1/4] virtual environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
-	@echo "[2/3] $(TORCH)"
+	@echo "[2/4] $(TORCH)"
 	@$(BIN)/python -m pip install --disable-pip-version-check $(TORCH)
-	@echo "[3/3] gatewright with everything its tests and recipes use"
+	@echo "[3/4] gatewright with everything its tests and recipes use"
 	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[train,dev]'
+	@echo "[4/4] $(DEEPSPEED)"
+	@test -z "$(DEEPSPEED)" || { \
+		$(BIN)/python -m pip install --disable-pip-version-check setuptools wheel ninja && \
+		$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation "$(DEEPSPEED)"; \
+	} || { echo "DeepSpeed could not be built; all else is installed. Without it: make install DEEPSPEED="; exit 1; }
 	@touch $@
 
 demo: install

@@ -126,13 +126,21 @@ def parse_train(config: RunConfig, words: list[str]) -> TrainArguments:
 
 
 def _parse_run(config: RunConfig, words: list[str]) -> TrainArguments:
-    return tyro.cli(
+    """Read flags over settings, of which the router's options and losses hold for that router alone."""
+    model = config.model
+    asked: TrainArguments = tyro.cli(
         TrainArguments,
         prog=f"gatewright train {config.recipe}",
         args=words,
-        default=TrainArguments(config),
+        default=TrainArguments(replace(config, model=replace(model, router_options={}, losses=None))),
         config=(tyro.conf.AvoidSubcommands,),
     )
+    found = asked.run.model
+    if found.router == model.router:
+        options = found.router_options or model.router_options
+        losses = model.losses if found.losses is None else found.losses
+        found = replace(found, router_options=options, losses=losses)
+    return replace(asked, run=replace(asked.run, model=found))
 
 
 def evaluate_command(words: list[str]) -> None:
@@ -199,7 +207,7 @@ def list_command(words: list[str]) -> None:
         raise ValueError(f"list takes no arguments; got {' '.join(words)}.")
     table = Table("recipe", "what it is")
     for name, recipe in RECIPES.items():
-        table.add_row(name, (recipe.__doc__ or "").strip())
+        table.add_row(name, (recipe.__doc__ or "").partition("\n")[0])
     Console().print(table)
     print(f"data sets   {', '.join(BUILT_IN_NAMES)}, or any image data set of the Hugging Face hub as owner/name")
     for title, names in (("routers", ROUTERS), ("experts", EXPERTS), ("dispatch", DISPATCHERS), ("losses", LOSSES)):

@@ -132,6 +132,7 @@ class RunConfig:
         channels_last: Memory format of images and filters.
         compile: Whether the network goes through `torch.compile`.
         checkpoint_every: Epochs between checkpoints.
+        checkpoint_every_steps: Optimizer steps between checkpoints, besides those; None for none.
         output: The run's folder; None makes one under ``runs``.
     """
 
@@ -151,6 +152,7 @@ class RunConfig:
     channels_last: bool = True
     compile: bool = False
     checkpoint_every: int = 1
+    checkpoint_every_steps: int | None = None
     output: str | None = None
 
     def __post_init__(self) -> None:
@@ -161,6 +163,8 @@ class RunConfig:
             raise ValueError(
                 f"epochs and checkpoint_every are at least 1; got {self.epochs} and {self.checkpoint_every}."
             )
+        if self.checkpoint_every_steps is not None and self.checkpoint_every_steps < 1:
+            raise ValueError(f"checkpoint_every_steps is at least 1, or None; got {self.checkpoint_every_steps}.")
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed is an integer of 64 bits; got {self.seed}.")
         with torch.device("meta"):  # Refuses what does not fit, such as top_k above num_experts, before any work.

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from gatewright.parallel import expert_mesh
 from gatewright.train.config import RunConfig
 from gatewright.train.deepspeed_settings import deepspeed_settings
+from gatewright.train.heartbeat import watched
 from gatewright.train.processes import ALONE, Processes, SeveralProcesses
 from gatewright.train.sharded import ShardedProcesses
 
@@ -24,6 +25,7 @@ def join_processes(config: RunConfig, environment: Mapping[str, str] = os.enviro
 
     Raises:
         ValueError: If their number is not what the run asks for.
+        LostProcess: If one is gone, hangs or cannot be reached.
     """
     places = _places(environment)
     world = places.get("WORLD_SIZE", 1)
@@ -48,7 +50,9 @@ def join_processes(config: RunConfig, environment: Mapping[str, str] = os.enviro
             return
         mesh = expert_mesh(config.parallel.ep_size, "cuda" if backend == "nccl" else "cpu")
         make = ShardedProcesses if config.parallel.shard == "fsdp" else SeveralProcesses
-        yield make(mesh, local_rank=places.get("LOCAL_RANK", 0), parallel=config.parallel)
+        several = make(mesh, local_rank=places.get("LOCAL_RANK", 0), parallel=config.parallel)
+        with watched(several, config.parallel.timeout):
+            yield several
     finally:
         _leave()
 

@@ -1,6 +1,7 @@
 """The processes of a run: what each does with its part of a batch, and what only the first one does."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -96,6 +97,9 @@ class Processes:
     def barrier(self) -> None:
         """Wait for every process."""
 
+    def note(self, steps: int) -> None:
+        """Let the others know how many optimizer steps this process has made."""
+
     def gather(self, tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         """Put together, on the first process, the state of what is spread over processes."""
         return tensors
@@ -120,6 +124,7 @@ class SeveralProcesses(Processes):
     def __init__(self, mesh: DeviceMesh, *, local_rank: int = 0, parallel: ParallelConfig | None = None) -> None:
         self.mesh, self.local_rank, self.config = mesh, local_rank, parallel or ParallelConfig()
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.steps, self.noted = 0, threading.Event()
         self.replicas = mesh.get_group("replica").size()
 
     def spread(self, model: nn.Module) -> nn.Module:
@@ -223,6 +228,11 @@ class SeveralProcesses(Processes):
     def barrier(self) -> None:
         """Wait for every process."""
         dist.barrier()
+
+    def note(self, steps: int) -> None:
+        """Let the others know how many optimizer steps this process has made."""
+        self.steps = steps
+        self.noted.set()
 
     def gather(self, tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         """Put the experts' state together on the first process."""
