@@ -33,7 +33,7 @@ demo: install
 	@$(BIN)/gatewright train digits
 
 test: install
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -m "not slow"
 
 test-all: install
 	@$(BIN)/python -m pytest

@@ -1,6 +1,7 @@
 """Layers under activation checkpointing, where the forward runs a second time inside backward."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -10,19 +11,15 @@ from torch.utils.checkpoint import checkpoint
 
 from gatewright import ModuleExperts, MoE, NoisyTopK, aux_loss
 from gatewright.losses import LOSSES
+from tests import compare
 from tests.cases import SOFT_CASES, make_moe, make_soft_moe
 
 X = torch.randn(21, 8, generator=torch.Generator().manual_seed(3))
 
 
 def step(model, x, run):
-    """One training step: its loss, and the gradients of input and parameters."""
-    x = x.clone().requires_grad_()
-    model.zero_grad()
-    torch.manual_seed(1)
-    loss = run(model, x).square().sum() + aux_loss(model)
-    loss.backward()
-    return {"loss": loss.detach(), "x": x.grad, **{name: p.grad for name, p in model.named_parameters()}}
+    """One training step, where ``run`` is a way to run the model."""
+    return compare.step(partial(run, model), model, x)
 
 
 def plainly(model, x):

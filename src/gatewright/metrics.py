@@ -39,7 +39,7 @@ def router_entropy(sums: RoutingSums) -> Float[Tensor, ""]:
 
 
 def drop_rate(sums: RoutingSums) -> Float[Tensor, ""]:
-    """Share of assignments that a capacity limit discarded."""
+    """Share of assignments that a capacity limit or expert dropout discarded."""
     return sums.dropped / sums.tokens_per_expert.sum().clamp(min=1)
 
 

@@ -1,86 +1,32 @@
-"""The layer against the reference: outputs, and gradients of the input and of every parameter, at awkward sizes."""
+"""The layer against the reference: outputs, and gradients of the input and of every parameter, at awkward sizes.
 
-import copy
+Every combination at a usual size is in `tests/test_promises.py`.
+"""
 
 import pytest
 import torch
 from torch import nn
 
-from gatewright import Capacity, ModuleExperts, MoE, reference
-from tests.cases import (
-    DISPATCHER_CASES,
-    EXPERT_CASES,
-    KEYED,
-    ROUTER_CASES,
-    SOFT_CASES,
-    keys_of,
-    make_moe,
-    make_router,
-    make_soft_moe,
-    one_by_one,
-    reference_gates,
-    reference_kept,
-    reference_soft,
-    run,
-)
+from gatewright import Capacity, ModuleExperts, MoE
+from tests.cases import DISPATCHER_CASES, EXPERT_CASES, ROUTER_CASES, SOFT_CASES, make_moe, make_router, make_soft_moe
+from tests.compare import by_the_layer, by_the_reference, differences, results
 
-SEED = 1
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 6e-2}
 
 pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.filterwarnings("ignore:A capacity of 1 row")]
 
 
-def by_the_layer(moe, x, features):
-    return run(moe, x) if features is None else moe(x, features)
-
-
-def by_the_reference(moe, x, features):
-    features = x.flatten(1) if features is None else features
-    features = keys_of(features) if type(moe.router) in KEYED else features
-    if moe.router.dense:
-        return reference_soft(moe, x, features)
-    gates = reference_gates(moe.router, features)
-    torch.manual_seed(SEED)
-    routing = moe.router(features)
-    if moe.training:
-        moe.router.record(routing.sums.detach())
-    kept = reference_kept(gates, routing, moe.dispatcher, moe.training)
-    return reference.mixture(x, kept, one_by_one(moe.experts))
-
-
-def results(compute, moe, x, features, upstream):
-    """Output and gradients, by name; a gradient of None, of what the loops never touched, counts as 0."""
-    moe, leaves = copy.deepcopy(moe), {"x": x, "features": features}
-    leaves = {name: leaf.clone().requires_grad_() for name, leaf in leaves.items() if leaf is not None}
-    moe.losses.clear()  # they have tests of their own
-    torch.manual_seed(SEED)
-    output = compute(moe, leaves["x"], leaves.get("features"))
-    output.backward(upstream)
-    leaves.update(moe.named_parameters())
-    gradients = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
-    return {"output": output, **gradients, **dict(moe.named_buffers())}
-
-
 def check(moe, x, dtype, features=None):
-    """Compare: largest difference over the largest entry, or over 0.1 where all entries are less."""
-    moe, x, features = moe.to(dtype), x.to(dtype), None if features is None else features.to(dtype)
+    """Compare; in bfloat16 with the loops in float32."""
+    moe = moe.to(dtype)
+    inputs = [tensor.to(dtype) for tensor in (x, features) if tensor is not None]
     upstream = torch.randn(len(x), *moe.output_shape, dtype=dtype)
-    actual = results(by_the_layer, moe, x, features, upstream)
+    actual = results(by_the_layer, moe, inputs, upstream)
     exact = torch.float32 if dtype == torch.bfloat16 else dtype
-    given = (None if tensor is None else tensor.to(exact) for tensor in (x, features, upstream))
-    expected = results(by_the_reference, moe.to(exact), *given)
-    assert actual.keys() == expected.keys()
-    for name, value in actual.items():
-        assert value.shape == expected[name].shape
-        difference = (value.double() - expected[name].double()).abs().max()
-        assert difference <= TOLERANCE[dtype] * expected[name].double().abs().max().clamp(min=0.1), name
-
-
-@pytest.mark.parametrize("router", ROUTER_CASES)
-@pytest.mark.parametrize("experts", EXPERT_CASES)
-@pytest.mark.parametrize("dispatcher", DISPATCHER_CASES)
-def test_every_combination(router, experts, dispatcher):
-    check(make_moe(router, experts, dispatcher, dim=7), torch.randn(9, 7), torch.float64)
+    given = [tensor.to(exact) for tensor in inputs]
+    expected = results(by_the_reference, moe.to(exact), given, upstream.to(exact))
+    for name, difference in differences(actual, expected).items():
+        assert difference <= TOLERANCE[dtype], name
 
 
 def situation(name, router, experts, dispatcher, dim):

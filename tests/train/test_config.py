@@ -67,6 +67,7 @@ EVERYTHING = RunConfig(
     channels_last=False,
     compile=True,
     checkpoint_every=2,
+    checkpoint_every_steps=7,
     output="a folder/with: yaml, 'in' its name",
 )
 

@@ -7,7 +7,7 @@ import pytest
 
 from gatewright.data import AugmentConfig
 from gatewright.models import ResNetsConfig
-from gatewright.train import Interrupted, load_config, train
+from gatewright.train import Interrupted, load_config, load_run, train
 from gatewright.train.checkpoint import newest_checkpoint
 from tests.train.runs import FIVE_STEPS, differences, digits_config, final_state, logged, signal_at, write_image_folder
 
@@ -107,7 +107,7 @@ def test_resuming_with_settings_that_do_not_fit_spoils_nothing(tmp_path):
     train(config, resume=True)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(tmp_path):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(tmp_path, capsys):
     config = digits_config(tmp_path / "run", epochs=2, data=FIVE_STEPS)
     _, output = train(config)
     expected = final_state(output)
@@ -116,7 +116,30 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(tmp_path):
     newest.unlink()  # what was loaded is still mapped into memory
     newest.write_bytes(content[:-100])
     with pytest.raises(ValueError, match=rf"{newest} is truncated .* Delete it to go on from an older checkpoint"):
-        train(config, resume=True)
-    newest.unlink()
+        load_run(output)
     train(config, resume=True)
+    assert f"{newest} is damaged, and is now {newest.name}.damaged; going on from step 6." in capsys.readouterr().err
+    assert newest.with_name(f"{newest.name}.damaged").read_bytes() == content[:-100]
     assert differences(final_state(output), expected) == []
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_says_so_and_keeps_them(tmp_path):
+    config = digits_config(tmp_path / "run", epochs=2, data=FIVE_STEPS)
+    _, output = train(config)
+    for path in (output / "checkpoints").iterdir():
+        path.unlink()
+        path.write_bytes(b"nothing of use")
+    with pytest.raises(ValueError, match=r"step-00000012.safetensors is truncated or not a safetensors file"):
+        train(config, resume=True)
+    assert len([*(output / "checkpoints").glob("step-*.safetensors")]) == 2
+
+
+def test_a_run_saves_every_few_steps_besides_every_epoch(tmp_path):
+    config = digits_config(tmp_path / "run", data=FIVE_STEPS, checkpoint_every_steps=2)
+    train(config)
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
+        "step-00000004.safetensors",
+        "step-00000006.safetensors",
+    ]
+    with pytest.raises(ValueError, match="checkpoint_every_steps is at least 1, or None; got 0"):
+        replace(config, checkpoint_every_steps=0)

@@ -19,7 +19,10 @@ gatewright {__version__}: train mixtures of experts, and see what the experts do
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 1 if training diverged, 2 for bad input, 128 + n after signal n."""
+    """Run one command and return its exit status.
+
+    That is 1 if training diverged, 2 for bad input, 3 if other processes were lost, and 128 + n after signal n.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     words = [word for word in words if not word.startswith("--local_rank=")]  # DeepSpeed's launcher appends it.
     if not words or words[0] in ("-h", "--help"):
@@ -40,10 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, words: list[str]) -> int:
-    # Imported here, so that help and errors do not wait for torch, and a missing extra is a sentence.
+    # Imported here, so that help needs no extra, and a missing one is a sentence.
     try:
         from gatewright.cli.commands import COMMANDS
         from gatewright.train import Interrupted, TrainingDiverged
+        from gatewright.train.heartbeat import LOST_PROCESS, LostProcess
     except ModuleNotFoundError as error:
         raise ImportError(f"{error.name} is not installed: pip install 'gatewright[train]'") from error
     try:
@@ -51,7 +55,7 @@ def _run(command: str, words: list[str]) -> int:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 128 + stop.signal_number
-    except TrainingDiverged as error:
+    except (TrainingDiverged, LostProcess) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return LOST_PROCESS if isinstance(error, LostProcess) else 1
     return 0

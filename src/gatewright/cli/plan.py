@@ -131,17 +131,22 @@ def recipe_sizes(asked: RecipeArguments) -> Sizes:
     """Measure a recipe's network, with separate experts from the start.
 
     Raises:
-        ValueError: If the shape of its images is not known.
+        ValueError: If the shape of its images is not known, or something else than DDP keeps its dense part equal.
     """
     run = asked.run
+    if (run.engine, run.parallel.shard) != ("torch", "none"):
+        raise ValueError(
+            f"A plan is for the torch engine with every dense parameter on every process; got --engine {run.engine} "
+            f"and --parallel.shard {run.parallel.shard}. Leave both out: what they shard takes less memory than planned."
+        )
     shape, classes = SHAPES.get(run.data.name, (None, None))
     if shape is not None and run.data.image_size is not None:
         shape = (shape[0], run.data.image_size, run.data.image_size)
     shape, classes = asked.image_shape or shape, asked.num_classes or classes
     if shape is None or classes is None:
         raise ValueError(
-            f"A plan loads no images, so their shape and classes are known of {', '.join(SHAPES)} only; got the data set "
-            f"{run.data.name}. Say --image-shape CHANNELS HEIGHT WIDTH and --num-classes N."
+            f"A plan loads no images, so it knows shape and classes of {', '.join(SHAPES)} only; got the data "
+            f"set {run.data.name}. Say --image-shape CHANNELS HEIGHT WIDTH and --num-classes N."
         )
     with torch.device("meta"):
         network = replace(run.model, split_epoch=0).build(shape, classes)
@@ -189,16 +194,18 @@ def _state_of(optim: OptimConfig) -> Callable[[Iterable[nn.Parameter]], int]:
 
 
 def _print(name: str, sizes: Sizes, processes: int, ep_size: int, asked: Question) -> None:
-    predict = partial(
-        plan, sizes, links=asked.links, device=asked.device, imbalance=asked.imbalance, overlap=asked.overlap
-    )
-    console = Console(markup=False)
-    console.print(_table(name, predict(processes, ep_size)))
+    predict = partial(plan, sizes, links=asked.links, device=asked.device, overlap=asked.overlap)
+    rho, nodes = asked.imbalance, asked.links.ranks_per_node
+    found = [predict(processes, ep_size, imbalance=rho)]
     if asked.memory_per_rank is not None:
-        world, ep = smallest(sizes, asked.memory_per_rank, ranks_per_node=asked.links.ranks_per_node)
-        console.print(f"\nFewest processes of {_bytes(asked.memory_per_rank)} each: {world}, with ep size {ep}.")
-        if (world, ep) != (processes, ep_size):
-            console.print(_table(name, predict(world, ep)))
+        world, ep = smallest(sizes, asked.memory_per_rank, ranks_per_node=nodes, imbalance=rho)
+        found.append(predict(world, ep, imbalance=None if rho is None else min(rho, ep)))
+    console = Console(markup=False)
+    console.print(_table(name, found[0]))
+    for fewest in found[1:]:
+        fits = f"Fewest processes of {_bytes(asked.memory_per_rank or 0)} each: {fewest.processes}"
+        console.print(f"\n{fits}, with ep size {fewest.ep_size}.", highlight=False, soft_wrap=True)
+        console.print(_table(name, fewest))
     print("A prediction from formulas, not a measurement; how far off it has been: docs/plan.md.")
 
 

@@ -4,6 +4,7 @@ from gatewright.train.config import OptimConfig, RunConfig, load_config, save_co
 from gatewright.train.engine import TrainingDiverged
 from gatewright.train.evaluate import Evaluation, LayerUse, evaluate
 from gatewright.train.folder import find_output
+from gatewright.train.heartbeat import LostProcess
 from gatewright.train.launch import launch, needs_launch, was_restarted
 from gatewright.train.loop import train
 from gatewright.train.restore import Trained, load_run
@@ -14,6 +15,7 @@ __all__ = [
     "Evaluation",
     "Interrupted",
     "LayerUse",
+    "LostProcess",
     "OptimConfig",
     "RunConfig",
     "TrackingConfig",

@@ -5,11 +5,15 @@ import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
+from gatewright.train.agent import FOR_A_PERSON, Agent, first_failure, sentence
 from gatewright.train.config import RunConfig
 from gatewright.train.folder import CONFIG
 from gatewright.train.join import check_fit
@@ -32,37 +36,43 @@ def launch(config: RunConfig, words: Sequence[str]) -> None:
         ValueError: If the processes cannot share the run out.
         ChildProcessError: If processes died more often than ``parallel.max_restarts``.
         Interrupted: If a signal stopped the run; its processes saved it first.
+        SystemExit: If a process said what a person must mend.
     """
     check_fit(config, config.processes)
     threads = max(1, (os.cpu_count() or 1) // config.processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    settings = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=config.processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+    # Each start has a store of its own: in the launcher's, processes started again find the addresses of the dead.
+    # https://github.com/pytorch/pytorch/issues/135712
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    parameters = RendezvousParameters("c10d", "localhost:0", uuid.uuid4().hex, 1, 1)
+    spec = WorkerSpec(
+        role="train",
+        local_world_size=config.processes,
+        entrypoint=sys.executable,
+        args=("-m", "gatewright", "train", *words),
+        rdzv_handler=get_rendezvous_handler(parameters),
         max_restarts=config.parallel.max_restarts,
         monitor_interval=0.2,
     )
     try:
-        elastic_launch(settings, sys.executable)("-m", "gatewright", "train", *words)
+        result = Agent(spec, DefaultLogsSpecs()).run()
     except SignalException as stop:
         raise Interrupted("Stopped, and saved: go on with --resume.", int(stop.sigval)) from stop
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        raise ChildProcessError(
-            f"Process {rank} of {config.processes} ended with {_reason(failure.exitcode)}, after "
-            f"{config.parallel.max_restarts} restarts (--parallel.max-restarts); its own words are above. Go on from "
-            f"the newest checkpoint with --resume --output {config.output}."
-        ) from error
+    finally:
+        spec.rdzv_handler.shutdown()
+    if result.is_failed():
+        _end(config, result.failures)
+
+
+def _end(config: RunConfig, failures: Mapping[int, ProcessFailure]) -> NoReturn:
+    if first_failure(failures)[1].exitcode == FOR_A_PERSON:
+        sys.exit(FOR_A_PERSON)
+    raise ChildProcessError(
+        f"{sentence(failures)}, after {config.parallel.max_restarts} restarts (--parallel.max-restarts); its own words "
+        f"are above. Go on from the newest checkpoint with --resume --output {config.output}."
+    )
 
 
 def was_restarted(output: Path, environment: Mapping[str, str] = os.environ) -> bool:
     """Whether the launcher started this process again, with a run to go on with."""
     return int(environment.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and (output / CONFIG).is_file()
-
-
-def _reason(exit_code: int) -> str:
-    return f"signal {-exit_code}" if exit_code < 0 else f"exit status {exit_code}"

@@ -1,8 +1,10 @@
 """The processes of a run: what each does with its part of a batch, and what only the first one does."""
 
 import contextlib
+import inspect
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -139,8 +141,10 @@ class SeveralProcesses(Processes):
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, ignored)
         idle = any(isinstance(module, StartTogether) for module in model.modules())
         # Synchronised statistics are equal already; each process's own would be those of the first everywhere.
-        broadcast = self.config.batch_norm == "local"
-        return DistributedDataParallel(network, find_unused_parameters=idle, broadcast_buffers=broadcast)
+        names = inspect.signature(DistributedDataParallel).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # until torch 2.12
+        broadcast: dict[str, Any] = {name: self.config.batch_norm == "local"}
+        return DistributedDataParallel(network, find_unused_parameters=idle, **broadcast)
 
     def share_out(self, model: nn.Module) -> nn.Module:
         """Leave each process its experts, and give its routers the view of the global batch."""

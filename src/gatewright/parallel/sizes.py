@@ -1,0 +1,133 @@
+"""What a model is to a plan: sizes, for feed-forward experts from five numbers."""
+
+from dataclasses import dataclass
+
+INDEX_BYTES = 40
+"""Kept per assignment beside its rows: its weight, and the places it came from, as 64-bit integers."""
+ROUTER_ROWS = 3
+"""How many numbers per token and expert the router and its losses keep, in float32: logits and two softmaxes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one copy of a part of a model costs.
+
+    Args:
+        parameters: Numbers that are trained.
+        state: Numbers that the optimizer keeps for them: twice as many for AdamW, as many for SGD with momentum.
+        flops: Of its forward, per row; a multiplication and an addition are two.
+        saved: Bytes kept for backward, per row.
+        fixed: Bytes kept for backward however many rows there are: weights in half precision, under autocast.
+    """
+
+    parameters: int = 0
+    state: int = 0
+    flops: float = 0.0
+    saved: float = 0.0
+    fixed: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """A model with mixture layers of one kind, and the tokens of a step.
+
+    Args:
+        tokens: Of one step, on all processes; what a router routes.
+        dense: Everything that is not an expert, over all layers; every process has it. A row is a token.
+        expert: One expert of one layer. A row is an assignment.
+        num_experts: Of each layer.
+        top_k: Experts per token.
+        layers: Mixture layers; 0 for a dense model.
+        sent_bytes: Of one row on its way to its expert.
+        returned_bytes: Of one row on its way back.
+        kept_bytes: Kept for backward by the weighted sum, per assignment.
+        item_gradient: Whether gradients travel back to the items too, as they do unless the items are raw data.
+        number_bytes: Of a weight, a gradient or a number of the optimizer's.
+    """
+
+    tokens: int
+    dense: Part
+    expert: Part
+    num_experts: int
+    top_k: int
+    layers: int
+    sent_bytes: int
+    returned_bytes: int
+    kept_bytes: int
+    item_gradient: bool = True
+    number_bytes: int = 4
+
+    def __post_init__(self) -> None:
+        least = min(self.tokens, self.num_experts, self.top_k, self.number_bytes)
+        if least < 1 or self.layers < 0 or self.top_k > self.num_experts:
+            raise ValueError(
+                f"There are at least 1 token, expert and expert per token, and no more experts per token than experts; "
+                f"got tokens {self.tokens}, num_experts {self.num_experts}, top_k {self.top_k}, layers {self.layers} "
+                f"and {self.number_bytes} bytes per number. Mend the one that does not fit."
+            )
+
+
+def feed_forward_sizes(
+    *,
+    tokens: int,
+    dim: int,
+    ffn: int,
+    num_experts: int,
+    top_k: int,
+    layers: int = 1,
+    matrices: int = 2,
+    row_bytes: int = 4,
+    number_bytes: int = 4,
+    state_per_parameter: int = 2,
+    dense: Part | None = None,
+) -> Sizes:
+    """Return the sizes of `GroupedFeedForward` experts behind a `TopK` router, without biases.
+
+    Args:
+        tokens: Of one step, on all processes.
+        dim: Of an item, in and out.
+        ffn: Hidden size of an expert.
+        num_experts: Of each layer.
+        top_k: Experts per token.
+        layers: Mixture layers.
+        matrices: Of an expert: 2, or 3 for SwiGLU.
+        row_bytes: Of a number of the rows that are computed and sent.
+        number_bytes: Of a weight, a gradient or a number of the optimizer's.
+        state_per_parameter: Numbers that the optimizer keeps: 2 for AdamW, 1 for SGD with momentum.
+        dense: What else there is beside the mixture layers; its `state` follows from its parameters.
+
+    Raises:
+        ValueError: If a size does not fit.
+    """
+    if min(dim, ffn, row_bytes) < 1 or matrices not in (2, 3) or state_per_parameter < 0:
+        raise ValueError(
+            f"dim, ffn and row_bytes are at least 1, matrices 2 (or 3 for SwiGLU) and state_per_parameter not "
+            f"negative; got {dim}, {ffn}, {row_bytes}, {matrices} and {state_per_parameter}."
+        )
+    rest, router, weights = dense or Part(), layers * dim * num_experts, matrices * dim * ffn
+    wide = max(row_bytes, 4)  # Routers and the weighted sum compute in float32 at least.
+    hidden = 2 if matrices == 2 else 4  # before and after the activation; gate, up, silu(gate) and their product
+    return Sizes(
+        tokens=tokens,
+        dense=Part(
+            parameters=rest.parameters + router,
+            state=state_per_parameter * (rest.parameters + router),
+            flops=rest.flops + 2 * router,
+            saved=rest.saved + layers * (wide * dim + ROUTER_ROWS * 4 * num_experts),
+            fixed=rest.fixed,
+        ),
+        expert=Part(
+            parameters=weights,
+            state=state_per_parameter * weights,
+            flops=2 * weights,
+            saved=row_bytes * (dim + hidden * ffn),
+            fixed=row_bytes * weights if row_bytes < number_bytes else 0,
+        ),
+        num_experts=num_experts,
+        top_k=top_k,
+        layers=layers,
+        sent_bytes=row_bytes * dim,
+        returned_bytes=row_bytes * dim,
+        kept_bytes=(row_bytes + wide) * dim + INDEX_BYTES,
+        number_bytes=number_bytes,
+    )

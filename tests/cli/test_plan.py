@@ -1,0 +1,96 @@
+"""`gatewright plan`: what it prints, what it says of flags that do not fit."""
+
+import re
+
+import pytest
+
+from gatewright.cli.plan import SizeArguments, explicit_sizes
+from gatewright.data import load_images
+from gatewright.parallel import plan
+from gatewright.recipes import RECIPES
+
+SIZES = "--num-experts 64 --dim 128 --ffn 256 --tokens 4096 --processes 8 --parallel.ep-size 8"
+
+
+def cells(output, row):
+    """The numbers of a row of every table that was printed."""
+    return re.findall(rf"^│ +{row} +│ ([^│]*?) +│", output, re.MULTILINE)
+
+
+def test_sizes_become_a_prediction(gatewright):
+    status, output, errors = gatewright("plan", *SIZES.split())
+    assert (status, errors) == (0, "")
+    assert "Prediction for these sizes: 8 processes, ep size 8" in output
+    assert "A prediction from formulas, not a measurement" in output
+    given = SizeArguments(num_experts=64, dim=128, ffn=256, tokens=4096)
+    found = plan(explicit_sizes(given), 8, 8)
+    assert cells(output, "weights") == [f"{found.memory.weights / 1e6:.4g} MB"]
+    assert cells(output, "all-to-all") == [
+        f"{found.traffic.all_to_all / 1e3:.4g} kB",
+        f"{found.seconds.all_to_all * 1e6:.4g} us",
+    ]
+    assert cells(output, "expert gradients") == ["0 B"]
+    assert cells(output, "efficiency") == [f"{found.seconds.efficiency:.1%}"]
+
+
+def test_it_answers_how_many_processes(gatewright):
+    words = "--num-experts 1024 --dim 1024 --ffn 4096 --layers 12 --tokens 1048576 --memory-per-rank 80e9"
+    status, output, _ = gatewright("plan", *words.split())
+    assert status == 0
+    (processes, ep_size) = map(int, re.findall(r"Fewest processes of 80 GB each: (\d+), with ep size (\d+)", output)[0])
+    assert processes % 8 == 0
+    assert f"{processes} processes, ep size {ep_size}" in output
+    here, there = (float(cell.removesuffix(" GB").replace(" TB", "e3")) for cell in cells(output, "memory"))
+    assert there <= 80 < here
+    status, output, _ = gatewright("plan", *SIZES.split(), "--imbalance", "2.5", "--memory-per-rank", "80e9")
+    assert (status, "Fewest processes of 80 GB each: 1, with ep size 1." in output) == (0, True)
+
+
+def test_a_recipe_takes_the_flags_of_train(gatewright):
+    flags = "--model.num-experts 40 --processes 4 --parallel.ep-size 4 --links.inside 1e9 --optim.name adamw"
+    status, output, errors = gatewright("plan", "cifar10-resnets", *flags.split())
+    assert (status, errors) == (0, "")
+    assert "Prediction for cifar10-resnets: 4 processes, ep size 4" in output
+    (weights,), (state) = cells(output, "weights"), cells(output, "optimizer")
+    assert weights == f"{4 * (10 * 474_720 + 27_546) / 1e6:.4g} MB"
+    assert float(state[0].split()[0]) == pytest.approx(2 * float(weights.split()[0]), rel=1e-3)
+
+
+def test_optimizers_keep_what_they_keep(gatewright):
+    def kept(*flags):
+        return float(cells(gatewright("plan", "digits", *flags)[1], "optimizer")[0].split()[0])
+
+    once = kept("--optim.name", "sgd")
+    assert kept("--optim.name", "sgd", "--optim.momentum", "0") == 0
+    assert kept("--optim.name", "sgd", "--optim.ema-decay", "0.9") == pytest.approx(2 * once, rel=1e-3)
+    assert kept() == pytest.approx(2 * once, rel=1e-3)
+    assert once < kept("--optim.name", "muon") < 2 * once
+
+
+def test_shapes_of_built_in_data_are_theirs(gatewright):
+    images = load_images(RECIPES["digits"]().data).test
+    given = [str(size) for size in images.images.shape[1:]]
+    words = ["plan", "digits", "--image-shape", *given, "--num-classes", str(len(images.class_names))]
+    assert gatewright(*words)[1] == gatewright("plan", "digits")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("digit", "No recipe is called 'digit'; did you mean 'digits'?"),
+        ("digits --processes 3 --parallel.ep-size 2", "divides the number of processes (3)"),
+        ("digits --parallel.shard fsdp", "got --engine torch and --parallel.shard fsdp. Leave both out"),
+        ("digits --model.router soft", "for one mixture whose router chooses experts"),
+        ("cifar10-cnn --data.name some/images", "Say --image-shape CHANNELS HEIGHT WIDTH and --num-classes N."),
+        (f"{SIZES} --memory-per-rank 1e3", "No number of processes up to 4096"),
+        (f"{SIZES} --top-k 65", "no more experts per token than experts"),
+        ("--dim 3", "--num-experts"),
+        (f"{SIZES} --links.inside 0", "a link more than 0 bytes per second"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_what_does_not_fit_gets_a_sentence(gatewright, words, sentence):
+    status, output, errors = gatewright("plan", *words.split())
+    assert (status, output) == (2, "")
+    assert "Traceback" not in errors
+    assert sentence in " ".join(word for word in errors.split() if word not in "│|")

@@ -1,0 +1,151 @@
+"""The measurements behind one row of the page."""
+
+import copy
+from dataclasses import dataclass, fields
+from functools import partial
+
+import torch
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.utils.checkpoint import checkpoint
+
+from gatewright import moe_layers
+from tests.compare import SEED, arguments, by_the_layer, by_the_reference, compiled_step, differences, results, step
+from tests.promises.places import TABLES, TOKENS, make
+
+WITHIN = 1e-6
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 5e-2}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One combination. Figures are largest relative differences."""
+
+    output_float32: float
+    gradient_float32: float
+    output_float64: float
+    gradient_float64: float
+    alone_in_evaluation: bool
+    alone_in_training: bool
+    one_graph: bool
+    checkpointing: bool
+    output_bfloat16: float
+
+    def answers(self):
+        """By name, what is so or not."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.type is bool}
+
+    def too_large(self):
+        """By name, the figures above their tolerance."""
+        figures = {field.name: getattr(self, field.name) for field in fields(self) if field.type is float}
+        return {name: value for name, value in figures.items() if not value <= TOLERANCE[name.split("_")[1]]}
+
+
+def measure(table, row, is_one_graph):
+    """Measure a row; ``is_one_graph()`` is asked last, because another process may be at work on the answer."""
+    (output32, gradient32), (output64, gradient64) = (
+        worst_parity(table, row, dim, dtype) for dim, dtype in ((8, torch.float32), (7, torch.float64))
+    )
+    layer, x = make(table, row)
+    return Row(
+        output_float32=output32,
+        gradient_float32=gradient32,
+        output_float64=output64,
+        gradient_float64=gradient64,
+        alone_in_evaluation=alone_in_evaluation(layer, x),
+        alone_in_training=alone_in_training(layer, x),
+        checkpointing=same_when_checkpointed(layer, x),
+        output_bfloat16=bfloat16(layer, x),
+        one_graph=is_one_graph(),
+    )
+
+
+def worst(figures):
+    """The largest of some figures; NaN is above all."""
+    return float(torch.tensor([*figures], dtype=torch.float64).max())
+
+
+def worst_parity(table, row, dim, dtype):
+    """How far output and gradients are from the reference's, at worst over the row's layers."""
+    found = [parity(*make(table, row, dim, case), dtype) for case in range(len(TABLES[table][row]))]
+    return [worst(figures) for figures in zip(*found, strict=True)]
+
+
+def parity(layer, x, dtype):
+    """How far a training step's output and gradients are from the reference's."""
+    layer, x, upstream = layer.to(dtype), x.to(dtype), torch.randn_like(x).to(dtype)
+    actual, expected = (results(compute, layer, [x], upstream) for compute in (by_the_layer, by_the_reference))
+    relative = differences(actual, expected)
+    return relative.pop("output"), worst(relative.values())
+
+
+def forward(model, layer, x):
+    """A forward without gradients, with the same noise each time; ``model`` is the layer, or runs it."""
+    torch.manual_seed(SEED)
+    with torch.no_grad():
+        return model(*arguments(layer, x))
+
+
+def alone_in_evaluation(layer, x):
+    """Whether an item, or a group of a dense router, has one output: alone, among others and in another order."""
+    layer, size = copy.deepcopy(layer).eval(), group_size(layer)
+    joint, order = forward(layer, layer, x), torch.arange(TOKENS).view(-1, size).flip(0).flatten()
+    alone = torch.cat([forward(layer, layer, part) for part in x.split(size)])
+    return same(alone, joint) and same(forward(layer, layer, x[order]), joint[order])
+
+
+def alone_in_training(layer, x):
+    """Whether the outputs of the first half of a batch stay as they are, whatever the second half is."""
+    layer, half = copy.deepcopy(layer), TOKENS // 2
+    batches = [torch.cat([x[:half], second]) for second in torch.randn(8, half, x.shape[1])]
+    first, *others = (forward(layer, layer, batch)[:half] for batch in batches)
+    return all(same(other, first) for other in others)
+
+
+def group_size(layer):
+    """How many items are one to a layer; where a whole batch is, it should not be."""
+    router = next(moe.router for _, moe in moe_layers(layer))
+    return router.group_size or 1 if router.dense else 1
+
+
+def same(actual, expected):
+    """Whether all numbers are within 1e-6."""
+    return bool((actual - expected).abs().max() <= WITHIN)
+
+
+def in_one_graph(table, row):
+    """Whether torch.compile(fullgraph=True) takes a row's layer, in training and in evaluation.
+
+    Raises:
+        AssertionError: If it does, and computes something else than eager mode.
+    """
+    layer, x = make(table, row)
+    options = {"backend": "aot_eager", "fullgraph": True}
+    try:
+        relative = compiled_step(layer, x, **options)
+    except GuardOnDataDependentSymNode:
+        return False  # a branch on a size that is data
+    evaluated = forward(torch.compile(layer.eval(), **options), layer, x)
+    assert worst(relative.values()) <= TOLERANCE["float32"], relative
+    assert same(evaluated, forward(layer, layer, x))
+    return True
+
+
+def same_when_checkpointed(layer, x):
+    """Whether a step with activation checkpointing is the step without, auxiliary losses and noise included."""
+    again = partial(checkpoint, layer, use_reentrant=False)
+    relative = differences(step(again, layer, x), step(layer, layer, x))
+    return worst(relative.values()) <= TOLERANCE["float32"]
+
+
+def bfloat16(layer, x):
+    """How far the output under bfloat16 autocast is from float32's; infinitely, if a route or a gradient's type is.
+
+    Types of gradients are those of the parameters, whatever autocast computes in.
+    """
+    moe = next(moe for _, moe in moe_layers(layer))
+    plain, weight = step(layer, layer, x), moe.routing.weight
+    cast = step(layer, layer, x, autocast=True)
+    types = {name: value.dtype for name, value in cast.items() if name not in ("output", "loss")}
+    if not torch.equal(moe.routing.weight, weight) or set(types.values()) != {torch.float32}:
+        return float("inf")
+    return differences(cast, plain)["output"]

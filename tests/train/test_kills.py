@@ -1,0 +1,42 @@
+"""Processes killed with SIGKILL at random moments: the run starts again by itself, and ends with the same bits."""
+
+import random
+
+import pytest
+
+from tests.train.launched import Launched, count_losses, kill_at_random, needs_proc, table
+from tests.train.runs import differences, final_state
+
+pytestmark = [pytest.mark.distributed, needs_proc]
+
+STEPS_PER_EPOCH = 21
+MOMENTS = ("training", "writing", "starting")
+
+
+@pytest.mark.parametrize(
+    ("number", "epochs"), [(3, 2), pytest.param(20, 6, marks=pytest.mark.slow)], ids=["three", "twenty"]
+)
+def test_killed_processes_start_again_and_lose_no_more_than_the_steps_since_the_last_checkpoint(
+    tmp_path, number, epochs
+):
+    rng = random.Random(number)
+    moments = [*MOMENTS, *rng.choices(MOMENTS, weights=(3, 3, 1), k=number - 3)]
+    flags = ("--epochs", epochs, "--parallel.max-restarts", number)
+    with Launched(tmp_path / "killed", *flags) as killed:
+        kills = kill_at_random(killed, moments, STEPS_PER_EPOCH * epochs, seed=number)
+        assert killed.finish() == 0, killed.errors()
+    with Launched(tmp_path / "whole", *flags) as whole:
+        assert whole.finish() == 0, whole.errors()
+
+    count_losses(kills, killed.steps())
+    differing = differences(final_state(killed.output), final_state(whole.output))
+    print(table(kills, differing))
+    assert differing == []
+    assert all(kill.lost <= 5 for kill in kills)
+    assert [step for step, _ in whole.steps()] == list(range(1, STEPS_PER_EPOCH * epochs + 1))
+    for place, kill in enumerate(kills, 1):
+        assert f"Process {kill.rank} (pid " in killed.errors()
+        assert (
+            f"was killed by SIGKILL. All start again from the newest checkpoint: restart {place} of" in killed.errors()
+        )
+    assert not [*(killed.output / "checkpoints").glob("*.partial")]
