@@ -10,7 +10,11 @@ BIN := $(VENV)/bin
 # On a machine that others use too, threads that spin while they wait cost more than they gain: see the README.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test test-all check format clean
+# Tests share the cores out among themselves, one thread each. One at a time: make test PYTEST_WORKERS=0
+PYTEST_WORKERS ?= logical
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 4 --dist worksteal
+
+.PHONY: install demo test test-all check format promises clean
 
 install: $(VENV)/.installed
 
@@ -33,10 +37,10 @@ demo: install
 	@$(BIN)/gatewright train digits
 
 test: install
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 test-all: install
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 check: install
 	@$(BIN)/ruff format --check .
@@ -47,6 +51,9 @@ check: install
 format: install
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+promises: install
+	@$(BIN)/python -m tests.promises
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

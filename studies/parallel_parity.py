@@ -2,8 +2,8 @@
 
 For every router and two kinds of experts: the largest difference of outputs, gradients (with their norm) and auxiliary
 losses over 2 and 4 gloo processes, in units of the largest entry expected. Then the largest difference of the weights
-after 20 steps of training, in float64, and in float32 beside the difference that a permutation of each batch's rows makes
-on one process.
+after 20 steps of training, in float64, and in float32 beside the difference that a permutation of each batch's rows
+makes on one process.
 """
 
 import tempfile

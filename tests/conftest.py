@@ -36,10 +36,17 @@ def poisoned():
 
 
 @pytest.fixture(scope="session")
-def run_unhooked():
-    """Run a function in a process that never saw the import hook, whose wrappers torch.compile cannot trace."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        yield lambda function, *args: pool.submit(function, *args).result()
+def unhooked():
+    """Start a function in a process that never saw the import hook, whose wrappers torch.compile cannot trace."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        yield pool.submit
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="session")
+def run_unhooked(unhooked):
+    """Run a function in such a process, and wait for what it returns."""
+    return lambda function, *args: unhooked(function, *args).result()
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,7 @@ def join(rank, world, store):
     """Become a rank of a gloo group."""
     torch.set_num_threads(1)
     timeout = timedelta(seconds=TIMEOUT)
-    dist.init_process_group(
-        "gloo", store=dist.FileStore(store, world), rank=rank, world_size=world, timeout=timeout
-    )
+    dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=rank, world_size=world, timeout=timeout)
 
 
 class Ranks:

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from gatewright.routers import ROUTERS
+
 ROOT = Path(__file__).parent.parent
-PAGES = sorted(page.relative_to(ROOT).as_posix() for page in ROOT.glob("docs/*/*.md"))
+PAGES = sorted(page.relative_to(ROOT).as_posix() for page in [*ROOT.glob("docs/*/*.md"), ROOT / "docs/dispatch.md"])
+TOP = sorted(page.relative_to(ROOT).as_posix() for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
 def python_blocks(name):
@@ -39,7 +42,14 @@ def test_the_examples_of_the_pages_run(name):
     exec(compile(example, name, "exec"), {})
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", *PAGES])
+def test_every_router_has_a_page_and_the_index_has_every_page():
+    pages = {page.name for page in ROOT.glob("docs/routers/*.md")} - {"README.md"}
+    assert {f"{name}.md" for name in ROUTERS} <= pages
+    index = (ROOT / "docs/routers/README.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"\]\(([a-z-]+\.md)\)", index)) == sorted(pages)
+
+
+@pytest.mark.parametrize("name", sorted({*TOP, *PAGES}))
 def test_links_lead_somewhere(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#]+)\)", text)

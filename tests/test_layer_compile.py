@@ -41,16 +41,13 @@ def grouped(router, dispatcher, dim, autocast, training):
         ("noisy-top-k", "dropless", 7, False, False),
         ("top-k", "dropless", 8, True, True),
         ("top-k", "capacity", 7, False, True),
-        ("hierarchical-in-groups", "dropless", 8, False, True),
-        ("expert-dropout", "dropless", 8, False, True),
-        ("expert-choice", "dropless", 8, False, True),
         ("expert-choice-normalized", "capacity", 8, True, True),
         ("expert-choice", "dropless", 7, False, False),
-        ("sinkhorn", "dropless", 8, False, True),
         ("sinkhorn", "capacity", 7, True, True),
     ],
 )
 def test_grouped_experts_are_one_graph(run_unhooked, router, dispatcher, dim, autocast, training):
+    """Every router at one size is in `tests/test_promises.py`; here are odd sizes, autocast and gated experts."""
     run_unhooked(grouped, router, dispatcher, dim, autocast, training)
 
 

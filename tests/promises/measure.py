@@ -59,6 +59,12 @@ def measure(table, row, is_one_graph):
     )
 
 
+def measure_all_of(place):
+    """Measure a row in a process that takes one core."""
+    torch.set_num_threads(1)
+    return measure(*place, partial(in_one_graph, *place))
+
+
 def worst(figures):
     """The largest of some figures; NaN is above all."""
     return float(torch.tensor([*figures], dtype=torch.float64).max())
@@ -78,9 +84,9 @@ def parity(layer, x, dtype):
     return relative.pop("output"), worst(relative.values())
 
 
-def forward(model, layer, x):
-    """A forward without gradients, with the same noise each time; ``model`` is the layer, or runs it."""
-    torch.manual_seed(SEED)
+def forward(model, layer, x, seed=SEED):
+    """A forward without gradients, with the noise of a seed; ``model`` is the layer, or runs it."""
+    torch.manual_seed(seed)
     with torch.no_grad():
         return model(*arguments(layer, x))
 
@@ -94,11 +100,11 @@ def alone_in_evaluation(layer, x):
 
 
 def alone_in_training(layer, x):
-    """Whether the outputs of the first half of a batch stay as they are, whatever the second half is."""
+    """Whether the outputs of the first half of a batch stay as they are where the second half is another."""
     layer, half = copy.deepcopy(layer), TOKENS // 2
-    batches = [torch.cat([x[:half], second]) for second in torch.randn(8, half, x.shape[1])]
-    first, *others = (forward(layer, layer, batch)[:half] for batch in batches)
-    return all(same(other, first) for other in others)
+    others = [torch.cat([x[:half], second]) for second in torch.randn(16, half, x.shape[1])]
+    pairs = ([forward(layer, layer, batch, seed)[:half] for batch in (x, other)] for seed, other in enumerate(others))
+    return all(same(*pair) for pair in pairs)
 
 
 def group_size(layer):

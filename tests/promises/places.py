@@ -32,13 +32,14 @@ def tables():
     for kind, prefix in KINDS.items():
         cases = [experts for experts in EXPERT_CASES if experts.startswith(prefix)]
         for name, dispatcher in DISPATCHER_CASES.items():
-            if name != "capacity":  # the tight ones do the same and drop more
-                rows = {
-                    router: [partial(make_moe, router, experts, name) for experts in cases] for router in ROUTER_CASES
-                }
-                made[f"`{kind}`, `{dispatcher()!r}`"] = rows
-        rows = {router: [partial(make_soft_moe, router, experts) for experts in cases] for router in SOFT_CASES}
-        made[f"`{kind}`, `SoftDispatch()`"] = rows
+            if name == "capacity":  # the tight ones do the same and drop more
+                continue
+            made[f"`{kind}`, `{dispatcher()!r}`"] = {
+                router: [partial(make_moe, router, experts, name) for experts in cases] for router in ROUTER_CASES
+            }
+        made[f"`{kind}`, `SoftDispatch()`"] = {
+            router: [partial(make_soft_moe, router, experts) for experts in cases] for router in SOFT_CASES
+        }
     return made | {"Beside dispatch": {name: [make] for name, make in beside().items()}}
 
 

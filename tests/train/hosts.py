@@ -42,11 +42,15 @@ class Hosts:
         return self
 
     def __exit__(self, *_):
-        for name in self.names:
-            pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout.split()
-            for pid in pids:
-                os.kill(int(pid), signal.SIGKILL)
+        for host, name in enumerate(self.names):
+            self.clear(host)
             subprocess.run(["ip", "netns", "del", name], check=False)
+
+    def clear(self, host):
+        """Kill all that runs on a host."""
+        pids = subprocess.run(["ip", "netns", "pids", self.names[host]], capture_output=True, text=True).stdout.split()
+        for pid in pids:
+            os.kill(int(pid), signal.SIGKILL)
 
     def cut(self):
         ip("-n", self.names[1], "link", "set", CABLE, "down")

@@ -11,7 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from gatewright.train.checkpoint import FORMAT, load_checkpoint, newest_checkpoint, save_checkpoint
+from gatewright.parallel import Rows, whole_state
+from gatewright.train.checkpoint import FORMAT, load_checkpoint, newest_checkpoint, save_checkpoint, save_part
 from tests.train.runs import differences
 
 # Writes a checkpoint in a process that may write no file of more than 64 KiB, and says what happened.
@@ -112,6 +113,68 @@ def test_the_same_step_is_written_over(folder):
     save_checkpoint(small(1), folder, 5)
     save_checkpoint(small(2), folder, 5)
     assert load_checkpoint(newest_checkpoint(folder))["step"] == 2
+
+
+def in_parts(folder, step=1, parts=3):
+    """A state of which every part has an expert of its own and rows of one tensor."""
+    for number in range(1, parts):
+        save_part(part(number), folder, step, number=number, parts=parts)
+    return save_checkpoint({"step": step, **part(0)}, folder, step, parts=parts)
+
+
+def part(number):
+    rows = Rows(torch.full((number, 2), float(number)))
+    model = {f"expert.{number}": torch.ones(2) * number, "stacked": rows, "count": torch.tensor(7)}
+    return {"engine": {"model": model, "optimizers": [{f"expert.{number}|momentum": torch.ones(2) / 2**number}]}}
+
+
+def test_parts_are_one_state(folder):
+    loaded = load_checkpoint(in_parts(folder))
+    model, (optimizer,) = loaded["engine"]["model"], loaded["engine"]["optimizers"]
+    assert list(model) == ["expert.0", "stacked", "count", "expert.1", "expert.2"]
+    assert [float(model[f"expert.{number}"][0]) for number in range(3)] == [0, 1, 2]
+    assert [float(values[0]) for values in optimizer.values()] == [1, 1 / 2, 1 / 4]
+    assert model["stacked"][0:3][:, 0].tolist() == [1, 2, 2]
+    assert model["stacked"][1:2].tolist() == [[2, 2]]
+    assert whole_state(model)["stacked"].shape == (3, 2)
+
+
+def test_parts_go_with_their_checkpoint(folder):
+    for step in (1, 2, 3):
+        in_parts(folder, step)
+    save_part(part(1), folder, 4, number=1, parts=2)  # and then its run was killed
+    in_parts(folder, 5)
+    steps = [name[-20:-12] for name in names(folder)]
+    assert sorted(set(steps)) == ["00000003", "00000005"]
+    assert len(steps) == 6
+    assert load_checkpoint(newest_checkpoint(folder))["step"] == 5
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_part_that_does_not_belong_is_found_out(folder, number):
+    path = in_parts(folder)
+    other = folder / f"part-{number}-of-3-{path.name}"
+    content = other.read_bytes()
+    other.write_bytes(content[:-3])
+    assert f"{other} is truncated" in str(refused(path))
+    save_part(part(number + 1), folder, 1, number=number, parts=3)
+    assert str(refused(path)) == f"{path} is damaged: {other} is not the part that it was saved with."
+    other.unlink()
+    assert str(refused(path)) == f"{path} is not complete: its part {other} is missing."
+    other.write_bytes(content)
+    load_checkpoint(path)
+
+
+def refused(path):
+    with pytest.raises(ValueError, match=r"\w") as caught:
+        load_checkpoint(path)
+    return caught.value
+
+
+def test_a_part_that_the_first_process_cannot_see(folder):
+    with pytest.raises(OSError, match=r"part-1-of-2-step-00000001.safetensors is not there.*one that all share"):
+        save_checkpoint(small(), folder, 1, parts=2)
+    assert names(folder) == []
 
 
 def test_there_is_no_newest_of_none(folder):

@@ -40,3 +40,17 @@ def test_killed_processes_start_again_and_lose_no_more_than_the_steps_since_the_
             f"was killed by SIGKILL. All start again from the newest checkpoint: restart {place} of" in killed.errors()
         )
     assert not [*(killed.output / "checkpoints").glob("*.partial")]
+
+
+@pytest.mark.slow
+def test_sums_over_four_processes_are_in_the_same_order_after_a_restart(tmp_path):
+    """DDP would reorder its buckets after the first step, and a sum of four numbers has other bits in another order."""
+    flags = ("--epochs", 1, "--processes", 4, "--parallel.ep-size", 2)
+    with Launched(tmp_path / "killed", *flags) as killed:
+        killed.wait_for_step(12)
+        killed.kill(2, "training", set())
+        assert killed.finish() == 0, killed.errors()
+    with Launched(tmp_path / "whole", *flags) as whole:
+        assert whole.finish() == 0, whole.errors()
+    assert len(killed.steps()) > 21
+    assert differences(final_state(killed.output), final_state(whole.output)) == []

@@ -1,6 +1,5 @@
 """The engine on several processes: the same numbers, the same state, the same evaluation as on one."""
 
-import copy
 import functools
 
 import pytest
@@ -11,11 +10,13 @@ from torch import nn
 from gatewright import ModuleExperts, MoE
 from gatewright.data import ImageSet
 from gatewright.models import CnnConfig, StartTogether
-from gatewright.parallel import expert_mesh, expert_parameters, expert_runs
+from gatewright.parallel import expert_mesh, expert_parameters, expert_runs, whole_state
 from gatewright.train import OptimConfig, RunConfig, evaluate
+from gatewright.train.checkpoint import load_checkpoint, newest_checkpoint
 from gatewright.train.config import ParallelConfig
 from gatewright.train.engine import TorchEngine
 from gatewright.train.processes import ALONE, SeveralProcesses
+from gatewright.train.saving import Saver
 from gatewright.train.sharded import ShardedProcesses
 from tests.cases import EXPERT_CASES, make_router
 
@@ -155,52 +156,75 @@ def trajectory_of(ep_size, options):
     return trajectory(ep_size, **options)
 
 
-def resharded(states, ep_size, options, shard="none"):
-    """Go on from a logical state, and return the one at the end."""
+def resharded(folder, ep_size, options, shard="none"):
+    """Go on from a checkpoint, and return the state at the end."""
     engine = engine_of(several(ep_size, shard) if ep_size else ALONE, **options)
-    engine.load_state_dict(copy.deepcopy(states))
+    engine.load_state_dict(load_checkpoint(newest_checkpoint(folder))["engine"])
     train(engine, STEPS // 2)
     return engine.state_dict()["model"]
 
 
-def half_way(ep_size, options, shard="none"):
-    engine = engine_of(several(ep_size, shard), **options)
+def half_way(folder, ep_size, options, shard="none", in_background=False):
+    """Train for half of the steps, save, and where training need not wait, go on."""
+    engine = engine_of(several(ep_size, shard) if ep_size else ALONE, **options)
     train(engine, 0, STEPS // 2)
-    state = engine.state_dict()
-    return state if dist.get_rank() == 0 else None
+    with Saver(folder, engine.processes, in_background=in_background) as saver:
+        saver.save({"engine": engine.state_dict(part=True)}, engine.model, engine.step_count)
+        if in_background:
+            train(engine, STEPS // 2)
+
+
+def uninterrupted(options):
+    engine = engine_of(ALONE, **options)
+    train(engine)
+    return engine.state_dict()["model"]
 
 
 @pytest.mark.parametrize("experts", ["modules", "grouped-relu-bias"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_state_of_four_processes_goes_on_at_one_two_and_three(ranks, experts, optimizer):
+def test_a_checkpoint_of_four_processes_goes_on_at_one_two_and_three(ranks, experts, optimizer, tmp_path):
     options = {"experts": experts, "optimizer": optimizer, "ema_decay": 0.9}
-    saved = ranks(4, half_way, 4, options)[0]
-    whole = engine_of(ALONE, **options)
-    train(whole)
-    expected = whole.state_dict()["model"]
-    assert largest_difference(resharded(saved, None, options), expected) < 1e-8
+    ranks(4, half_way, tmp_path, 4, options)
+    parts = [f"part-{number}-of-4-step-00000010.safetensors" for number in (1, 2, 3)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*parts, "step-00000010.safetensors"]
+    expected = uninterrupted(options)
+    assert largest_difference(resharded(tmp_path, None, options), expected) < 1e-8
     for world in (2, 3):
-        assert largest_difference(ranks(world, resharded, saved, world, options)[0], expected) < 1e-8
+        assert largest_difference(ranks(world, resharded, tmp_path, world, options)[0], expected) < 1e-8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experts", ["modules", "grouped-relu-bias"])
+def test_a_checkpoint_of_four_processes_goes_on_at_eight(ranks, experts, tmp_path):
+    options = {"experts": experts}
+    ranks(4, half_way, tmp_path, 4, options)
+    assert largest_difference(ranks(8, resharded, tmp_path, 4, options)[0], uninterrupted(options)) < 1e-8
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_sharded_state_goes_on_unsharded_and_back(ranks, optimizer):
+def test_a_sharded_checkpoint_goes_on_unsharded_and_back(ranks, optimizer, tmp_path):
     options = {"optimizer": optimizer}
-    whole = engine_of(ALONE, **options)
-    train(whole)
-    expected = whole.state_dict()["model"]
-    sharded = ranks(4, half_way, 2, options, "fsdp")[0]
-    assert largest_difference(resharded(sharded, None, options), expected) < 1e-8
-    unsharded = ranks(2, half_way, 2, options)[0]
-    assert largest_difference(ranks(4, resharded, unsharded, 2, options, "fsdp")[0], expected) < 1e-8
+    expected = uninterrupted(options)
+    ranks(4, half_way, tmp_path / "sharded", 2, options, "fsdp")
+    assert largest_difference(resharded(tmp_path / "sharded", None, options), expected) < 1e-8
+    ranks(2, half_way, tmp_path / "not", 2, options)
+    assert largest_difference(ranks(4, resharded, tmp_path / "not", 2, options, "fsdp")[0], expected) < 1e-8
 
 
-def test_a_state_of_one_process_goes_on_at_four(ranks):
-    alone = engine_of(ALONE)
-    train(alone, 0, STEPS // 2)
-    saved = copy.deepcopy(alone.state_dict())
-    train(alone, STEPS // 2)
-    assert largest_difference(ranks(4, resharded, saved, 2, {})[0], alone.state_dict()["model"]) < 1e-8
+def test_a_checkpoint_of_one_process_goes_on_at_four(ranks, tmp_path):
+    half_way(tmp_path, None, {})
+    assert largest_difference(ranks(4, resharded, tmp_path, 2, {})[0], uninterrupted({})) < 1e-8
+
+
+@pytest.mark.parametrize("experts", ["modules", "grouped-relu-bias"])
+def test_a_checkpoint_written_beside_the_training_holds_the_state_of_its_step(ranks, experts, tmp_path):
+    ranks(2, half_way, tmp_path / "beside", 2, {"experts": experts}, "none", True)
+    ranks(2, half_way, tmp_path / "between", 2, {"experts": experts})
+    beside, between = (load_checkpoint(newest_checkpoint(folder))["engine"] for folder in sorted(tmp_path.iterdir()))
+    for kind in ("model", "average"):
+        if between[kind]:
+            assert largest_difference(whole_state(beside[kind]), whole_state(between[kind])) == 0
+    assert beside["step_count"] == between["step_count"] == STEPS // 2
 
 
 def uneven_evaluation(ep_size):

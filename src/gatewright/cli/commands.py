@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from gatewright.cli.export import export_command
 from gatewright.cli.plan import plan_command
 from gatewright.data import BUILT_IN_NAMES, decode_image, load_images
 from gatewright.dispatch import DISPATCHERS
@@ -236,6 +237,7 @@ def _next_commands(config: RunConfig, output: Path) -> str:
 COMMANDS: Mapping[str, Callable[[list[str]], None]] = MappingProxyType(
     {
         "evaluate": evaluate_command,
+        "export": export_command,
         "list": list_command,
         "plan": plan_command,
         "predict": predict_command,

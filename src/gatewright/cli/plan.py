@@ -137,7 +137,7 @@ def recipe_sizes(asked: RecipeArguments) -> Sizes:
     if (run.engine, run.parallel.shard) != ("torch", "none"):
         raise ValueError(
             f"A plan is for the torch engine with every dense parameter on every process; got --engine {run.engine} "
-            f"and --parallel.shard {run.parallel.shard}. Leave both out: what they shard takes less memory than planned."
+            f"and --parallel.shard {run.parallel.shard}. Leave both out: what is sharded takes less than planned."
         )
     shape, classes = SHAPES.get(run.data.name, (None, None))
     if shape is not None and run.data.image_size is not None:

@@ -1,5 +1,8 @@
 """One logical state whatever the split: the state of a model's experts, put together and shared out again."""
 
+from collections.abc import Mapping
+from itertools import accumulate
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -8,6 +11,50 @@ from torch.distributed.device_mesh import DeviceMesh
 from gatewright.layer import MoE
 from gatewright.parallel.dispatcher import ExpertParallel, expert_runs
 from gatewright.routed import moe_layers
+
+
+class Rows:
+    """Rows of one tensor that lie in several pieces; they are put together only as far as they are asked for.
+
+    Args:
+        runs: The pieces in order, of shapes ``(rows of the piece, ...)``.
+    """
+
+    def __init__(self, *runs: Tensor) -> None:
+        self.runs = runs
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Return the rows from ``rows.start`` to ``rows.stop``, both given."""
+        starts = accumulate(map(len, self.runs), initial=0)
+        return torch.cat(
+            [
+                run[max(rows.start - start, 0) : max(rows.stop - start, 0)]
+                for run, start in zip(self.runs, starts, strict=False)
+            ]
+        )
+
+
+def part_of_state(tensors: dict[str, Tensor], model: nn.Module, mesh: DeviceMesh) -> dict[str, Tensor | Rows]:
+    """Pick what this process is to save, so that all of them together save everything once, and none gathers it.
+
+    The first process has all but the experts of others; the first copy of each other expert is with the process where
+    it lives; stacked experts are `Rows`. `own_state` takes the merged dicts.
+    """
+    if mesh.get_local_rank("replica") > 0:
+        return {}
+    spread = _spread_layers(model)
+    own = {name: tensor for name, tensor in tensors.items() if _layer_of(name, spread)}
+    stacked = {
+        name: Rows(tensor)
+        for name, tensor in own.items()
+        if spread[str(_layer_of(name, spread))].experts.stacked and tensor.dim()
+    }
+    return {**(tensors if mesh.get_local_rank("expert") == 0 else own), **stacked}
+
+
+def whole_state(tensors: Mapping[str, Tensor | Rows]) -> dict[str, Tensor]:
+    """Put together all rows."""
+    return {name: torch.cat(value.runs) if isinstance(value, Rows) else value for name, value in tensors.items()}
 
 
 def gather_state(tensors: dict[str, Tensor], model: nn.Module, mesh: DeviceMesh) -> dict[str, Tensor]:
@@ -36,22 +83,23 @@ def gather_state(tensors: dict[str, Tensor], model: nn.Module, mesh: DeviceMesh)
     return {**tensors, **_joined(parts, spread)} if group.rank() == 0 else tensors
 
 
-def own_state(tensors: dict[str, Tensor], model: nn.Module, mesh: DeviceMesh) -> dict[str, Tensor]:
-    """Pick this process's share of what `gather_state` put together, at any number of processes."""
+def own_state(tensors: Mapping[str, Tensor | Rows], model: nn.Module, mesh: DeviceMesh) -> dict[str, Tensor]:
+    """Pick this process's share of what was saved whole or in parts, at any number of processes."""
     spread, rank, ep_size = _spread_layers(model), mesh.get_local_rank("expert"), mesh.get_group("expert").size()
-    own: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
+    own: dict[str, Tensor | Rows] = {}
+    for name, value in tensors.items():
         prefix = _layer_of(name, spread)
         if prefix is None:
-            own[name] = tensor
+            own[name] = value
             continue
         run = expert_runs(spread[prefix].router.num_experts, ep_size)[rank]
         if not spread[prefix].experts.stacked:
             if int(name.removeprefix(prefix).split(".")[1]) in run:
-                own[name] = tensor
+                own[name] = value
         else:
-            own[name] = tensor[run.start : run.stop] if tensor.dim() else tensor
-    return own
+            single = isinstance(value, Tensor) and not value.dim()
+            own[name] = value if single else value[run.start : run.stop]
+    return whole_state(own)
 
 
 def _spread_layers(model: nn.Module) -> dict[str, MoE]:

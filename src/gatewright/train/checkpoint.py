@@ -1,13 +1,17 @@
-"""Checkpoints: one safetensors file per step, written atomically, loaded without executing code.
+"""Checkpoints: safetensors files, written atomically, loaded without executing code, at any number of processes.
 
 Tensors are stored under their path in the state; everything else is JSON in the file's header. Safetensors is chosen
-because no other common format holds tensors and cannot hold code.
+because no other common format holds tensors and cannot hold code. Where experts are spread over processes, each writes
+a file of its own experts, its part; the first process's file comes last, names the others' checksums, and makes them
+one checkpoint.
 """
 
 import contextlib
 import json
 import os
+import struct
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,75 +19,90 @@ import torch
 from torch import Tensor
 
 from gatewright.extras import require
+from gatewright.parallel import Rows
 
 FORMAT = "gatewright-checkpoint-1"
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
-def save_checkpoint(state: dict[str, Any], folder: Path, step: int, *, keep: int = 2) -> Path:
+def save_checkpoint(state: dict[str, Any], folder: Path, step: int, *, keep: int = 2, parts: int = 1) -> Path:
     """Write a state of nested dicts, lists, numbers, strings and tensors, and delete all but the newest few.
 
     The file appears under its name only when it is complete; a failure leaves the older checkpoints as they are. What a
     killed process left unfinished is removed.
 
+    Args:
+        state: This process's part of the state, or all of it.
+        folder: Where the checkpoints of the run are.
+        step: Optimizer steps made.
+        keep: How many checkpoints stay.
+        parts: Files of the checkpoint, this one included; the others are `save_part`'s and complete.
+
     Raises:
         OSError: If the disk is full or the folder cannot be written; the sentence names the newest good checkpoint.
     """
-    tensors: dict[str, Tensor] = {}
-    text = json.dumps(_pack(state, "", tensors))
-    header = {"format": FORMAT, "state": text, "checksum": _checksum(text, tensors)}
     path = folder / f"step-{step:08d}.safetensors"
-    partial = folder / f"{path.name}.partial"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob("step-*.safetensors.partial"):  # Of a process that was killed while it wrote.
+    with _explained(folder, step):
+        for stale in folder.glob("*.partial"):  # Of processes that were killed while they wrote.
             stale.unlink(missing_ok=True)
-        content = require("safetensors.torch", "train").save(tensors, header)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        good = newest_checkpoint(folder)
-        way_on = f"{good} is intact: go on from it with --resume" if good else "there is no earlier one"
-        raise OSError(
-            f"The checkpoint of step {step} could not be written to {folder}: {error.strerror or error}. Make room, or "
-            f"name another --output; {way_on}."
-        ) from error
-    for old in checkpoints(folder)[:-keep]:
+        checksums = [_checksum_of(_part(path, number, parts)) for number in range(1, parts)]
+        _write(state, path, json.dumps(checksums) if checksums else "")
+    kept = checkpoints(folder)[-keep:]
+    for old in checkpoints(folder)[:-keep]:  # The file that makes a checkpoint goes first.
         old.unlink(missing_ok=True)
+    for part in folder.glob("part-*.safetensors"):
+        if not part.name.endswith(tuple(main.name for main in kept)):
+            part.unlink(missing_ok=True)
+    return path
+
+
+def save_part(state: dict[str, Any], folder: Path, step: int, *, number: int, parts: int) -> Path:
+    """Write what one process other than the first has of a state, before the first calls `save_checkpoint`.
+
+    Raises:
+        OSError: As there.
+    """
+    path = _part(folder / f"step-{step:08d}.safetensors", number, parts)
+    with _explained(folder, step):
+        _write(state, path, "")
     return path
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a state that `save_checkpoint` wrote.
+    """Read a state that `save_checkpoint` wrote, with its parts: their dicts are merged, their `Rows` joined.
+
+    Tensors lie in the files until they are used.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is truncated, damaged, or not a checkpoint of ours.
+        ValueError: If the file or a part is missing, truncated, damaged, or not a checkpoint of ours.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint at {path}.")
-    safetensors = require("safetensors", "train")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is truncated or not a safetensors file ({error}). Delete it to go on from an older checkpoint."
-        ) from error
-    if header.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} is not a Gatewright checkpoint: its format is {header.get('format')!r}, not {FORMAT!r}."
-        )
-    text = header.get("state", "")
-    if header.get("checksum") != _checksum(text, tensors):
-        raise ValueError(f"{path} is damaged: its checksum is wrong. Delete it to go on from an older checkpoint.")
-    state: dict[str, Any] = _unpack(json.loads(text), tensors)
-    return state
+    state, header = _read(path)
+    checksums = json.loads(header.get("parts") or "[]")
+    states = [state]
+    for number, checksum in enumerate(checksums, 1):
+        part = _part(path, number, len(checksums) + 1)
+        if not part.is_file():
+            raise ValueError(f"{path} is not complete: its part {part} is missing.")
+        state, header = _read(part)
+        if header["checksum"] != checksum:
+            raise ValueError(f"{path} is damaged: {part} is not the part that it was saved with.")
+        states.append(state)
+    merged: dict[str, Any] = _merge(states)
+    return merged
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -97,20 +116,119 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.safetensors"))
 
 
-def _checksum(text: str, tensors: dict[str, Tensor]) -> str:
-    """Sum up everything, so that a disk which changed a byte is found out."""
+def _part(path: Path, number: int, parts: int) -> Path:
+    return path.with_name(f"part-{number}-of-{parts}-{path.name}")
+
+
+@contextlib.contextmanager
+def _explained(folder: Path, step: int) -> Iterator[None]:
+    """Say of an error in writing what is left."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        good = newest_checkpoint(folder)
+        way_on = f"{good} is intact: go on from it with --resume" if good else "there is no earlier one"
+        raise OSError(
+            f"The checkpoint of step {step} could not be written to {folder}: {error.strerror or error}. Make room, or "
+            f"name another --output; {way_on}."
+        ) from error
+
+
+def _write(state: dict[str, Any], path: Path, parts: str) -> None:
+    """Write one file, one tensor at a time.
+
+    The safetensors library's own writers copy all tensors first, or make files that only their owner may read.
+    """
+    tensors: dict[str, Tensor] = {}
+    text = json.dumps(_pack(state, "", tensors))
+    header = {"format": FORMAT, "state": text, "checksum": "0" * 8} | ({"parts": parts} if parts else {})
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(_head(header, tensors))
+            header["checksum"] = _checksum(parts + text, tensors, file.write)
+            file.seek(0)
+            file.write(_head(header, tensors))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def _head(header: dict[str, str], tensors: dict[str, Tensor]) -> bytes:
+    """Return the beginning of a safetensors file (https://huggingface.co/docs/safetensors): where each tensor lies."""
+    places: dict[str, Any] = {"__metadata__": header}
+    end = 0
+    for name, tensor in _in_order(tensors):
+        start, end = end, end + tensor.nbytes
+        places[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    words = json.dumps(places).encode()
+    words += b" " * (-len(words) % 8)
+    return struct.pack("<Q", len(words)) + words
+
+
+def _in_order(tensors: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """Sort tensors so that each begins at a multiple of its item size."""
+    return sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the state in one file, and the file's header."""
+    with _opened(path) as file:
+        header = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    if header.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is not a Gatewright checkpoint: its format is {header.get('format')!r}, not {FORMAT!r}."
+        )
+    text = header.get("state", "")
+    if header.get("checksum") != _checksum(header.get("parts", "") + text, tensors):
+        raise ValueError(f"{path} is damaged: its checksum is wrong. Delete it to go on from an older checkpoint.")
+    return _unpack(json.loads(text), tensors), header
+
+
+def _checksum_of(part: Path) -> str:
+    """Read the checksum that another process has just written."""
+    if not part.is_file():
+        raise OSError(f"{part.name} is not there, though another process wrote it: is the folder one that all share?")
+    with _opened(part) as file:
+        return str(file.metadata()["checksum"])
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    safetensors = require("safetensors", "train")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            yield file
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is truncated or not a safetensors file ({error}). Delete it to go on from an older checkpoint."
+        ) from error
+
+
+def _checksum(text: str, tensors: dict[str, Tensor], write: Callable[[memoryview], object] = len) -> str:
+    """Sum up everything, so that a disk which changed a byte is found out; write the tensors on the way."""
     checksum = zlib.crc32(text.encode())
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in _in_order(tensors):
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        write(content)
         checksum = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), checksum)
-        checksum = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, checksum)
+        checksum = zlib.crc32(content, checksum)
     return f"{checksum:08x}"
 
 
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """Move tensors out of a state; dicts become lists of pairs, because JSON has no integer keys."""
+    if isinstance(value, Rows):
+        return {"rows": [_pack(run, path, tensors)["tensor"] for run in value.runs]}
     if isinstance(value, Tensor):
         name = f"{len(tensors)}{path}"  # Numbered, because a key may hold a slash.
-        tensors[name] = value.detach().cpu().contiguous().clone()
+        tensors[name] = value
         return {"tensor": name}
     if isinstance(value, dict):
         return {"dict": [[key, _pack(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
@@ -124,6 +242,21 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
         return [_unpack(item, tensors) for item in value]
     if not isinstance(value, dict):
         return value
+    if "rows" in value:
+        return Rows(*(tensors[name] for name in value["rows"]))
     if "tensor" in value:
         return tensors[value["tensor"]]
     return {key: _unpack(item, tensors) for key, item in value["dict"]}
+
+
+def _merge(states: list[Any]) -> Any:
+    """Join what parts hold: dicts by their keys, lists by place, `Rows` in order; of anything else the first."""
+    first = states[0]
+    if isinstance(first, dict):
+        keys = dict.fromkeys(key for state in states for key in state)
+        return {key: _merge([state[key] for state in states if key in state]) for key in keys}
+    if isinstance(first, list) and len(states) > 1:
+        return [_merge([state[place] for state in states if place < len(state)]) for place in range(len(first))]
+    if isinstance(first, Rows):
+        return Rows(*(run for state in states for run in state.runs))
+    return first

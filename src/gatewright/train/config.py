@@ -133,6 +133,7 @@ class RunConfig:
         compile: Whether the network goes through `torch.compile`.
         checkpoint_every: Epochs between checkpoints.
         checkpoint_every_steps: Optimizer steps between checkpoints, besides those; None for none.
+        checkpoint_in_background: Whether training goes on while a copy of the state is written.
         output: The run's folder; None makes one under ``runs``.
     """
 
@@ -153,6 +154,7 @@ class RunConfig:
     compile: bool = False
     checkpoint_every: int = 1
     checkpoint_every_steps: int | None = None
+    checkpoint_in_background: bool = False
     output: str | None = None
 
     def __post_init__(self) -> None:

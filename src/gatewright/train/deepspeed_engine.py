@@ -144,12 +144,12 @@ class DeepSpeedEngine(TorchEngine):
         zero = zero_stage(self.settings) > 0  # ZeRO ties parameters to its buffers: such a model cannot be copied.
         return super()._diagnosis(what, value, None if zero else images)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, part: bool = False) -> dict[str, Any]:
         """Return the logical state; where it cannot hold all, write DeepSpeed's own checkpoint beside it."""
         if not is_plain(self.settings) and self.folder is not None:
             self.engine.save_checkpoint(str(self.folder), tag=self._tag(self.step_count))
             self._delete_old(self.folder)
-        return super().state_dict()
+        return super().state_dict(part=part)
 
     def _delete_old(self, folder: Path) -> None:
         """Keep as many of DeepSpeed's checkpoints as of the run's."""

@@ -205,12 +205,12 @@ class TorchEngine:
             f"{layer or 'the loss itself'}. Try a lower --optim.lr, --optim.clip-norm 1.0 or --precision float32."
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that the next step depends on, the random state included.
+    def state_dict(self, *, part: bool = False) -> dict[str, Any]:
+        """Return all that the next step depends on, the random state included; every process calls this.
 
-        It is one logical state: every process calls this, and the first gets what one process alone would have.
+        It is one logical state, which the first process gets as one alone would have it; or each its part, to save it.
         """
-        gather = partial(self.processes.gather, model=self.model)
+        gather = partial(self.processes.part if part else self.processes.gather, model=self.model)
         leave = self.processes.stand_ins(self.model)
         return {
             "settings": self._fixed_settings(),

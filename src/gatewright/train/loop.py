@@ -26,7 +26,7 @@ from gatewright.metrics import load_share
 from gatewright.models import ImageClassifier
 from gatewright.report import write_pictures, write_report
 from gatewright.routed import moe_layers
-from gatewright.train.checkpoint import newest_checkpoint, save_checkpoint
+from gatewright.train.checkpoint import newest_checkpoint
 from gatewright.train.config import RunConfig, save_config
 from gatewright.train.deepspeed_engine import DeepSpeedEngine
 from gatewright.train.engine import Batch, StepReport, TorchEngine, TrainingDiverged, find_device
@@ -36,6 +36,7 @@ from gatewright.train.join import join_processes
 from gatewright.train.processes import ALONE, Processes
 from gatewright.train.progress import Progress
 from gatewright.train.result import describe_result, hardware, layer_metrics, versions, write_json
+from gatewright.train.saving import Saver
 from gatewright.train.signals import Interrupted, StopRequest
 from gatewright.train.tracking import NoTracker, RunStatus, Tracker, start_tracking
 
@@ -67,6 +68,7 @@ class Run:
     engine: TorchEngine
     tracker: Tracker
     position: Position
+    saver: Saver
 
 
 def train(config: RunConfig, *, resume: bool = False) -> tuple[dict[str, Any], Path]:
@@ -98,14 +100,16 @@ def train(config: RunConfig, *, resume: bool = False) -> tuple[dict[str, Any], P
         torch.manual_seed(config.seed)
         with _tracking(config, output, position, processes) as tracker:
             splits = load_images(config.data)
-            engine = build_engine(config, splits, device, processes, folder=output / "checkpoints" / "deepspeed")
+            checkpoints = output / "checkpoints"
+            engine = build_engine(config, splits, device, processes, folder=checkpoints / "deepspeed")
             if saved:
                 engine.load_state_dict(saved["engine"])
             processes.barrier()
             if processes.rank == 0:  # Only now: settings that do not fit leave no run behind, and spoil none.
                 save_config(config, output / CONFIG)
-            run = Run(config, output, splits, engine, tracker, position)
-            train_epochs(run)
+            with Saver(checkpoints, processes, in_background=config.checkpoint_in_background) as saver:
+                run = Run(config, output, splits, engine, tracker, position, saver)
+                train_epochs(run)
             return conclude(run), output
 
 
@@ -243,20 +247,12 @@ def _evaluate(run: Run, images: ImageSet) -> Evaluation:
 def _save(run: Run) -> None:
     images = run.splits.train
     state = {
-        "engine": run.engine.state_dict(),
+        "engine": run.engine.state_dict(part=True),
         "position": asdict(run.position),
         "class_names": list(images.class_names),
         "image_shape": list(images.images.shape[1:]),
     }
-    failure = None
-    if run.engine.processes.rank == 0:
-        try:
-            save_checkpoint(state, run.output / "checkpoints", run.engine.step_count)
-        except OSError as error:
-            failure = error
-    # No process goes on, or dies of a signal, before the state is safe; and none waits for one that could not save.
-    if run.engine.processes.agree(None if failure is None else 1) is not None:
-        raise failure or OSError("Another process could not write the checkpoint: its words say why.")
+    run.saver.save(state, run.engine.model, run.engine.step_count)
 
 
 @contextlib.contextmanager

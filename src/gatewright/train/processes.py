@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from gatewright.layer import MoE
 from gatewright.models import StartTogether
 from gatewright.parallel import (
     ProcessScope,
+    Rows,
     SyncBatchNorm,
     average_expert_gradients,
     expert_parameters,
@@ -23,9 +24,11 @@ from gatewright.parallel import (
     gather_state,
     own_state,
     parallelize,
+    part_of_state,
     sum_in_place,
     synchronize_batch_norm,
     total_gradient_norm,
+    whole_state,
 )
 from gatewright.routed import aux_loss, moe_layers
 from gatewright.routers import Router
@@ -92,8 +95,11 @@ class Processes:
     def sum(self, *tensors: Tensor) -> None:
         """Add up over the processes, in place."""
 
-    def agree(self, number: int | None) -> int | None:
-        """Return the largest number that any process has; None where none has one."""
+    def agree(self, number: int | None, *, apart: bool = False) -> int | None:
+        """Return the largest number that any process has; None where none has one.
+
+        A thread that works beside the training asks apart.
+        """
         return number
 
     def barrier(self) -> None:
@@ -106,9 +112,17 @@ class Processes:
         """Put together, on the first process, the state of what is spread over processes."""
         return tensors
 
-    def own(self, tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        """Pick this process's part of such a state."""
+    def part(self, tensors: dict[str, Tensor], model: nn.Module) -> Mapping[str, Tensor | Rows]:
+        """Pick what this process is to save of a state."""
         return tensors
+
+    def number_of_part(self, model: nn.Module) -> tuple[int | None, int]:
+        """Return the number of the part that this process saves, None if it saves none, and how many there are."""
+        return 0, 1
+
+    def own(self, tensors: Mapping[str, Tensor | Rows], model: nn.Module) -> dict[str, Tensor]:
+        """Pick what this process needs of a state that was gathered, or saved in parts."""
+        return whole_state(tensors)
 
 
 ALONE = Processes()
@@ -128,6 +142,7 @@ class SeveralProcesses(Processes):
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.steps, self.noted = 0, threading.Event()
         self.replicas = mesh.get_group("replica").size()
+        self._apart = dist.new_group(backend="gloo")
 
     def spread(self, model: nn.Module) -> nn.Module:
         """Leave each process its experts, and have torch's DDP keep the rest equal.
@@ -144,7 +159,13 @@ class SeveralProcesses(Processes):
         names = inspect.signature(DistributedDataParallel).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # until torch 2.12
         broadcast: dict[str, Any] = {name: self.config.batch_norm == "local"}
-        return DistributedDataParallel(network, find_unused_parameters=idle, **broadcast)
+        # After its first step DDP would put gradients into another order, and a sum of more than two numbers is not the
+        # same in every order: a run that is resumed would end with other bits. Where it looks for unused parameters it
+        # keeps the order; it warns if it finds none.
+        keep_order = self.world > 2 and self.mesh.device_type == "cpu"
+        if keep_order:
+            network.register_parameter("unused", nn.Parameter(torch.zeros(())))
+        return DistributedDataParallel(network, find_unused_parameters=idle or keep_order, **broadcast)
 
     def share_out(self, model: nn.Module) -> nn.Module:
         """Leave each process its experts, and give its routers the view of the global batch."""
@@ -223,10 +244,10 @@ class SeveralProcesses(Processes):
         for tensor in tensors:
             dist.all_reduce(tensor)
 
-    def agree(self, number: int | None) -> int | None:
+    def agree(self, number: int | None, *, apart: bool = False) -> int | None:
         """Return the largest number that any process has."""
         largest = torch.tensor(-1 if number is None else number)
-        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._apart if apart else None)
         return None if largest < 0 else int(largest)
 
     def barrier(self) -> None:
@@ -242,9 +263,20 @@ class SeveralProcesses(Processes):
         """Put the experts' state together on the first process."""
         return gather_state(tensors, model, self.mesh)
 
-    def own(self, tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    def part(self, tensors: dict[str, Tensor], model: nn.Module) -> Mapping[str, Tensor | Rows]:
+        """Pick this process's experts, and on the first process all that is not spread too."""
+        return part_of_state(tensors, model, self.mesh)
+
+    def number_of_part(self, model: nn.Module) -> tuple[int | None, int]:
+        """Return this process's place among those that hold different experts, if it has their first copy."""
+        number = None if self.mesh.get_local_rank("replica") else self.mesh.get_local_rank("expert")
+        if any(True for _ in expert_parameters(model)):
+            return number, self.mesh["expert"].size()
+        return None if self.rank else 0, 1
+
+    def own(self, tensors: Mapping[str, Tensor | Rows], model: nn.Module) -> dict[str, Tensor]:
         """Pick this process's experts; where they still are one, each process's first takes the state of the first."""
-        picked = own_state(tensors, model, self.mesh)
+        picked: dict[str, Any] = dict(own_state(tensors, model, self.mesh))
         for name, module in model.named_modules():
             if isinstance(module, StartTogether) and module.together:
                 prefix = f"{name}.mixture.experts.experts."

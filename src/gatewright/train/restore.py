@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from gatewright.models import ImageClassifier
+from gatewright.parallel import whole_state
 from gatewright.train.checkpoint import load_checkpoint, newest_checkpoint
 from gatewright.train.config import RunConfig, load_config
 from gatewright.train.engine import load_weights
@@ -44,5 +45,5 @@ def load_run(output: Path) -> Trained:
     class_names = tuple(state["class_names"])
     network = config.model.build((channels, height, width), len(class_names))
     model = ImageClassifier(network, [0.0] * channels, [1.0] * channels)
-    load_weights(model, state["engine"]["average"] or state["engine"]["model"])
+    load_weights(model, whole_state(state["engine"]["average"] or state["engine"]["model"]))
     return Trained(config, model.eval(), class_names, (channels, height, width))

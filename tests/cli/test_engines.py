@@ -1,0 +1,34 @@
+"""The command line on two real processes, with every way to spread a run: it ends, and what it saved serves one."""
+
+import json
+import re
+
+import pytest
+
+from tests.train.runs import finish, start
+
+pytestmark = pytest.mark.distributed
+
+SETTINGS = "--processes 2 --epochs 2 --tracking.no-enabled --output run"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--parallel.ep-size 2",
+        "--parallel.ep-size 2 --checkpoint-in-background --checkpoint-every-steps 3",
+        "--parallel.ep-size 2 --parallel.shard fsdp",
+        "--parallel.shard fsdp --checkpoint-in-background",
+        "--parallel.ep-size 2 --engine deepspeed",
+    ],
+)
+def test_a_run_on_two_processes_ends_well(tmp_path, flags):
+    status, printed, errors = finish(start("train", "digits", *SETTINGS.split(), *flags.split(), folder=tmp_path))
+    assert status == 0, errors
+    assert "Warning" not in errors
+    accuracy = json.loads((tmp_path / "run" / "result.json").read_text())["test_accuracy"]
+    assert accuracy > 0.85
+    assert f"{accuracy:.2%}" in printed
+    status, printed, errors = finish(start("evaluate", "run", folder=tmp_path))
+    assert status == 0, errors
+    assert re.search(rf"test accuracy +{accuracy:.2%}", printed)

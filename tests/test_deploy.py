@@ -1,0 +1,111 @@
+"""The ready files start what they say: their commands are ours, and the Slurm script runs."""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gatewright.cli.commands import parse_train
+from gatewright.recipes import RECIPES
+from gatewright.train.join import check_fit
+from tests.train.runs import environment, logged
+
+DEPLOY = Path(__file__).parent.parent / "deploy"
+# A cluster of two tasks on this machine: each is started as srun starts it, and the first that fails ends the others.
+SRUN = """#!/usr/bin/env bash
+[[ $1 == --kill-on-bad-exit=1 ]] && shift
+tasks=()
+for number in 0 1; do
+    SLURM_PROCID=$number SLURM_LOCALID=$number SLURM_NTASKS=2 "$@" & tasks+=($!)
+done
+for task in "${tasks[@]}"; do wait "$task" || exit $?; done
+"""
+SCONTROL = "#!/usr/bin/env bash\necho localhost\n"
+QUIET = ("--tracking.no-enabled", "--tracking.log-interval", "1")
+GATEWRIGHT = f'#!/usr/bin/env bash\nexec {shlex.quote(sys.executable)} -m gatewright "$@"\n'
+
+
+def commented(name):
+    """The words of the ``gatewright train`` that a file's comment says."""
+    text = (DEPLOY / name).read_text(encoding="utf-8").replace("\\\n#", "")
+    (line,) = re.findall(r"^#   (?:deepspeed .*gatewright train|sbatch deploy/slurm.sh \S+) (.*)$", text, re.MULTILINE)
+    return shlex.split(line)
+
+
+def job():
+    return yaml.safe_load((DEPLOY / "azure-ml.yml").read_text(encoding="utf-8"))
+
+
+def job_words():
+    return shlex.split(job()["command"].partition("gatewright train ")[2])
+
+
+@pytest.mark.parametrize(
+    ("words", "world"),
+    [(job_words(), 4), (commented("slurm.sh"), 8), (commented("hostfile"), 8)],
+    ids=["azure", "slurm", "hostfile"],
+)
+def test_the_commands_are_runs_that_fit_their_processes(words, world):
+    config = parse_train(RECIPES[words[0]](), words[1:]).run
+    assert (config.model.num_experts, config.parallel.ep_size) == (40, 4)
+    assert config.processes in (1, world)
+    check_fit(config, world)
+
+
+def test_the_environment_of_the_azure_job_is_there_and_has_what_its_tracking_needs():
+    packages = yaml.safe_load((DEPLOY / job()["environment"]["conda_file"]).read_text(encoding="utf-8"))["dependencies"]
+    assert "azureml-mlflow" in packages[-1]["pip"]
+    assert (DEPLOY / job()["code"] / "pyproject.toml").is_file()
+
+
+@pytest.mark.filterwarnings("ignore")  # of its own dependencies
+def test_azure_takes_the_job():
+    azure = pytest.importorskip("azure.ai.ml", reason="Azure's own package checks the job: pip install azure-ai-ml")
+    taken = azure.load_job(DEPLOY / "azure-ml.yml")
+    assert "gatewright train cifar10-resnets" in taken.command
+    assert taken.compute == "four-gpus"
+
+
+def test_deepspeed_reads_the_hostfile():
+    if importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("DeepSpeed is not installed: pip install 'gatewright[deepspeed]'")
+    code = (
+        "import sys, json; from deepspeed.launcher.runner import fetch_hostfile as f; print(json.dumps(f(sys.argv[1])))"
+    )
+    run = subprocess.run([sys.executable, "-c", code, DEPLOY / "hostfile"], capture_output=True, text=True, check=True)
+    assert json.loads(run.stdout.splitlines()[-1]) == {"worker-0": 4, "worker-1": 4}
+
+
+def test_the_slurm_script_is_a_script():
+    subprocess.run(["bash", "-n", DEPLOY / "slurm.sh"], check=True)
+    assert os.access(DEPLOY / "slurm.sh", os.X_OK)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_the_slurm_script_runs_and_goes_on_when_it_is_submitted_again(tmp_path):
+    for name, text in (
+        ("srun", SRUN),
+        ("scontrol", "#!/usr/bin/env bash\necho localhost\n"),
+        ("gatewright", GATEWRIGHT),
+    ):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_ID": str(os.getpid()), "SLURM_CPUS_PER_TASK": "1"}
+    variables = environment(tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}", **slurm)
+    for epochs in (1, 2):
+        flags = ["--epochs", str(epochs), "--parallel.ep-size", "2", *QUIET]
+        run = subprocess.run(
+            [DEPLOY / "slurm.sh", "run", "digits", *flags], cwd=tmp_path, env=variables, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+        assert f"epoch {epochs}/{epochs}" in run.stdout
+    steps = [line["step"] for line in logged(tmp_path / "run") if "train/task_loss" in line["values"]]
+    assert steps == list(range(1, 43))
