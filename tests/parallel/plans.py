@@ -13,7 +13,7 @@ from gatewright.parallel import Part, expert_mesh, expert_runs, feed_forward_siz
 from gatewright.parallel.measure import saved_bytes
 from gatewright.train import OptimConfig
 from gatewright.train.optim import build_optimizers
-from gatewright.train.processes import SeveralProcesses
+from gatewright.train.several import SeveralProcesses
 
 DIM, FFN, TOP_K, IN, OUT = 32, 48, 2, 12, 5
 OPTIMIZERS = {"adamw": 2, "sgd": 1}

@@ -9,7 +9,7 @@ from gatewright.data import AugmentConfig, DataConfig
 from gatewright.models import CnnConfig, ResNetsConfig
 from gatewright.recipes import RECIPES
 from gatewright.train import OptimConfig, RunConfig, TrackingConfig, load_config, save_config
-from gatewright.train.config import DeepSpeedConfig
+from gatewright.train.config import DeepSpeedConfig, ParallelConfig
 
 EVERYTHING = RunConfig(
     recipe="everything",
@@ -57,6 +57,7 @@ EVERYTHING = RunConfig(
         label_smoothing=0.25,
     ),
     tracking=TrackingConfig(enabled=False, uri="http://127.0.0.1:1", experiment="Ünïcode: #1", log_interval=3),
+    parallel=ParallelConfig(ep_size=2, shard="fsdp", balance="local", batch_norm="local", timeout=1.5, max_restarts=0),
     processes=2,
     seed=2**40,
     engine="deepspeed",
@@ -68,6 +69,7 @@ EVERYTHING = RunConfig(
     compile=True,
     checkpoint_every=2,
     checkpoint_every_steps=7,
+    checkpoint_in_background=True,
     output="a folder/with: yaml, 'in' its name",
 )
 
@@ -103,10 +105,20 @@ def test_what_is_saved_is_loaded(config, path):
 
 
 def test_everything_differs_from_the_defaults():
-    parts = (EVERYTHING.model, EVERYTHING.data, EVERYTHING.optim, EVERYTHING.tracking, EVERYTHING.deepspeed)
-    for part in (EVERYTHING, *parts):
+    run = EVERYTHING
+    same = []
+    for part in (run, run.model, run.data, run.optim, run.tracking, run.parallel, run.deepspeed):
         defaults = {item.name: item.default for item in fields(part)}
-        assert not [name for name, value in asdict(part).items() if value == defaults[name]]
+        same += [name for name, value in asdict(part).items() if value == defaults[name]]
+    assert same == ["layer"]  # DeepSpeed's own goes with little else
+
+
+def test_deepspeeds_layer_is_saved_and_loaded(path):
+    recipe = RECIPES["cifar10-cnn"]()
+    model = replace(recipe.model, layer="deepspeed", router="top-k", split_epoch=0)
+    config = replace(recipe, engine="deepspeed", model=model)
+    save_config(config, path)
+    assert load_config(path) == config
 
 
 def test_a_config_that_cannot_be_written_leaves_the_old_one(path):

@@ -24,7 +24,7 @@ from gatewright.train.config import DeepSpeedConfig, ParallelConfig
 from gatewright.train.deepspeed_engine import DeepSpeedEngine
 from gatewright.train.deepspeed_settings import deepspeed_settings
 from gatewright.train.engine import TorchEngine
-from gatewright.train.processes import SeveralProcesses
+from gatewright.train.several import SeveralProcesses
 from tests.cases import EXPERT_CASES, make_router
 from tests.train.runs import finish, start
 

@@ -15,8 +15,9 @@ from gatewright.train import OptimConfig, RunConfig, evaluate
 from gatewright.train.checkpoint import load_checkpoint, newest_checkpoint
 from gatewright.train.config import ParallelConfig
 from gatewright.train.engine import TorchEngine
-from gatewright.train.processes import ALONE, SeveralProcesses
+from gatewright.train.processes import ALONE
 from gatewright.train.saving import Saver
+from gatewright.train.several import SeveralProcesses
 from gatewright.train.sharded import ShardedProcesses
 from tests.cases import EXPERT_CASES, make_router
 

@@ -2,6 +2,7 @@
 
 from gatewright.models.classifier import ImageClassifier
 from gatewright.models.cnn import Cnn, CnnConfig
+from gatewright.models.deepspeed_moe import DeepSpeedMoE
 from gatewright.models.digits import DigitsCnn, DigitsConfig
 from gatewright.models.mixture import MixtureConfig, RouterOption
 from gatewright.models.resnet import RESNETS, ResNetShape
@@ -15,6 +16,7 @@ __all__ = [
     "RESNETS",
     "Cnn",
     "CnnConfig",
+    "DeepSpeedMoE",
     "DigitsCnn",
     "DigitsConfig",
     "ImageClassifier",

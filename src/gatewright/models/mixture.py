@@ -1,6 +1,7 @@
 """What every ready-made model says of its mixture, and the mixture it makes of it."""
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -10,6 +11,7 @@ from torch import nn
 from gatewright.dispatch import Capacity, Dispatcher, Priority
 from gatewright.experts import ModuleExperts
 from gatewright.layer import MoE
+from gatewright.models.deepspeed_moe import DeepSpeedMoE
 from gatewright.models.together import StartTogether
 from gatewright.names import known
 from gatewright.routers import ROUTERS, ExpertDropout, Hashed, Router, Soft
@@ -40,6 +42,8 @@ class MixtureConfig:
         split_epoch: Epoch before which the first expert serves every item, and at which it is copied into all of them
             (`StartTogether`); 0 begins with separate experts. Experts from scratch learn from their share of the items
             alone, and starve where they are whole networks.
+        layer: ``"gatewright"``; or ``"deepspeed"``, DeepSpeed's own layer with its own top-k gate, to compare with. The
+            router options are that layer's keyword arguments then.
     """
 
     num_experts: int = 8
@@ -53,6 +57,7 @@ class MixtureConfig:
     min_capacity: int = 4
     priority: Priority = "arrival"
     split_epoch: int = 0
+    layer: Literal["gatewright", "deepspeed"] = "gatewright"
 
     def build_router(self, dim: int) -> Router:
         """Make the router for features of a size.
@@ -96,6 +101,8 @@ class MixtureConfig:
         """Make the mixture, or with one expert that expert itself."""
         if self.num_experts == 1:
             return make_expert()
+        if self.layer == "deepspeed":
+            return self._build_theirs(make_expert, router_dim, item_shape)
         mixture = MoE(
             self.build_router(router_dim),
             ModuleExperts(make_expert, self.num_experts),
@@ -104,3 +111,20 @@ class MixtureConfig:
             losses=self.losses,
         )
         return StartTogether(mixture, self.split_epoch) if self.split_epoch else mixture
+
+    def _build_theirs(
+        self, make_expert: Callable[[], nn.Module], router_dim: int, item_shape: tuple[int, ...]
+    ) -> nn.Module:
+        """Make DeepSpeed's layer, with the same room per expert in evaluation as in training."""
+        if router_dim != math.prod(item_shape):
+            raise ValueError(
+                f"DeepSpeed's gate looks at the item itself, {math.prod(item_shape)} numbers for items of shape "
+                f"{item_shape}, and this model's router at {router_dim} features. Use cifar10-cnn, or --model.layer "
+                "gatewright."
+            )
+        room = {"capacity_factor": self.capacity_factor, "eval_capacity_factor": self.capacity_factor}
+        room |= {"min_capacity": self.min_capacity, "drop_tokens": self.dispatch == "capacity"}
+        options = {**room, **self.router_options}
+        return DeepSpeedMoE(
+            make_expert, self.num_experts, self.top_k, item_shape=item_shape, losses=self.losses, options=options
+        )

@@ -9,6 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from gatewright.layer import MoE
+from gatewright.parallel.collectives import waiting
 from gatewright.parallel.dispatcher import ExpertParallel, expert_runs
 from gatewright.parallel.scope import ProcessScope
 from gatewright.routed import RoutedLayer, moe_layers
@@ -110,7 +111,8 @@ def total_gradient_norm(model: nn.Module, mesh: DeviceMesh, *, everywhere: Colle
     here = (p.grad for p in spread if p.grad is not None)
     whole, part = _norm(equal), _norm(here)
     squares = part.square()
-    dist.all_reduce(squares, group=mesh.get_group("expert"))
+    with waiting.running():
+        dist.all_reduce(squares, group=mesh.get_group("expert"))
     return (whole.square() + squares).sqrt()
 
 
@@ -129,7 +131,8 @@ def sum_in_place(tensors: Iterable[Tensor], group: dist.ProcessGroup) -> None:
         by_dtype.setdefault(tensor.dtype, []).append(tensor)
     for same in by_dtype.values():
         flat = torch.cat([tensor.reshape(-1) for tensor in same])
-        dist.all_reduce(flat, group=group)
+        with waiting.running():
+            dist.all_reduce(flat, group=group)
         for tensor, part in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
             tensor.copy_(part.view_as(tensor))
 

@@ -1,5 +1,8 @@
 """The collectives that expert parallelism needs, with gradients: torch.distributed's own, made differentiable."""
 
+import contextlib
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,6 +11,26 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup, Work
+
+
+class Clock:
+    """Adds up seconds."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Add the time that a block takes."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - began
+
+
+waiting = Clock()
+"""Time in which this process did nothing but wait for others and for what they send; on a GPU, what the host waits."""
 
 
 def all_to_all(
@@ -38,7 +61,8 @@ class Travel:
     def wait(self) -> None:
         """Return when all rows have arrived."""
         if self.work is not None:
-            self.work.wait()
+            with waiting.running():
+                self.work.wait()
         self.work = self.rows = None
 
 
@@ -58,7 +82,8 @@ def all_gather(values: Float[Tensor, "tokens *item"], group: ProcessGroup) -> Fl
 def gather_counts(counts: Int[Tensor, " entries"], group: ProcessGroup) -> Int[Tensor, "ranks entries"]:
     """Collect every rank's vector of counts."""
     gathered = [torch.empty_like(counts) for _ in range(group.size())]
-    dist.all_gather(gathered, counts.contiguous(), group=group)
+    with waiting.running():
+        dist.all_gather(gathered, counts.contiguous(), group=group)
     return torch.stack(gathered)
 
 
@@ -109,11 +134,13 @@ class _AllGather(torch.autograd.Function):
 
 def _exchange(rows: Tensor, sent: list[int], received: list[int], group: ProcessGroup) -> Tensor:
     arrived = rows.new_empty(sum(received), *rows.shape[1:])
-    dist.all_to_all_single(arrived, rows.contiguous(), received, sent, group=group)
+    with waiting.running():
+        dist.all_to_all_single(arrived, rows.contiguous(), received, sent, group=group)
     return arrived
 
 
 def _summed(values: Tensor, group: ProcessGroup) -> Tensor:
     total = values.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total, group=group)
+    with waiting.running():
+        dist.all_reduce(total, group=group)
     return total

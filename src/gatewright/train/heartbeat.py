@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from gatewright.train.processes import SeveralProcesses
+from gatewright.train.several import SeveralProcesses
 
 ROOT = str(Path(__file__).parent.parent)
 LEFT = "left"

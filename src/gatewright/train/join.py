@@ -13,7 +13,8 @@ from gatewright.parallel import expert_mesh
 from gatewright.train.config import RunConfig
 from gatewright.train.deepspeed_settings import deepspeed_settings
 from gatewright.train.heartbeat import watched
-from gatewright.train.processes import ALONE, Processes, SeveralProcesses
+from gatewright.train.processes import ALONE, Processes
+from gatewright.train.several import SeveralProcesses
 from gatewright.train.sharded import ShardedProcesses
 
 SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
@@ -39,7 +40,8 @@ def join_processes(config: RunConfig, environment: Mapping[str, str] = os.enviro
         yield ALONE
         return
     os.environ.update({name: str(place) for name, place in places.items()})
-    backend = "nccl" if config.device != "cpu" and torch.cuda.is_available() else "gloo"
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"  # What processes tell each other about is on the CPU.
     store = dist.HashStore() if world == 1 else None  # type: ignore[attr-defined]
     place = (0, 1) if world == 1 else (-1, -1)  # Several processes find theirs in the environment.
     timeout = timedelta(seconds=config.parallel.timeout)
@@ -48,7 +50,7 @@ def join_processes(config: RunConfig, environment: Mapping[str, str] = os.enviro
         if world == 1:
             yield ALONE
             return
-        mesh = expert_mesh(config.parallel.ep_size, "cuda" if backend == "nccl" else "cpu")
+        mesh = expert_mesh(config.parallel.ep_size, "cuda" if on_gpu else "cpu")
         make = ShardedProcesses if config.parallel.shard == "fsdp" else SeveralProcesses
         several = make(mesh, local_rank=places.get("LOCAL_RANK", 0), parallel=config.parallel)
         with watched(several, config.parallel.timeout):

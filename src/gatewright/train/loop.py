@@ -28,11 +28,12 @@ from gatewright.report import write_pictures, write_report
 from gatewright.routed import moe_layers
 from gatewright.train.checkpoint import newest_checkpoint
 from gatewright.train.config import RunConfig, save_config
-from gatewright.train.deepspeed_engine import DeepSpeedEngine
+from gatewright.train.deepspeed_engine import DeepSpeedEngine, start_deepspeed
 from gatewright.train.engine import Batch, StepReport, TorchEngine, TrainingDiverged, find_device
 from gatewright.train.evaluate import Evaluation, evaluate
 from gatewright.train.folder import CONFIG, agreed_state, find_output, refuse_a_late_split
 from gatewright.train.join import join_processes
+from gatewright.train.pace import Pace
 from gatewright.train.processes import ALONE, Processes
 from gatewright.train.progress import Progress
 from gatewright.train.result import describe_result, hardware, layer_metrics, versions, write_json
@@ -69,6 +70,7 @@ class Run:
     tracker: Tracker
     position: Position
     saver: Saver
+    pace: Pace
 
 
 def train(config: RunConfig, *, resume: bool = False) -> tuple[dict[str, Any], Path]:
@@ -108,7 +110,7 @@ def train(config: RunConfig, *, resume: bool = False) -> tuple[dict[str, Any], P
             if processes.rank == 0:  # Only now: settings that do not fit leave no run behind, and spoil none.
                 save_config(config, output / CONFIG)
             with Saver(checkpoints, processes, in_background=config.checkpoint_in_background) as saver:
-                run = Run(config, output, splits, engine, tracker, position, saver)
+                run = Run(config, output, splits, engine, tracker, position, saver, Pace(engine.model, processes))
                 train_epochs(run)
             return conclude(run), output
 
@@ -122,6 +124,8 @@ def build_engine(
     folder: Path | None = None,
 ) -> TorchEngine:
     """Make the model for these images, and the engine that trains it; DeepSpeed's has a folder for its checkpoints."""
+    if config.engine == "deepspeed":
+        start_deepspeed(device)  # Its own layer in a model asks it for the device.
     mean, std = channel_statistics(splits.train)
     channels, height, width = splits.train.images.shape[1:]
     network = config.model.build((channels, height, width), len(splits.train.class_names))
@@ -173,6 +177,7 @@ def conclude(run: Run) -> dict[str, Any]:
         "confusion": evaluation.confusion.tolist(),
         "versions": versions(),
         "hardware": hardware(run.engine.device),
+        "processes": run.pace.summary(run.engine.device),
         "tracking": run.tracker.location,
     }
     if run.engine.processes.rank > 0:
@@ -204,7 +209,8 @@ def _steps(run: Run) -> Iterator[list[Batch]]:
 def _step(run: Run, micro_batches: list[Batch]) -> StepReport:
     began = time.monotonic()
     try:
-        report = run.engine.step(micro_batches)
+        with run.pace.step():
+            report = run.engine.step(micro_batches)
     except TrainingDiverged as error:
         good = newest_checkpoint(run.output / "checkpoints")
         raise TrainingDiverged(f"{error} The last good checkpoint: {good or 'none yet'}.") from error
@@ -223,6 +229,7 @@ def _log_step(run: Run, report: StepReport, images_per_second: float) -> None:
         values |= {f"layers/{name}/{loss}_loss": float(value) for loss, value in layer.loss_values.items()}
     for name, sums in run.engine.take_sums().items():
         values |= layer_metrics(name, sums)
+    values |= run.pace.metrics()
     run.tracker.log_metrics(values, run.engine.step_count)
 
 

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gatewright import metrics
 from gatewright.layer import MoE
 from gatewright.merged import MergedMoE
+from gatewright.models import DeepSpeedMoE
 from gatewright.routing import RoutingSums
 from gatewright.train.evaluate import Evaluation, LayerUse
 from gatewright.train.processes import ALONE, Processes
@@ -93,11 +94,11 @@ def num_active_parameters(model: nn.Module, processes: Processes = ALONE) -> int
     return round(active)
 
 
-def _layers(model: nn.Module) -> list[MoE | MergedMoE]:
-    return [module for module in model.modules() if isinstance(module, MoE | MergedMoE)]
+def _layers(model: nn.Module) -> list[MoE | MergedMoE | DeepSpeedMoE]:
+    return [module for module in model.modules() if isinstance(module, MoE | MergedMoE | DeepSpeedMoE)]
 
 
-def _num_expert_parameters(layer: MoE | MergedMoE, processes: Processes) -> int:
+def _num_expert_parameters(layer: MoE | MergedMoE | DeepSpeedMoE, processes: Processes) -> int:
     count = torch.tensor(sum(parameter.numel() for parameter in layer.experts.parameters()))
     processes.sum(count)
     return int(count) // processes.replicas

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gatewright.layer import MoE
 from gatewright.parallel import Rows, expert_parameters
-from gatewright.train.processes import SeveralProcesses
+from gatewright.train.several import SeveralProcesses
 
 
 class ShardedProcesses(SeveralProcesses):

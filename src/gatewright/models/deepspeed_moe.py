@@ -1,0 +1,87 @@
+"""DeepSpeed's own mixture of experts inside a ready-made model, to compare with."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from gatewright.experts.base import output_shape_of
+from gatewright.extras import require
+from gatewright.routed import RoutedLayer
+from gatewright.routers import TopK
+
+
+class DeepSpeedMoE(RoutedLayer):
+    """``deepspeed.moe.layer.MoE`` as it is: its gate, its random choice of what to drop, its padded experts.
+
+    Copies of one expert, at first equal, see batches filled up with zeros to the capacity, in evaluation too: what
+    becomes of an item there depends on the rest of its batch, and on chance where experts are full. Its gate loss is
+    our ``load_balance`` (https://arxiv.org/abs/2101.03961 eq. 4) for one expert per item. It needs DeepSpeed's engine
+    to train.
+
+    Args:
+        make_expert: Makes the module that is copied; its output has as many numbers as its input.
+        num_experts: How many copies.
+        top_k: Experts per item.
+        item_shape: Shape of one item.
+        losses: Coefficient per auxiliary loss; None for 0.01 times ``load_balance``.
+        options: Further keyword arguments of DeepSpeed's layer, such as ``{"noisy_gate_policy": "RSample"}``.
+
+    Raises:
+        ValueError: If an expert's output has another size than its input.
+        ImportError: If DeepSpeed is not installed.
+    """
+
+    router: TopK
+
+    def __init__(
+        self,
+        make_expert: Callable[[], nn.Module],
+        num_experts: int,
+        top_k: int,
+        *,
+        item_shape: tuple[int, ...],
+        losses: Mapping[str, float] | None,
+        options: Mapping[str, Any],
+    ) -> None:
+        dim = math.prod(item_shape)
+        super().__init__(TopK(dim, num_experts, top_k), losses, item_shape)
+        expert = make_expert()
+        self.output_shape = output_shape_of("the expert", expert, self.item_shape)
+        if math.prod(self.output_shape) != dim:
+            raise ValueError(
+                f"DeepSpeed's layer gives back as many numbers per item as it takes, {dim} for items of shape "
+                f"{item_shape}; its expert returns {self.output_shape}. Use --model.layer gatewright."
+            )
+        make = require("deepspeed.moe.layer", "deepspeed").MoE
+        self.theirs = make(dim, Slots(expert, self.item_shape), num_experts, k=top_k, **options)
+        self.router.gate = self.theirs.deepspeed_moe.gate.wg  # What it chooses is recorded by a router that shares it.
+        self.watch()
+
+    @property
+    def experts(self) -> nn.Module:
+        """All copies."""
+        experts: nn.Module = self.theirs.deepspeed_moe.experts
+        return experts
+
+    def forward(self, x: Float[Tensor, "*batch_and_item"]) -> Float[Tensor, "*batch_and_out"]:
+        """Mix experts by DeepSpeed's gate, and record the choice that it makes without noise."""
+        items = self.flat_items(x).flatten(1)
+        output: Tensor = self.theirs(items)[0]
+        self.record(self.route_features(items, len(items)))
+        return self.like_batch(output, x)
+
+
+class Slots(nn.Module):
+    """An expert that takes what DeepSpeed hands over: ``(1, slots, numbers of an item)``, some of the slots empty."""
+
+    def __init__(self, expert: nn.Module, item_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.expert, self.item_shape = expert, item_shape
+
+    def forward(self, slots: Float[Tensor, "groups slots size"]) -> Float[Tensor, "groups slots size"]:
+        """Apply the expert to every slot."""
+        outputs: Tensor = self.expert(slots.reshape(-1, *self.item_shape))
+        return outputs.reshape(*slots.shape[:2], -1)

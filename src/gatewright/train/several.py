@@ -1,0 +1,221 @@
+"""A run on several processes: experts spread over them, and torch's DDP round the rest."""
+
+import contextlib
+import inspect
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.parallel import DistributedDataParallel
+
+from gatewright.layer import MoE
+from gatewright.models import StartTogether
+from gatewright.parallel import (
+    ProcessScope,
+    Rows,
+    SyncBatchNorm,
+    average_expert_gradients,
+    expert_parameters,
+    expert_runs,
+    gather_state,
+    own_state,
+    parallelize,
+    part_of_state,
+    sum_in_place,
+    synchronize_batch_norm,
+    total_gradient_norm,
+)
+from gatewright.parallel.collectives import waiting
+from gatewright.routers import Router
+from gatewright.scope import BatchScope
+from gatewright.train.config import ParallelConfig
+from gatewright.train.processes import Processes, WithLosses
+
+
+class SeveralProcesses(Processes):
+    """A run on all processes of torch's default group.
+
+    Args:
+        mesh: From `gatewright.parallel.expert_mesh`.
+        local_rank: This process's number on its node.
+        parallel: How the run is spread over them.
+    """
+
+    def __init__(self, mesh: DeviceMesh, *, local_rank: int = 0, parallel: ParallelConfig | None = None) -> None:
+        self.mesh, self.local_rank, self.config = mesh, local_rank, parallel or ParallelConfig()
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.steps, self.noted = 0, threading.Event()
+        self.replicas = mesh.get_group("replica").size()
+        self._apart = dist.new_group(backend="gloo")
+
+    def spread(self, model: nn.Module) -> nn.Module:
+        """Leave each process its experts, and have torch's DDP keep the rest equal.
+
+        DDP's constructor and its forward overwrite other ranks' parameters and buffers with the first one's: it must
+        not see the experts, of which each process has its own.
+        """
+        network = self.share_out(model)
+        ignored = [f"network.{name}" for name, _ in expert_parameters(model)]
+        ignored += [f"network.{name}" for name in _own_buffers(model)]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, ignored)
+        idle = any(isinstance(module, StartTogether) for module in model.modules())
+        # Synchronised statistics are equal already; each process's own would be those of the first everywhere.
+        names = inspect.signature(DistributedDataParallel).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # until torch 2.12
+        broadcast: dict[str, Any] = {name: self.config.batch_norm == "local"}
+        # After its first step DDP would put gradients into another order, and a sum of more than two numbers is not the
+        # same in every order: a run that is resumed would end with other bits. Where it looks for unused parameters it
+        # keeps the order; it warns if it finds none.
+        keep_order = self.world > 2 and self.mesh.device_type == "cpu"
+        if keep_order:
+            network.register_parameter("unused", nn.Parameter(torch.zeros(())))
+        return DistributedDataParallel(network, find_unused_parameters=idle or keep_order, **broadcast)
+
+    def share_out(self, model: nn.Module) -> nn.Module:
+        """Leave each process its experts, and give its routers the view of the global batch."""
+        parallelize(model, self.mesh, local_balance=self.config.balance == "local")
+        if self.config.batch_norm == "sync":
+            self._synchronize(model)
+        for layer in _together(model):
+            for tensor in layer.first.state_dict().values():
+                dist.broadcast(tensor, 0)
+        return WithLosses(model)
+
+    def stand_ins(self, model: nn.Module) -> set[nn.Parameter]:
+        """Return the parameters of first experts, where the first of all is another process's."""
+        if self.mesh.get_local_rank("expert") == 0:
+            return set()
+        return {parameter for layer in _together(model) for parameter in layer.first.parameters()}
+
+    def begin_epoch(self, model: nn.Module) -> None:
+        """Let experts that have just become separate networks keep statistics of their own."""
+        for module in model.modules():
+            if isinstance(module, StartTogether) and not module.together:
+                for norm in module.mixture.experts.modules():
+                    if isinstance(norm, SyncBatchNorm):
+                        norm.scope = BatchScope()
+
+    def _synchronize(self, model: nn.Module) -> None:
+        """Synchronise BatchNorm wherever every process runs the same module: outside of experts.
+
+        A spread expert that no other process has a copy of sees all its rows of the global batch where it lives.
+        """
+        everyone = dist.group.WORLD
+        assert everyone is not None
+        scope = ProcessScope(everyone, device=self.mesh.device_type)
+        synchronize_batch_norm(
+            model, scope, leave={layer.experts for layer in model.modules() if isinstance(layer, MoE)}
+        )
+        for layer in _together(model):
+            synchronize_batch_norm(layer.first, scope)
+
+    def share(self, count: int) -> slice:
+        """Return this process's run of a batch's images; the first processes get one more, the last may get none."""
+        run = expert_runs(count, self.world)[self.rank]
+        return slice(run.start, run.stop)
+
+    def accumulate(self, network: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
+        """Let DDP average with the last micro-batch only."""
+        assert isinstance(network, DistributedDataParallel)
+        return contextlib.nullcontext() if last else network.no_sync()
+
+    def finish_gradients(self, model: nn.Module) -> None:
+        """Average the experts' gradients, which DDP leaves alone."""
+        shared = [p.grad for layer in _together(model) for p in layer.first.parameters() if p.grad is not None]
+        everyone = dist.group.WORLD
+        assert everyone is not None
+        sum_in_place(shared, everyone)
+        average_expert_gradients(model, self.mesh, leave={id(gradient) for gradient in shared})
+        for gradient in shared:
+            gradient /= self.world
+
+    def clip(self, model: nn.Module, max_norm: float | None) -> Tensor:
+        """Clip by the norm over all processes, each expert counted once."""
+        copies = {p for layer in _together(model) for p in layer.first.parameters()}
+        norm = total_gradient_norm(model, self.mesh, everywhere=copies)
+        if max_norm is not None and torch.isfinite(norm):
+            nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm, foreach=False)
+        return norm
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Average over the processes."""
+        total = value.detach().clone()
+        with waiting.running():
+            dist.all_reduce(total)
+        return total / self.world
+
+    def sum(self, *tensors: Tensor) -> None:
+        """Add up over the processes, in place."""
+        with waiting.running():
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def collect(self, values: list[float]) -> list[list[float]]:
+        """Return the same numbers of every process."""
+        own = torch.tensor(values, dtype=torch.float64)
+        everyone = [torch.empty_like(own) for _ in range(self.world)]
+        dist.all_gather(everyone, own)
+        return [theirs.tolist() for theirs in everyone]
+
+    def reduced(self, model: nn.Module) -> Iterable[nn.Parameter]:
+        """Return all parameters but those of experts that live on this process alone."""
+        alone = {p for _, p in expert_parameters(model)} if self.replicas == 1 else set()
+        return (parameter for parameter in model.parameters() if parameter not in alone)
+
+    def agree(self, number: int | None, *, apart: bool = False) -> int | None:
+        """Return the largest number that any process has."""
+        largest = torch.tensor(-1 if number is None else number)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._apart if apart else None)
+        return None if largest < 0 else int(largest)
+
+    def barrier(self) -> None:
+        """Wait for every process."""
+        dist.barrier()
+
+    def note(self, steps: int) -> None:
+        """Let the others know how many optimizer steps this process has made."""
+        self.steps = steps
+        self.noted.set()
+
+    def gather(self, tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        """Put the experts' state together on the first process."""
+        return gather_state(tensors, model, self.mesh)
+
+    def part(self, tensors: dict[str, Tensor], model: nn.Module) -> Mapping[str, Tensor | Rows]:
+        """Pick this process's experts, and on the first process all that is not spread too."""
+        return part_of_state(tensors, model, self.mesh)
+
+    def number_of_part(self, model: nn.Module) -> tuple[int | None, int]:
+        """Return this process's place among those that hold different experts, if it has their first copy."""
+        number = None if self.mesh.get_local_rank("replica") else self.mesh.get_local_rank("expert")
+        if any(True for _ in expert_parameters(model)):
+            return number, self.mesh["expert"].size()
+        return None if self.rank else 0, 1
+
+    def own(self, tensors: Mapping[str, Tensor | Rows], model: nn.Module) -> dict[str, Tensor]:
+        """Pick this process's experts; where they still are one, each process's first takes the state of the first."""
+        picked: dict[str, Any] = dict(own_state(tensors, model, self.mesh))
+        for name, module in model.named_modules():
+            if isinstance(module, StartTogether) and module.together:
+                prefix = f"{name}.mixture.experts.experts."
+                own = next(iter(module.mixture.experts.experts._modules))  # type: ignore[union-attr]
+                for key in [key for key in tensors if key.startswith(f"{prefix}0.")]:
+                    picked[key.replace(f"{prefix}0.", f"{prefix}{own}.", 1)] = tensors[key]
+        return picked
+
+
+def _together(model: nn.Module) -> list[StartTogether]:
+    """Mixtures whose experts still are one network, which every process then has a copy of."""
+    return [module for module in model.modules() if isinstance(module, StartTogether) and module.together]
+
+
+def _own_buffers(model: nn.Module) -> Iterator[str]:
+    """Name the buffers of routers and spread experts: what one process has counted is not another's."""
+    prefixes = {name.rsplit(".", 1)[0] for name, _ in expert_parameters(model)}
+    prefixes |= {name for name, module in model.named_modules() if isinstance(module, Router)}
+    inside = tuple(f"{prefix}." for prefix in prefixes)
+    return (name for name, _ in model.named_buffers() if name.startswith(inside))
