@@ -48,7 +48,7 @@ def one_step(ep_size, late=None):
 
 
 def test_bytes_are_those_of_the_rows_that_leave(ranks):
-    """Rows, outputs and the gradients of both: of the first process, whose tokens all go to the second and come back."""
+    """Rows, outputs and the gradients of both: those of the first process all go to the second, and come back."""
     row, dense = DIM * 4, 4 * (DIM * DIM + DIM + 4 * DIM)
     for metrics, summary in ranks(2, one_step, 2):
         assert metrics["processes/0/all_to_all_bytes"] == 2 * TOKENS * row  # there, and back the gradient of the output
