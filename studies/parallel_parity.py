@@ -1,9 +1,10 @@
 """One process against several, as a table: ``python -m studies.parallel_parity`` in the repository's root.
 
 For every router and two kinds of experts: the largest difference of outputs, gradients (with their norm) and auxiliary
-losses over 2 and 4 gloo processes, in units of the largest entry expected. Then the largest difference of the weights
-after 20 steps of training, in float64, and in float32 beside the difference that a permutation of each batch's rows
-makes on one process.
+losses over 2 and 4 gloo processes, in units of the largest entry expected; the largest difference of reported losses,
+gradient norms and final weights of 20 steps in float64, by DDP and by FSDP2; of weights after 12 steps in float32 by
+DeepSpeed, beside the torch engine's. Then other optimizers and layouts in float64, and float32 beside the difference
+that a permutation of each batch's rows makes on one process.
 """
 
 import tempfile
@@ -17,7 +18,9 @@ from torch import nn
 from tests.cases import ROUTER_CASES
 from tests.parallel import parity
 from tests.ranks import Ranks
-from tests.train import test_several_processes as training
+from tests.train import test_deepspeed_engine as deepspeeds
+from tests.train.test_several_processes import in_float32
+from tests.train.test_several_processes import trajectory_of as of_engine
 
 LAYOUTS = [(2, 1), (2, 2), (4, 2), (4, 4)]
 EXPERTS = ["modules-different", "grouped-relu-bias"]
@@ -36,21 +39,38 @@ def worst(results: list[dict[str, float]], names: tuple[str, ...]) -> float:
     return max(result[name] for result in results for name in names)
 
 
-def layer_table(ranks: Callable[..., list[Any]]) -> None:
-    """Print one line per router and kind of experts."""
-    print("| router | experts | output, float32 | gradients | auxiliary | output, float64 | gradients | auxiliary |")
-    print("|---|---|---|---|---|---|---|---|")
+def router_table(ranks: Callable[..., list[Any]]) -> None:
+    """Print one line per router and kind of experts: one layer, then trajectories on three engines."""
+    print("| router | experts | output, gradients, auxiliary; float32 | the same; float64 | DDP | FSDP2 | DeepSpeed |")
+    print("|---|---|---|---|---|---|---|")
     for router in ROUTER_CASES:
         for experts in EXPERTS:
-            cells = []
-            for dtype in (torch.float32, torch.float64):
-                results = [
-                    result
-                    for world, ep_size in LAYOUTS
-                    for result in ranks(world, parity.layer, router, experts, dtype, 5, 13, ep_size)
-                ]
-                cells += [worst(results, names) for names in (("output",), ("gradient", "norm"), ("auxiliary",))]
-            print(f"| {router} | {experts} | " + " | ".join(f"{cell:.0e}" for cell in cells) + " |")
+            cells = [one_layer(ranks, router, experts, dtype) for dtype in (torch.float32, torch.float64)]
+            for shard in ("none", "fsdp"):
+                options = {"router": router, "experts": experts, "shard": shard}
+                found = [pair for layout in LAYOUTS[1:] for pair in ranks(layout[0], of_engine, layout[1], options)]
+                cells.append(f"{max(map(max, found)):.0e}")
+            cells.append(by_deepspeed(ranks, router, experts))
+            print(f"| {router} | {experts} | {' | '.join(cells)} |", flush=True)
+
+
+def one_layer(ranks: Callable[..., list[Any]], router: str, experts: str, dtype: torch.dtype) -> str:
+    """Return the largest differences over all layouts."""
+    results = [
+        result
+        for world, ep_size in LAYOUTS
+        for result in ranks(world, parity.layer, router, experts, dtype, 5, 13, ep_size)
+    ]
+    return ", ".join(f"{worst(results, names):.0e}" for names in (("output",), ("gradient", "norm"), ("auxiliary",)))
+
+
+def by_deepspeed(ranks: Callable[..., list[Any]], router: str, experts: str) -> str:
+    """Return how far DeepSpeed is from float64 after 12 steps in float32, and in brackets how far torch's engine is."""
+    kind = "modules" if experts.startswith("modules") else experts
+    arguments = (2, deepspeeds.ADAMW, None, tempfile.mkdtemp(), kind, router)
+    found = ranks(2, deepspeeds.trajectory_with, *arguments)
+    plain, theirs = (max(pair[place]["weights"] for pair in found) for place in (0, 1))
+    return f"{theirs:.0e} ({plain:.0e})"
 
 
 def trajectory_table(ranks: Callable[..., list[Any]]) -> None:
@@ -59,7 +79,7 @@ def trajectory_table(ranks: Callable[..., list[Any]]) -> None:
     print("|---|---|---|---|---|")
     for engine, options in ENGINES.items():
         for world, ep_size in LAYOUTS:
-            found = ranks(world, training.trajectory_of, ep_size, options)
+            found = ranks(world, of_engine, ep_size, options)
             reports, weights = (max(values) for values in zip(*found, strict=True))
             print(f"| {engine} | {world} | {ep_size} | {reports:.0e} | {weights:.0e} |")
 
@@ -71,16 +91,16 @@ def float32_table(ranks: Callable[..., list[Any]]) -> None:
     for shard in ("none", "fsdp"):
         for optimizer in ("adamw", "sgd"):
             for norm in (nn.LayerNorm, nn.BatchNorm1d):
-                spread, permuted = ranks(4, training.in_float32, 2, shard, norm, optimizer)[0]
+                spread, permuted = ranks(4, in_float32, 2, shard, norm, optimizer)[0]
                 engine = "FSDP2" if shard == "fsdp" else "DDP"
                 print(f"| {engine} | {optimizer} | {norm.__name__} | {spread:.0e} | {permuted:.0e} |")
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print all tables."""
     print(f"torch {torch.__version__}, gloo on CPU\n")
     ranks = Ranks(Path(tempfile.mkdtemp()))
-    layer_table(ranks.run)
+    router_table(ranks.run)
     trajectory_table(ranks.run)
     float32_table(ranks.run)
     ranks.close()

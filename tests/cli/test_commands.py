@@ -209,6 +209,9 @@ def test_a_tracking_server_that_does_not_answer_is_named_before_any_work(gatewri
             "--model.router top-k --model.router-options jitter 0.1 score sigmoid normalize True",
             lambda run: run.model.router_options == {"jitter": 0.1, "score": "sigmoid", "normalize": True},
         ),
+        ("--model.losses", lambda run: run.model.losses == {}),
+        ("--model.router top-k", lambda run: run.model.losses is None),  # the recipe's are for its own router
+        ("--model.top-k 3", lambda run: run.model.losses == {"importance": 1.0, "load": 1.0}),
     ],
 )
 def test_every_setting_is_a_flag(words, read):

@@ -25,7 +25,7 @@ from gatewright.train.deepspeed_engine import DeepSpeedEngine
 from gatewright.train.deepspeed_settings import deepspeed_settings
 from gatewright.train.engine import TorchEngine
 from gatewright.train.several import SeveralProcesses
-from tests.cases import EXPERT_CASES, make_router
+from tests.cases import EXPERT_CASES, ROUTER_CASES, make_router, run_beside
 from tests.train.runs import finish, start
 
 STEPS = 12
@@ -55,7 +55,7 @@ class Network(nn.Module):
         self.after = nn.Linear(8, 3)
 
     def forward(self, images):
-        return self.after(self.mixture(self.before(images.to(self.after.weight.dtype))))
+        return self.after(run_beside(self.mixture, self.before(images.to(self.after.weight.dtype)), images))
 
 
 @functools.cache
@@ -158,8 +158,19 @@ def test_the_trajectory_is_the_torch_engines(ranks, tmp_path, world, ep_size, op
         assert torchs["weights"] < 1e-5
 
 
-def trajectory_with(ep_size, optim, settings, folder, experts):
-    return trajectory(ep_size, optim, settings, folder, experts=experts)
+@installed
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("experts", ["modules", "grouped-relu-bias"])
+@pytest.mark.parametrize("router", ROUTER_CASES)
+def test_the_trajectory_of_every_router_is_the_torch_engines(ranks, tmp_path, router, experts):
+    for torchs, deepspeeds in ranks(2, trajectory_with, 2, ADAMW, None, str(tmp_path), experts, router):
+        for name, value in deepspeeds.items():
+            assert value <= 4 * torchs[name] + 1e-7, (name, value, torchs[name])
+
+
+def trajectory_with(ep_size, optim, settings, folder, experts, router="noisy-top-k"):
+    return trajectory(ep_size, optim, settings, folder, experts=experts, router=router)
 
 
 def handed_over(first, second, folder):

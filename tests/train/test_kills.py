@@ -14,14 +14,20 @@ MOMENTS = ("training", "writing", "starting")
 
 
 @pytest.mark.parametrize(
-    ("number", "epochs"), [(3, 2), pytest.param(20, 6, marks=pytest.mark.slow)], ids=["three", "twenty"]
+    ("number", "epochs", "background"),
+    [
+        (3, 2, []),
+        pytest.param(3, 2, ["--checkpoint-in-background"], marks=pytest.mark.slow),
+        pytest.param(20, 6, [], marks=pytest.mark.slow),
+    ],
+    ids=["three", "three-in-background", "twenty"],
 )
 def test_killed_processes_start_again_and_lose_no_more_than_the_steps_since_the_last_checkpoint(
-    tmp_path, number, epochs
+    tmp_path, number, epochs, background
 ):
     rng = random.Random(number)
     moments = [*MOMENTS, *rng.choices(MOMENTS, weights=(3, 3, 1), k=number - 3)]
-    flags = ("--epochs", epochs, "--parallel.max-restarts", number)
+    flags = ("--epochs", epochs, "--parallel.max-restarts", number, *background)
     with Launched(tmp_path / "killed", *flags) as killed:
         kills = kill_at_random(killed, moments, STEPS_PER_EPOCH * epochs, seed=number)
         assert killed.finish() == 0, killed.errors()
@@ -32,7 +38,7 @@ def test_killed_processes_start_again_and_lose_no_more_than_the_steps_since_the_
     differing = differences(final_state(killed.output), final_state(whole.output))
     print(table(kills, differing))
     assert differing == []
-    assert all(kill.lost <= 5 for kill in kills)
+    assert all(kill.lost <= (10 if background else 5) for kill in kills)  # one more may be under way
     assert [step for step, _ in whole.steps()] == list(range(1, STEPS_PER_EPOCH * epochs + 1))
     for place, kill in enumerate(kills, 1):
         assert f"Process {kill.rank} (pid " in killed.errors()

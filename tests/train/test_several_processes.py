@@ -19,7 +19,7 @@ from gatewright.train.processes import ALONE
 from gatewright.train.saving import Saver
 from gatewright.train.several import SeveralProcesses
 from gatewright.train.sharded import ShardedProcesses
-from tests.cases import EXPERT_CASES, make_router
+from tests.cases import EXPERT_CASES, ROUTER_CASES, make_router, run_beside
 
 pytestmark = pytest.mark.distributed
 
@@ -37,7 +37,7 @@ class Network(nn.Module):
         self.after = nn.Linear(8, 3)
 
     def forward(self, images):
-        return self.after(self.mixture(self.before(images.to(self.after.weight))))
+        return self.after(run_beside(self.mixture, self.before(images.to(self.after.weight)), images))
 
 
 @functools.cache
@@ -149,6 +149,16 @@ def test_in_float32_it_is_as_close_as_the_order_of_the_rows_allows(ranks, world,
 def test_twenty_steps_are_those_of_one_process(ranks, world, ep_size, options):
     """With accumulation in every other step, uneven parts, clipping, and BatchNorm over the global batch."""
     for reports, difference in ranks(world, trajectory_of, ep_size, options):
+        assert reports < 1e-8
+        assert difference < 1e-8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", ["none", "fsdp"])
+@pytest.mark.parametrize("experts", ["modules-different", "grouped-relu-bias"])
+@pytest.mark.parametrize("router", ROUTER_CASES)
+def test_twenty_steps_of_every_router_are_those_of_one_process(ranks, router, experts, shard):
+    for reports, difference in ranks(4, trajectory_of, 2, {"router": router, "experts": experts, "shard": shard}):
         assert reports < 1e-8
         assert difference < 1e-8
 
