@@ -73,7 +73,9 @@ class SeveralProcesses(Processes):
         keep_order = self.world > 2 and self.mesh.device_type == "cpu"
         if keep_order:
             network.register_parameter("unused", nn.Parameter(torch.zeros(())))
-        return DistributedDataParallel(network, find_unused_parameters=idle or keep_order, **broadcast)
+        return DistributedDataParallel(
+            network, find_unused_parameters=idle or keep_order, gradient_as_bucket_view=True, **broadcast
+        )
 
     def share_out(self, model: nn.Module) -> nn.Module:
         """Leave each process its experts, and give its routers the view of the global batch."""
