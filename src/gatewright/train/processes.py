@@ -79,11 +79,11 @@ class Processes:
         """Return the parameters whose gradients are summed with other processes'."""
         return ()
 
-    def agree(self, number: int | None, *, apart: bool = False) -> int | None:
-        """Return the largest number that any process has; None where none has one.
+    def work_apart(self) -> None:
+        """Make ready for a thread beside the training, which agrees with the others apart."""
 
-        A thread that works beside the training asks apart.
-        """
+    def agree(self, number: int | None, *, apart: bool = False) -> int | None:
+        """Return the largest number that any process has; None where none has one."""
         return number
 
     def barrier(self) -> None:

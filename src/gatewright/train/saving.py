@@ -24,6 +24,8 @@ class Saver:
 
     def __init__(self, folder: Path, processes: Processes, *, in_background: bool = False) -> None:
         self.folder, self.processes, self.in_background = folder, processes, in_background
+        if in_background:
+            processes.work_apart()
         self._writing: threading.Thread | None = None
         self._failure: Exception | None = None
 
@@ -84,7 +86,7 @@ class Saver:
             except OSError as error:
                 failure = error
             # No process goes on, or dies of a signal, before the state is safe; none waits for one that could not save.
-            if self.processes.agree(None if failure is None else 1, apart=True) is not None:
+            if self.processes.agree(None if failure is None else 1, apart=self.in_background) is not None:
                 raise failure or OSError("Another process could not write the checkpoint: its words say why.")
 
 

@@ -50,7 +50,7 @@ class SeveralProcesses(Processes):
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.steps, self.noted = 0, threading.Event()
         self.replicas = mesh.get_group("replica").size()
-        self._apart = dist.new_group(backend="gloo")
+        self._apart: dist.ProcessGroup | None = None
 
     def spread(self, model: nn.Module) -> nn.Module:
         """Leave each process its experts, and have torch's DDP keep the rest equal.
@@ -167,6 +167,10 @@ class SeveralProcesses(Processes):
         """Return all parameters but those of experts that live on this process alone."""
         alone = {p for _, p in expert_parameters(model)} if self.replicas == 1 else set()
         return (parameter for parameter in model.parameters() if parameter not in alone)
+
+    def work_apart(self) -> None:
+        """Make a group for what a thread beside the training asks; every process calls it."""
+        self._apart = dist.new_group(backend="gloo")
 
     def agree(self, number: int | None, *, apart: bool = False) -> int | None:
         """Return the largest number that any process has."""
