@@ -3,8 +3,8 @@
 For every router and two kinds of experts: the largest difference of outputs, gradients (with their norm) and auxiliary
 losses over 2 and 4 gloo processes, in units of the largest entry expected; the largest difference of reported losses,
 gradient norms and final weights of 20 steps in float64, by DDP and by FSDP2; of weights after 12 steps in float32 by
-DeepSpeed, beside the torch engine's. Then other optimizers and layouts in float64, and float32 beside the difference
-that a permutation of each batch's rows makes on one process.
+DeepSpeed, beside the torch engine's. Then other optimizers and layouts in float64; float32 beside the difference that
+a permutation of each batch's rows makes on one process; and runs that go on at another number of processes.
 """
 
 import tempfile
@@ -19,7 +19,13 @@ from tests.cases import ROUTER_CASES
 from tests.parallel import parity
 from tests.ranks import Ranks
 from tests.train import test_deepspeed_engine as deepspeeds
-from tests.train.test_several_processes import in_float32
+from tests.train.test_several_processes import (
+    in_float32,
+    largest_difference,
+    resharded,
+    save_midway,
+    uninterrupted,
+)
 from tests.train.test_several_processes import trajectory_of as of_engine
 
 LAYOUTS = [(2, 1), (2, 2), (4, 2), (4, 4)]
@@ -32,6 +38,7 @@ ENGINES = {
     "FSDP2, AdamW": {"experts": "modules-different", "shard": "fsdp"},
     "FSDP2, SGD": {"experts": "grouped-relu-bias", "optimizer": "sgd", "shard": "fsdp"},
 }
+SIZES = [(4, 4, 1), (4, 4, 2), (4, 4, 3), (4, 4, 8), (4, 2, 1), (2, 2, 4), (1, 1, 4)]  # from, its ep size, to
 
 
 def worst(results: list[dict[str, float]], names: tuple[str, ...]) -> float:
@@ -96,6 +103,50 @@ def float32_table(ranks: Callable[..., list[Any]]) -> None:
                 print(f"| {engine} | {optimizer} | {norm.__name__} | {spread:.0e} | {permuted:.0e} |")
 
 
+def resharding_table(ranks: Callable[..., list[Any]]) -> None:
+    """Print one line per pair of sizes: weights after 20 further steps, beside a run on one process that never stopped.
+
+    At 8 processes, and sharded, experts have two copies each; else every process has experts of its own.
+    """
+    print("\n| saved by | goes on at | modules, AdamW | modules, SGD | grouped, AdamW | grouped, SGD |")
+    print("|---|---|---|---|---|---|")
+    cases = [
+        {"experts": experts, "optimizer": optimizer}
+        for experts in ("modules", "grouped-relu-bias")
+        for optimizer in ("adamw", "sgd")
+    ]
+    for before, after in (("none", "none"), ("fsdp", "none"), ("none", "fsdp")):
+        for world, ep_size, to in SIZES if before == after else [(4, 2, 1 if before == "fsdp" else 4)]:
+            first, then = _layout(world, ep_size, before), _layout(to, _ep_size(to, after), after)
+            found = [_resharded(ranks, (world, ep_size, before), (to, after), options) for options in cases]
+            print(f"| {first} | {then} | {' | '.join(f'{difference:.0e}' for difference in found)} |", flush=True)
+
+
+def _resharded(
+    ranks: Callable[..., list[Any]], saved: tuple[int, int, str], then: tuple[int, str], options: dict[str, Any]
+) -> float:
+    folder, (world, ep_size, before), (to, after) = Path(tempfile.mkdtemp()), saved, then
+    if world == 1:
+        save_midway(folder, None, options)
+    else:
+        ranks(world, save_midway, folder, ep_size, options, before)
+    if to == 1:
+        found = resharded(folder, None, options)
+    else:
+        found = ranks(to, resharded, folder, _ep_size(to, after), options, after)[0]
+    return largest_difference(found, uninterrupted(options))
+
+
+def _ep_size(processes: int, shard: str) -> int:
+    return processes // 2 if processes == 8 or shard == "fsdp" else processes
+
+
+def _layout(processes: int, ep_size: int, shard: str) -> str:
+    if processes == 1:
+        return "1"
+    return f"{processes}, ep size {ep_size}" + (", FSDP2" if shard == "fsdp" else "")
+
+
 def main() -> None:
     """Print all tables."""
     print(f"torch {torch.__version__}, gloo on CPU\n")
@@ -103,6 +154,7 @@ def main() -> None:
     router_table(ranks.run)
     trajectory_table(ranks.run)
     float32_table(ranks.run)
+    resharding_table(ranks.run)
     ranks.close()
 
 

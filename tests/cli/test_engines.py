@@ -1,4 +1,4 @@
-"""The command line on two real processes, with every way to spread a run: it ends, and what it saved serves one."""
+"""The command line on real processes, with every way to spread a run: it ends, and what it saved serves one."""
 
 import json
 import re
@@ -9,20 +9,21 @@ from tests.train.runs import finish, start
 
 pytestmark = pytest.mark.distributed
 
-SETTINGS = "--processes 2 --epochs 2 --tracking.no-enabled --output run"
+SETTINGS = "--epochs 2 --tracking.no-enabled --output run"
 
 
 @pytest.mark.parametrize(
     "flags",
     [
-        "--parallel.ep-size 2",
-        "--parallel.ep-size 2 --checkpoint-in-background --checkpoint-every-steps 3",
-        "--parallel.ep-size 2 --parallel.shard fsdp",
-        "--parallel.shard fsdp --checkpoint-in-background",
-        "--parallel.ep-size 2 --engine deepspeed",
+        "--processes 2 --parallel.ep-size 2",
+        "--processes 2 --parallel.ep-size 2 --checkpoint-in-background --checkpoint-every-steps 3",
+        "--processes 2 --parallel.ep-size 2 --parallel.shard fsdp",
+        "--processes 2 --parallel.shard fsdp --checkpoint-in-background",
+        pytest.param("--processes 4 --parallel.ep-size 2 --parallel.shard fsdp", marks=pytest.mark.slow),
+        "--processes 2 --parallel.ep-size 2 --engine deepspeed",
     ],
 )
-def test_a_run_on_two_processes_ends_well(tmp_path, flags):
+def test_a_run_on_several_processes_ends_well(tmp_path, flags):
     status, printed, errors = finish(start("train", "digits", *SETTINGS.split(), *flags.split(), folder=tmp_path))
     assert status == 0, errors
     assert "Warning" not in errors

@@ -31,13 +31,7 @@ from tests.train.runs import finish, start
 STEPS = 12
 ADAMW = OptimConfig(lr=0.02, clip_norm=0.5, schedule="linear", warmup_epochs=0.5, ema_decay=0.9)
 PLAIN = replace(ADAMW, clip_norm=None, ema_decay=None)
-ARTICLE = {
-    "optimizer": {"type": "Adam", "params": {"lr": 1e-3, "betas": [0.8, 0.999]}},
-    "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 1000, "warmup_max_lr": 1e-3}},
-    "gradient_clipping": 1.0,
-    "fp16": {"enabled": True, "loss_scale": 0},
-    "zero_optimization": {"stage": 0},
-}
+ARTICLE = json.loads((Path(__file__).parents[2] / "deploy" / "article.json").read_text())
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None,

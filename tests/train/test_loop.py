@@ -31,9 +31,7 @@ REQUIRED = {
     "versions",
     "hardware",
 }
-
-
-FOR_THE_REPORT = {"confusion", "tracking"}
+FOR_THE_REPORT = {"confusion", "processes", "tracking"}
 
 
 def test_the_result_has_what_it_must(finished):
@@ -45,6 +43,10 @@ def test_the_result_has_what_it_must(finished):
     assert {"python", "torch", "gatewright"} <= set(result["versions"])
     assert result["hardware"]["device"] == "cpu"
     assert result["hardware"]["threads"] == 1
+    (process,) = result["processes"]
+    assert process["step_seconds"] > process["waiting_seconds"] == 0
+    assert process["all_to_all_bytes"] == process["reduced_bytes"] == 0
+    assert process["peak_memory_bytes"] > 2**20
     (layer,) = result["layers"].values()
     assert set(layer) == {
         "tokens_per_expert",

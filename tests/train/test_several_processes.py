@@ -1,6 +1,7 @@
 """The engine on several processes: the same numbers, the same state, the same evaluation as on one."""
 
 import functools
+import re
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from tests.cases import EXPERT_CASES, ROUTER_CASES, make_router, run_beside
 
 pytestmark = pytest.mark.distributed
 
-STEPS = 20
+STEPS, SAVED, FURTHER = 20, 10, 20
 
 
 class Network(nn.Module):
@@ -78,7 +79,7 @@ def batches(count, size=13):
 
 def train(engine, start=0, stop=STEPS, split_at=None, accumulate=True, order=slice(None)):
     reports = []
-    for number, batch in enumerate(batches(STEPS)[start:stop], start):
+    for number, batch in enumerate(batches(SAVED + FURTHER)[start:stop], start):
         batch = (batch[0][order], batch[1][order])
         engine.begin_epoch(0 if split_at is None else number // split_at)
         micro_batches = (
@@ -171,23 +172,23 @@ def resharded(folder, ep_size, options, shard="none"):
     """Go on from a checkpoint, and return the state at the end."""
     engine = engine_of(several(ep_size, shard) if ep_size else ALONE, **options)
     engine.load_state_dict(load_checkpoint(newest_checkpoint(folder))["engine"])
-    train(engine, STEPS // 2)
+    train(engine, SAVED, SAVED + FURTHER)
     return engine.state_dict()["model"]
 
 
-def half_way(folder, ep_size, options, shard="none", in_background=False):
-    """Train for half of the steps, save, and where training need not wait, go on."""
+def save_midway(folder, ep_size, options, shard="none", in_background=False):
+    """Train for a few steps, save, and where training need not wait, go on."""
     engine = engine_of(several(ep_size, shard) if ep_size else ALONE, **options)
-    train(engine, 0, STEPS // 2)
+    train(engine, 0, SAVED)
     with Saver(folder, engine.processes, in_background=in_background) as saver:
         saver.save({"engine": engine.state_dict(part=True)}, engine.model, engine.step_count)
         if in_background:
-            train(engine, STEPS // 2)
+            train(engine, SAVED)
 
 
 def uninterrupted(options):
     engine = engine_of(ALONE, **options)
-    train(engine)
+    train(engine, 0, SAVED + FURTHER)
     return engine.state_dict()["model"]
 
 
@@ -195,7 +196,7 @@ def uninterrupted(options):
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_checkpoint_of_four_processes_goes_on_at_one_two_and_three(ranks, experts, optimizer, tmp_path):
     options = {"experts": experts, "optimizer": optimizer, "ema_decay": 0.9}
-    ranks(4, half_way, tmp_path, 4, options)
+    ranks(4, save_midway, tmp_path, 4, options)
     parts = [f"part-{number}-of-4-step-00000010.safetensors" for number in (1, 2, 3)]
     assert sorted(path.name for path in tmp_path.iterdir()) == [*parts, "step-00000010.safetensors"]
     expected = uninterrupted(options)
@@ -208,7 +209,7 @@ def test_a_checkpoint_of_four_processes_goes_on_at_one_two_and_three(ranks, expe
 @pytest.mark.parametrize("experts", ["modules", "grouped-relu-bias"])
 def test_a_checkpoint_of_four_processes_goes_on_at_eight(ranks, experts, tmp_path):
     options = {"experts": experts}
-    ranks(4, half_way, tmp_path, 4, options)
+    ranks(4, save_midway, tmp_path, 4, options)
     assert largest_difference(ranks(8, resharded, tmp_path, 4, options)[0], uninterrupted(options)) < 1e-8
 
 
@@ -216,26 +217,26 @@ def test_a_checkpoint_of_four_processes_goes_on_at_eight(ranks, experts, tmp_pat
 def test_a_sharded_checkpoint_goes_on_unsharded_and_back(ranks, optimizer, tmp_path):
     options = {"optimizer": optimizer}
     expected = uninterrupted(options)
-    ranks(4, half_way, tmp_path / "sharded", 2, options, "fsdp")
+    ranks(4, save_midway, tmp_path / "sharded", 2, options, "fsdp")
     assert largest_difference(resharded(tmp_path / "sharded", None, options), expected) < 1e-8
-    ranks(2, half_way, tmp_path / "not", 2, options)
+    ranks(2, save_midway, tmp_path / "not", 2, options)
     assert largest_difference(ranks(4, resharded, tmp_path / "not", 2, options, "fsdp")[0], expected) < 1e-8
 
 
 def test_a_checkpoint_of_one_process_goes_on_at_four(ranks, tmp_path):
-    half_way(tmp_path, None, {})
+    save_midway(tmp_path, None, {})
     assert largest_difference(ranks(4, resharded, tmp_path, 2, {})[0], uninterrupted({})) < 1e-8
 
 
 @pytest.mark.parametrize("experts", ["modules", "grouped-relu-bias"])
 def test_a_checkpoint_written_beside_the_training_holds_the_state_of_its_step(ranks, experts, tmp_path):
-    ranks(2, half_way, tmp_path / "beside", 2, {"experts": experts}, "none", True)
-    ranks(2, half_way, tmp_path / "between", 2, {"experts": experts})
+    ranks(2, save_midway, tmp_path / "beside", 2, {"experts": experts}, "none", True)
+    ranks(2, save_midway, tmp_path / "between", 2, {"experts": experts})
     beside, between = (load_checkpoint(newest_checkpoint(folder))["engine"] for folder in sorted(tmp_path.iterdir()))
     for kind in ("model", "average"):
         if between[kind]:
             assert largest_difference(whole_state(beside[kind]), whole_state(between[kind])) == 0
-    assert beside["step_count"] == between["step_count"] == STEPS // 2
+    assert beside["step_count"] == between["step_count"] == SAVED
 
 
 def uneven_evaluation(ep_size):
@@ -295,7 +296,7 @@ class _Double(nn.Module):
 def test_experts_and_their_statistics_stay_each_ranks_own(ranks):
     (own, state, names), (others, theirs, _) = ranks(2, different_experts, 2)
     assert (own, others) == ([0, 1], [2, 3])
-    assert all(f".experts.{number}." in name for number in () for name in names)
+    assert {int(re.search(r"\.experts\.(\d+)\.", name)[1]) for name in names} == set(own)
     assert not state.keys() & theirs.keys()
     values = [*state.values(), *theirs.values()]
     tensors = [torch.tensor(value) for value in values if isinstance(value, list)]

@@ -29,6 +29,7 @@ class ShardedProcesses(SeveralProcesses):
         if self.replicas > 1:
             for layer in (module for module in model.modules() if isinstance(module, MoE)):
                 if any(parameter in spread for parameter in layer.experts.parameters()):
+                    layer.experts.register_forward_hook(_whole_output)
                     fully_shard(layer.experts, mesh=self.mesh["replica"])
         everyone = init_device_mesh(self.mesh.device_type, (self.world,))
         own = {parameter for _, parameter in expert_parameters(model)}
