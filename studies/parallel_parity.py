@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.cases import ROUTER_CASES
+from tests.cases import NUM_EXPERTS, ROUTER_CASES
 from tests.parallel import parity
 from tests.ranks import Ranks
 from tests.train import test_deepspeed_engine as deepspeeds
@@ -66,7 +66,7 @@ def one_layer(ranks: Callable[..., list[Any]], router: str, experts: str, dtype:
     results = [
         result
         for world, ep_size in LAYOUTS
-        for result in ranks(world, parity.layer, router, experts, dtype, 5, 13, ep_size)
+        for result in ranks(world, parity.layer, router, experts, dtype, NUM_EXPERTS, 13, ep_size)
     ]
     return ", ".join(f"{worst(results, names):.0e}" for names in (("output",), ("gradient", "norm"), ("auxiliary",)))
 

@@ -35,18 +35,27 @@ from gatewright.routers.base import ExpertBias
 from gatewright.routers.expert_dropout import STREAM
 from gatewright.routing import top_k_routing
 
+NUM_EXPERTS = 9
+"""Of most layers here: three groups of three, where a token takes two; neither 2 nor 4 processes come out even."""
+
 
 def in_groups(dim, num_experts, top_k, **options):
-    """A group-limited router in two groups where they can be of equal size, else in groups of one."""
-    num_groups = num_experts if num_experts % 2 else 2
-    return GroupLimited(dim, num_experts, top_k, num_groups=num_groups, top_k_groups=min(top_k, num_groups), **options)
+    """A group-limited router, in groups of more than one expert where they can be of equal size."""
+    return GroupLimited(dim, num_experts, top_k, **groups_of(num_experts, top_k), **options)
 
 
 def in_two_levels(dim, num_experts, top_k):
-    """A hierarchical router in groups of three where they fit, else in groups of one."""
-    num_groups = num_experts if num_experts % 3 else max(num_experts // 3, 1)
-    top_k_groups = top_k if num_groups == num_experts else min(2, num_groups)
-    return Hierarchical(dim, num_experts, top_k, num_groups=num_groups, top_k_groups=top_k_groups)
+    """A hierarchical router, in groups of more than one expert where they can be of equal size."""
+    return Hierarchical(dim, num_experts, top_k, **groups_of(num_experts, top_k))
+
+
+def groups_of(num_experts, top_k):
+    """How many groups, and from how many of them a token takes equally many of its experts."""
+    sizes = [size for size in range(2, num_experts) if num_experts % size == 0]
+    num_groups = next((size for size in sizes if size * size >= num_experts), max(num_experts, 1))
+    fits = (chosen for chosen in (2, 1, top_k) if 0 < chosen <= num_groups and top_k % chosen == 0)
+    room = num_experts // num_groups
+    return {"num_groups": num_groups, "top_k_groups": next((c for c in fits if top_k <= c * room), 1)}
 
 
 ROUTER_CASES = {
@@ -59,6 +68,7 @@ ROUTER_CASES = {
     "expert-dropout": lambda *sizes: ExpertDropout(NoisyTopK(*sizes), 0.4),
     "hierarchical-in-groups": in_two_levels,
     "sinkhorn-sigmoid": partial(Sinkhorn, score="sigmoid"),
+    "top-k-jitter": partial(TopK, jitter=0.2),
     "top-k-after": partial(TopK, score_after_top_k=True),
     "top-k-normalized": partial(TopK, normalize=True),
     "top-k-sigmoid": partial(TopK, score="sigmoid"),
@@ -105,7 +115,9 @@ def make_router(case, dim, num_experts, top_k):
     return router
 
 
-def make_moe(router="top-k", experts="grouped-feed-forward", dispatcher="dropless", *, dim=8, num_experts=5, top_k=2):
+def make_moe(
+    router="top-k", experts="grouped-feed-forward", dispatcher="dropless", *, dim=8, num_experts=NUM_EXPERTS, top_k=2
+):
     if experts == "merged":
         return make_merged(router, dim, num_experts, top_k)
     return MoE(
@@ -122,7 +134,7 @@ def make_soft_moe(router="soft", experts="grouped-feed-forward", *, dim=8, num_e
     return moe
 
 
-def make_merged(router="top-k", dim=8, num_experts=5, top_k=2):
+def make_merged(router="top-k", dim=8, num_experts=NUM_EXPERTS, top_k=2):
     """A layer that mixes parameters, without dispatch."""
     return MergedMoE(make_router(router, dim, num_experts, top_k), partial(two_layers, dim, 3), num_experts)
 
@@ -179,6 +191,8 @@ def _noisy_top_k_gates(router, features):
 
 
 def _top_k_gates(router, features):
+    if router.training and router.jitter:
+        features = features * (1 + router.jitter * (2 * BatchScope().uniform(features) - 1))
     variant = {"score": router.score, "score_after_top_k": router.score_after_top_k, "normalize": router.normalize}
     return reference.top_k(features @ router.gate.weight.t(), router.top_k, **variant)
 

@@ -145,6 +145,49 @@ def test_files_and_functions_are_small():
     assert sum(length < 40 for length in lengths) >= 0.9 * len(lengths)
 
 
+def class_depths():
+    """Own classes over each other, by name, the class itself counted."""
+    bases = {
+        node.name: [base.id for base in node.bases if isinstance(base, ast.Name)]
+        for tree in TREES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
+
+    def depth(name):
+        return 1 + max((depth(base) for base in bases[name] if base in bases), default=0)
+
+    return {name: depth(name) for name in bases}
+
+
+def test_no_hierarchy_is_deeper_than_two():
+    """`RoutedLayer` and `Processes` say what all of a kind keep; DeepSpeed asks for one class more under each layer."""
+    deeper = {name for name, depth in class_depths().items() if depth > 2}
+    assert deeper == {"Recognised", "ShardedProcesses"}
+
+
+def code_lines(tree):
+    """Lines that hold code: not blank, not comments, not docstrings."""
+    held = {node.lineno for node in ast.walk(tree) if isinstance(node, ast.stmt | ast.expr | ast.excepthandler)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            held -= {*range(node.lineno, node.end_lineno + 1)}
+    return len(held)
+
+
+def test_the_core_has_about_two_thousand_lines_of_code():
+    core = sum(code_lines(tree) for name, tree in TREES.items() if room_of(name) in CORE)
+    assert 1_500 < core < 2_200
+
+
+def test_the_reference_shares_nothing_with_what_is_tested_against_it():
+    for name in FILES:
+        if room_of(name) == "reference":
+            assert {module for module in imports_of(name) if module.startswith("gatewright")} <= {
+                module for module in imports_of(name) if module.startswith("gatewright.reference")
+            }, name
+
+
 def undocumented(holder):
     """Public functions and classes without a docstring, and their public methods."""
     for node in holder.body:

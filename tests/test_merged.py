@@ -244,6 +244,12 @@ def norm(kind):
             r"one architecture, .* expert 0 has \(8, 8\) and expert 1 \(Linear\) has \(7, 8\) at 'weight'",
         ),
         (
+            lambda: MergedMoE(
+                TopK(8, 2), [nn.Sequential(nn.Linear(8, 8), nn.LeakyReLU(slope)) for slope in (0.1, 0.2)]
+            ),
+            r"expert 0 has LeakyReLU\(negative_slope=0.1\) and expert 1 .* has LeakyReLU\(negative_slope=0.2\) at '1'",
+        ),
+        (
             lambda: MergedMoE(TopK(8, 2), [nn.Linear(8, 8), nn.Linear(8, 8, bias=False)]),
             r"expert 0 has \(8,\) and expert 1 \(Linear\) has None at 'bias'",
         ),
@@ -253,7 +259,7 @@ def norm(kind):
         ),
         (
             lambda: MergedMoE(TopK(8, 2), [norm(nn.LayerNorm), nn.Sequential(nn.Linear(8, 8), nn.RMSNorm(8))]),
-            "expert 0 has LayerNorm and expert 1 .* has RMSNorm at '1'",
+            "expert 0 has LayerNorm.* and expert 1 .* has RMSNorm.* at '1'",
         ),
         (
             lambda: MergedMoE(TopK(8, 2), lambda: nn.Linear(7, 8), 2),

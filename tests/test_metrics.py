@@ -48,6 +48,7 @@ CASES = {
         ("nothing", "load_share", [0.0] * 3),
         ("nothing", "load_cv", 0.0),
         ("nothing", "max_over_mean_load", 0.0),
+        ("nothing", "max_violation", 0.0),
         ("nothing", "load_entropy", 0.0),
         ("nothing", "router_entropy", 0.0),
         ("nothing", "drop_rate", 0.0),

@@ -142,17 +142,22 @@ def _check_mergeable(index: int, module: nn.Module, first: nn.Module) -> None:
             f"so nobody's statistics; {name} has {', '.join(buffers)}. Use GroupNorm or LayerNorm, or keep the experts "
             "apart: MoE with ModuleExperts."
         )
-    expected, found = _architecture(first), _architecture(module)
-    for part in {**expected, **found}:
-        if expected.get(part) != found.get(part):
-            raise ValueError(
-                f"Merged experts are of one architecture, so that each parameter has its like in every expert; expert "
-                f"0 has {expected.get(part)} and {name} has {found.get(part)} at {part!r}. Make them agree, or keep "
-                "them apart: MoE with ModuleExperts."
-            )
+    for describe in (_shapes, _settings):
+        expected, found = describe(first), describe(module)
+        for part in {**expected, **found}:
+            if expected.get(part) != found.get(part):
+                raise ValueError(
+                    f"Merged experts are of one architecture, so that each parameter has its like in every expert; "
+                    f"expert 0 has {expected.get(part)} and {name} has {found.get(part)} at {part!r}. Make them agree, "
+                    "or keep them apart: MoE with ModuleExperts."
+                )
 
 
-def _architecture(module: nn.Module) -> dict[str, str]:
-    """Classes and parameter shapes by name."""
-    kinds = {name: type(part).__name__ for name, part in module.named_modules()}
-    return kinds | {name: str(tuple(parameter.shape)) for name, parameter in module.named_parameters()}
+def _shapes(module: nn.Module) -> dict[str, str]:
+    """Shapes of parameters by name."""
+    return {name: str(tuple(parameter.shape)) for name, parameter in module.named_parameters()}
+
+
+def _settings(module: nn.Module) -> dict[str, str]:
+    """Classes with their settings, such as strides, by name."""
+    return {name: f"{type(part).__name__}({part.extra_repr()})" for name, part in module.named_modules()}

@@ -23,8 +23,8 @@ def max_over_mean_load(sums: RoutingSums) -> Float[Tensor, ""]:
 
 
 def max_violation(sums: RoutingSums) -> Float[Tensor, ""]:
-    """``MaxVio = (max load - mean load) / mean load``: https://arxiv.org/abs/2408.15664 eq. 4."""
-    return max_over_mean_load(sums) - 1
+    """``MaxVio = (max load - mean load) / mean load``, https://arxiv.org/abs/2408.15664 eq. 4; of no load 0."""
+    return (max_over_mean_load(sums) - 1).clamp(min=0)
 
 
 def load_entropy(sums: RoutingSums) -> Float[Tensor, ""]:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gatewright.scope import BatchScope
+from gatewright.scope import ONE_PROCESS, BatchScope
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,13 @@ class SoftRouting:
             slots are filled by the sum over processes.
         combine: What multiplies a slot's output for a token; over all slots it sums to 1.
         sums: The batch's additive statistics, where a token counts for each expert by its weight.
+        scope: Over which the slots are filled: where a group is spread over processes, these.
     """
 
     dispatch: Float[Tensor, "groups group_tokens experts slots"]
     combine: Float[Tensor, "groups group_tokens experts slots"]
     sums: RoutingSums
+    scope: BatchScope = ONE_PROCESS
 
     @property
     def num_experts(self) -> int:
@@ -131,6 +133,7 @@ def soft_routing(
     logits: Float[Tensor, "tokens slots"],
     dispatch: Float[Tensor, "groups group_tokens experts expert_slots"],
     combine: Float[Tensor, "groups group_tokens experts expert_slots"],
+    scope: BatchScope = ONE_PROCESS,
 ) -> SoftRouting:
     """Make the record of a router that mixes tokens; tokens per expert, load and importance are sums of weights.
 
@@ -138,6 +141,7 @@ def soft_routing(
         logits: Over the slots of all experts.
         dispatch: As in `SoftRouting`.
         combine: As in `SoftRouting`.
+        scope: As in `SoftRouting`.
     """
     weight = combine.sum(-1).flatten(0, 1)
     per_expert, none, flat = weight.sum(0), logits.new_zeros(()), logits.new_zeros(0)
@@ -154,7 +158,7 @@ def soft_routing(
         group_tokens=flat,
         threshold=none,
     )
-    return SoftRouting(dispatch, combine, sums)
+    return SoftRouting(dispatch, combine, sums, scope)
 
 
 def top_k_routing(

@@ -17,6 +17,7 @@ from tests.cases import (
     DROPS,
     EXPERTS_CHOOSE,
     KEYED,
+    NUM_EXPERTS,
     REFERENCE_GATES,
     ROUTER_CASES,
     UNTAUGHT,
@@ -67,7 +68,7 @@ class Whole(BatchScope):
 @modes
 def test_a_route_does_not_depend_on_how_the_batch_is_split(case, training):
     """Noise and batch-wise choices are those of the whole batch, for each part that a process has of it."""
-    router = make_router(case, DIM, 5, 2)
+    router = make_router(case, DIM, NUM_EXPERTS, 2)
     features, key = features_for(router, 12), torch.tensor(7)
     whole = Whole(key)
     joint = dense_weights(route(router, features, whole, training=training))
@@ -132,7 +133,7 @@ def test_the_sums_agree_with_the_assignments(case, num_experts, top_k, training,
 
 
 def test_sums_of_two_batches_are_the_sums_of_the_joint_batch(case):
-    router = make_router(case, DIM, 5, 2)
+    router = make_router(case, DIM, NUM_EXPERTS, 2)
     features = features_for(router, 12)
     joint, parts = route(router, features).sums, route(router, features[:5]).sums + route(router, features[5:]).sums
     for field in fields(joint):
@@ -140,7 +141,7 @@ def test_sums_of_two_batches_are_the_sums_of_the_joint_batch(case):
 
 
 def test_evaluation_looks_at_one_token_at_a_time(case):
-    router = make_router(case, DIM, 5, 2)
+    router = make_router(case, DIM, NUM_EXPERTS, 2)
     features, order = features_for(router, 9), torch.randperm(9)
     joint = dense_weights(route(router, features))
     assert_close(dense_weights(route(router, features[order])), joint[order], rtol=0, atol=1e-6)
@@ -150,7 +151,7 @@ def test_evaluation_looks_at_one_token_at_a_time(case):
 
 
 def test_evaluation_draws_nothing(case):
-    router = make_router(case, DIM, 5, 2).eval()
+    router = make_router(case, DIM, NUM_EXPERTS, 2).eval()
     features = features_for(router, 9)
     before = torch.get_rng_state()
     first, second = router(features), router(features)
@@ -173,7 +174,7 @@ def test_evaluation_draws_nothing(case):
 )
 @pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
 def test_routing_is_at_least_float32(case, module, features, weight, autocast):
-    router = make_router(case, DIM, 5, 2).to(module)
+    router = make_router(case, DIM, NUM_EXPERTS, 2).to(module)
     if type(router) in KEYED:
         pytest.skip("routed by integers")
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -183,7 +184,7 @@ def test_routing_is_at_least_float32(case, module, features, weight, autocast):
 
 
 def test_autocast_changes_nothing(case):
-    router = make_router(case, DIM, 5, 2)
+    router = make_router(case, DIM, NUM_EXPERTS, 2)
     features = features_for(router, 7)
     plain = route(router, features, training=True)
     with torch.autocast("cpu", torch.bfloat16):
@@ -227,9 +228,9 @@ def test_impossible_sizes_are_refused(case, sizes, message):
 
 @modes
 def test_copies_and_loaded_state_route_alike(case, training):
-    router = make_router(case, DIM, 5, 2)
+    router = make_router(case, DIM, NUM_EXPERTS, 2)
     features = features_for(router, 9)
-    loaded = make_router(case, DIM, 5, 2)
+    loaded = make_router(case, DIM, NUM_EXPERTS, 2)
     loaded.load_state_dict(router.state_dict())
     expected = route(router, features, training=training)
     for other in (copy.deepcopy(router), loaded):
@@ -240,7 +241,7 @@ def test_copies_and_loaded_state_route_alike(case, training):
 
 @modes
 def test_inference_mode(case, training):
-    router = make_router(case, DIM, 5, 2)
+    router = make_router(case, DIM, NUM_EXPERTS, 2)
     features = features_for(router, 9)
     with torch.inference_mode():
         routing = route(router, features, training=training)
@@ -248,7 +249,7 @@ def test_inference_mode(case, training):
 
 
 def test_default_losses_exist_and_teach_the_router(case):
-    router = make_router(case, DIM, 5, 2)
+    router = make_router(case, DIM, NUM_EXPERTS, 2)
     assert set(router.default_losses) <= set(LOSSES)
     sums = route(router, features_for(router, 9), training=True).sums
     for name, coefficient in router.default_losses.items():
@@ -270,4 +271,4 @@ def test_its_registered_name_is_its_class_in_words(case):
 
 
 def test_it_prints_its_sizes(case):
-    assert "dim=6, num_experts=5, top_k=2" in repr(make_router(case, DIM, 5, 2))
+    assert f"dim=6, num_experts={NUM_EXPERTS}, top_k=2" in repr(make_router(case, DIM, NUM_EXPERTS, 2))

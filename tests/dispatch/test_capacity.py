@@ -12,6 +12,8 @@ from gatewright import Capacity, reference
 from tests.cases import dense_weights, random_routing
 from tests.dispatch.test_base import routing_of
 
+BY_TOKEN = ("arrival", "total-weight")  # the same where weights of a token add up to 1
+
 
 @pytest.mark.parametrize(
     ("factor", "min_capacity", "assignments", "experts", "rows"),
@@ -68,6 +70,16 @@ def test_weight_serves_the_largest_first_and_ties_in_order_of_arrival():
     routing = routing_of([[0], [0], [0], [0]], 2, [[0.2], [0.9], [0.5], [0.5]])
     batch = Capacity(1.0, 2, "total-weight").dispatch(torch.arange(4.0)[:, None], routing, training=True)
     assert batch.rows.flatten().tolist()[:2] == [1, 2]
+
+
+def test_sums_of_normalised_weights_tie_though_they_differ_by_rounding():
+    weight = torch.randn(400, 3).softmax(-1)
+    assert weight.sum(1).unique().numel() > 1
+    routing = routing_of(torch.rand(400, 8).topk(3).indices.tolist(), 8, weight.tolist())
+    kept = [Capacity(0.5, 1, priority).dispatch(torch.randn(400, 2), routing, training=True) for priority in BY_TOKEN]
+    arrival, total = ((b.routing.token_index[b.routing.weight > 0], b.routing.expert_index) for b in kept)
+    assert torch.equal(arrival[0], total[0])
+    assert torch.equal(arrival[1], total[1])
 
 
 def test_rows_dropped_by_the_router_take_no_room_and_are_counted_once():

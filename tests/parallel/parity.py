@@ -17,7 +17,7 @@ from gatewright.parallel import (
     sum_in_place,
     total_gradient_norm,
 )
-from tests.cases import make_moe, run
+from tests.cases import NUM_EXPERTS, make_moe, make_soft_moe, run
 
 DIM = 8
 
@@ -98,12 +98,20 @@ def differences(build, x, ep_size, split):
     }
 
 
-def layer(router, experts, dtype, num_experts=5, num_tokens=13, ep_size=2, split="even", top_k=2):
+def layer(router, experts, dtype, num_experts=NUM_EXPERTS, num_tokens=13, ep_size=2, split="even", top_k=2):
     """Differences of one layer of a combination of the contract suite."""
     torch.manual_seed(0)
     x = torch.randn(num_tokens, DIM, dtype=dtype)
     build = functools.partial(make_moe, router, experts, dim=DIM, num_experts=num_experts, top_k=top_k)
     return differences(lambda: build().to(dtype), x, ep_size, split)
+
+
+def soft(router, experts, dtype, ep_size):
+    """Differences of a layer that mixes tokens: in groups of three that no process cuts, or in one over all of them."""
+    torch.manual_seed(1)  # Not one of those with which the gradient of `scale`, a sum over all entries, cancels.
+    x = torch.randn(12, DIM, dtype=dtype)
+    build = functools.partial(make_soft_moe, router, experts, dim=DIM)
+    return differences(lambda: build().to(dtype), x, ep_size, "even" if router == "soft-groups" else "uneven")
 
 
 def all_to_one(dtype, ep_size):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.cases import EXPERT_CASES, ROUTER_CASES
+from tests.cases import EXPERT_CASES, NUM_EXPERTS, ROUTER_CASES, SOFT_CASES
 from tests.parallel import parity
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -22,7 +22,15 @@ def assert_equal(results, dtype):
 @pytest.mark.parametrize(("world", "ep_size"), [(2, 1), (2, 2), (4, 2), (4, 4)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_every_router(ranks, router, experts, world, ep_size, dtype):
-    assert_equal(ranks(world, parity.layer, router, experts, dtype, 5, 13, ep_size), dtype)
+    assert_equal(ranks(world, parity.layer, router, experts, dtype, NUM_EXPERTS, 13, ep_size), dtype)
+
+
+@pytest.mark.parametrize("router", SOFT_CASES)
+@pytest.mark.parametrize("experts", ["modules-different", "grouped-relu-bias"])
+@pytest.mark.parametrize(("world", "ep_size"), [(2, 1), (2, 2), (4, 2), (4, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_every_way_to_mix_tokens(ranks, router, experts, world, ep_size, dtype):
+    assert_equal(ranks(world, parity.soft, router, experts, dtype, ep_size), dtype)
 
 
 @pytest.mark.parametrize("experts", EXPERT_CASES)

@@ -9,6 +9,7 @@ from gatewright import MoE, ResidualMixture
 from tests.cases import (
     DISPATCHER_CASES,
     EXPERT_CASES,
+    NUM_EXPERTS,
     ROUTER_CASES,
     SOFT_CASES,
     make_merged,
@@ -46,8 +47,8 @@ def tables():
 def beside():
     """Layers that are more, or less, than a router, experts and a dispatcher."""
     return {
-        "`MergedMoE`, all experts": partial(make_merged, "top-k-sigmoid", top_k=5),
-        "`MergedMoE`, two of five": partial(make_merged, "noisy-top-k"),
+        "`MergedMoE`, all experts": partial(make_merged, "top-k-sigmoid", top_k=NUM_EXPERTS),
+        "`MergedMoE`, two of nine": partial(make_merged, "noisy-top-k"),
         "`ResidualMixture` of `GroupedFeedForward`": partial(residual_of, partial(make_moe, "noisy-top-k")),
         "`ResidualMixture` of `ModuleExperts`": partial(residual_of, partial(make_moe, "noisy-top-k", "modules")),
         "`ResidualMixture` of `MergedMoE`": partial(residual_of, partial(make_merged, "noisy-top-k")),
@@ -64,8 +65,8 @@ def residual_of(make_mixture, dim):
 
 def with_shared(dim):
     """A mixture with an expert for all."""
-    experts = EXPERT_CASES["grouped-feed-forward"](5, dim)
-    return MoE(make_router("noisy-top-k", dim, 5, 2), experts, shared=two_layers(dim, 5))
+    experts = EXPERT_CASES["grouped-feed-forward"](NUM_EXPERTS, dim)
+    return MoE(make_router("noisy-top-k", dim, NUM_EXPERTS, 2), experts, shared=two_layers(dim, 5))
 
 
 TABLES = tables()

@@ -20,7 +20,7 @@ from gatewright.train.processes import ALONE
 from gatewright.train.saving import Saver
 from gatewright.train.several import SeveralProcesses
 from gatewright.train.sharded import ShardedProcesses
-from tests.cases import EXPERT_CASES, ROUTER_CASES, make_router, run_beside
+from tests.cases import EXPERT_CASES, NUM_EXPERTS, ROUTER_CASES, make_router, run_beside
 
 pytestmark = pytest.mark.distributed
 
@@ -33,7 +33,7 @@ class Network(nn.Module):
     def __init__(self, router, experts, split_epoch, norm):
         super().__init__()
         self.before = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), norm(8), nn.Tanh())
-        mixture = MoE(make_router(router, 8, 5, 2), EXPERT_CASES[experts](5, 8))
+        mixture = MoE(make_router(router, 8, NUM_EXPERTS, 2), EXPERT_CASES[experts](NUM_EXPERTS, 8))
         self.mixture = StartTogether(mixture, split_epoch) if split_epoch else mixture
         self.after = nn.Linear(8, 3)
 

@@ -14,6 +14,9 @@ from gatewright.routing import Routing
 
 Priority = Literal["arrival", "largest-weight", "total-weight"]
 
+PRIORITY_BITS = 16
+"""Bits after the binary point to which priorities are compared; beyond these, tokens are served by arrival."""
+
 
 class Capacity(Dispatcher):
     """Give every expert ``max(min_capacity, ceil(assignments / num_experts * capacity_factor))`` rows in training.
@@ -78,9 +81,12 @@ class Capacity(Dispatcher):
         reduce = "amax" if self.priority == "largest-weight" else "sum"
         weight = routing.weight.detach()
         priority = weight.new_zeros(num_tokens).scatter_reduce(0, token, weight, reduce)[token]
+        priority = (
+            priority * 2**PRIORITY_BITS
+        ).round()  # Normalised weights are to tie: their sums differ by rounding.
         by_token = token.argsort(stable=True)
         choice = torch.empty_like(token).index_put((by_token,), _place_in_run(token[by_token]))
-        served = priority.argsort(descending=True, stable=True)
+        served: Tensor = priority.argsort(descending=True, stable=True)
         return served[choice[served].argsort(stable=True)]
 
     def _warn_of_one_row(self, capacity: int, num_assignments: int, num_experts: int) -> None:

@@ -14,7 +14,7 @@ class SoftDispatch(Dispatcher):
     """Fill every slot with a mean of all tokens, and return to every token a mean of all slots' outputs.
 
     ``D^T X`` and ``C Y`` of https://arxiv.org/abs/2308.00951 eqs. 1 and 2; nothing is dropped. Where a group is spread
-    over processes, the rows are one process's addend, to be summed over the processes before experts run on them.
+    over processes, each of them fills the same slots: with the sum of what all of them put in.
     """
 
     dense: ClassVar[bool] = True
@@ -22,7 +22,9 @@ class SoftDispatch(Dispatcher):
     def dispatch(self, x: Float[Tensor, "tokens *item"], routing: SoftRouting, *, training: bool) -> ExpertBatch:
         """Make one row per expert, group and slot, in this order; the same in training and evaluation."""
         groups, group_tokens, experts, slots = routing.dispatch.shape
-        rows = _weigh("gtes,gt...->egs...", routing.dispatch, x.unflatten(0, (groups, group_tokens)))
+        (rows,) = routing.scope.sum(
+            _weigh("gtes,gt...->egs...", routing.dispatch, x.unflatten(0, (groups, group_tokens)))
+        )
         tokens_per_expert = torch.full((experts,), groups * slots, device=x.device)
         return ExpertBatch(rows.flatten(0, 2), tokens_per_expert, routing)
 

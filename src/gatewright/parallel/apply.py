@@ -12,8 +12,7 @@ from gatewright.layer import MoE
 from gatewright.parallel.collectives import waiting
 from gatewright.parallel.dispatcher import ExpertParallel, expert_runs
 from gatewright.parallel.scope import ProcessScope
-from gatewright.routed import RoutedLayer, moe_layers
-from gatewright.routers import Soft
+from gatewright.routed import moe_layers
 
 
 def expert_mesh(ep_size: int, device_type: str = "cpu") -> DeviceMesh:
@@ -58,14 +57,12 @@ def parallelize(model: nn.Module, mesh: DeviceMesh, *, local_balance: bool = Fal
         local_balance: Whether balance statistics stay each process's own, instead of the global batch's.
 
     Raises:
-        ValueError: If a layer has fewer experts than the mesh has processes to hold them, or mixes the tokens of the
-            whole batch.
+        ValueError: If a layer has fewer experts than the mesh has processes to hold them.
     """
     everyone = dist.group.WORLD
     assert everyone is not None  # a mesh has made it
     ep_group, rank = mesh.get_group("expert"), mesh.get_local_rank("expert")
     for name, layer in moe_layers(model):
-        _refuse_soft_mixing_over_processes(name, layer)
         layer.scope, layer.local_balance = ProcessScope(everyone, device=mesh.device_type), local_balance
         if isinstance(layer, MoE) and ep_group.size() > 1:
             _spread(name, layer, ep_group, rank)
@@ -148,11 +145,3 @@ def _spread(name: str, layer: MoE, group: dist.ProcessGroup, rank: int) -> None:
     layer.experts.keep(own.start, own.stop)
     layer.dispatcher = ExpertParallel(layer.dispatcher, group, num_experts)
     layer.watch()
-
-
-def _refuse_soft_mixing_over_processes(name: str, layer: RoutedLayer) -> None:
-    if isinstance(layer.router, Soft) and layer.router.group_size is None:
-        raise ValueError(
-            f"Layer {name or 'MoE'} has a Soft router without group_size, which mixes the tokens of the whole batch; a "
-            "batch over several processes stays apart. Give it a group_size: the tokens of one item, or 1."
-        )

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
+PRIORITY_BITS = 16  # Weights that differ by less are equal: sums of normalised weights differ by rounding.
+
 
 def keep_within_capacity(
     choices: Sequence[Sequence[int]], num_experts: int, capacity: int, served: Sequence[tuple[int, int]]
@@ -27,4 +29,4 @@ def prioritised(
     if priority == "arrival":
         return served
     scores = gates.sum(1) if priority == "total-weight" else gates.max(1).values
-    return sorted(served, key=lambda pair: (pair[1], -scores[pair[0]].item()))
+    return sorted(served, key=lambda pair: (pair[1], -round(scores[pair[0]].item() * 2**PRIORITY_BITS)))

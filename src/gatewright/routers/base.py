@@ -189,9 +189,9 @@ def normalized(scores: Float[Tensor, "tokens choices"]) -> Float[Tensor, "tokens
     return scores / scores.sum(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
 
 
-def largest(values: Float[Tensor, "tokens choices"], count: int) -> Int[Tensor, "tokens count"]:
+def largest(values: Float[Tensor, "*tokens choices"], count: int) -> Int[Tensor, "*tokens count"]:
     """Find the largest values of each row, in falling order; of equal ones the first come first, on every device."""
-    return values.sort(dim=-1, descending=True, stable=True).indices[:, :count]
+    return values.sort(dim=-1, descending=True, stable=True).indices[..., :count]
 
 
 def selected_weight(

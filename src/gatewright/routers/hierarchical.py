@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gatewright.routers.base import MIN_NOISE_STD, Router, gate_logits, load_probability
+from gatewright.routers.base import MIN_NOISE_STD, Router, gate_logits, largest, load_probability
 from gatewright.routing import Routing, RoutingSums, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope
 
@@ -112,11 +112,12 @@ class Hierarchical(Router):
     def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
         """Route every token, with noise of both levels in training only."""
         primary, secondary = self.primary(features, scope, stream=1), self.secondary(features, scope, stream=0)
-        groups = primary.noisy[:, 0].topk(self.top_k_groups)
-        chosen = secondary.of(groups.indices)
-        experts = chosen.noisy.topk(self.top_k_in_group)
-        weight = (groups.values.softmax(-1)[:, :, None] * experts.values.softmax(-1)).flatten(1)
-        expert_index = (groups.indices[:, :, None] * self.group_size + experts.indices).flatten(1)
+        group_index = largest(primary.noisy[:, 0], self.top_k_groups)
+        chosen = secondary.of(group_index)
+        index_in_group = largest(chosen.noisy, self.top_k_in_group)
+        group_weight = primary.noisy[:, 0].gather(-1, group_index).softmax(-1)
+        weight = (group_weight[:, :, None] * chosen.noisy.gather(-1, index_in_group).softmax(-1)).flatten(1)
+        expert_index = (group_index[:, :, None] * self.group_size + index_in_group).flatten(1)
         best = weight.sort(dim=-1, descending=True, stable=True)
         routing = top_k_routing(
             expert_index.gather(1, best.indices),
@@ -124,7 +125,7 @@ class Hierarchical(Router):
             (primary.logits.mT + secondary.logits).flatten(1),
             (primary.logits.softmax(-1).mT * secondary.logits.softmax(-1)).flatten(1),
         )
-        return replace(routing, sums=self._with_loads(routing.sums, groups.indices, primary, chosen))
+        return replace(routing, sums=self._with_loads(routing.sums, group_index, primary, chosen))
 
     def _with_loads(
         self, sums: RoutingSums, group_index: Int[Tensor, "tokens top_k"], primary: Noisy, chosen: Noisy

@@ -7,7 +7,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gatewright.routers.base import MIN_NOISE_STD, TASK_GRADIENT_HINT, Router, gate_logits, load_probability
+from gatewright.routers.base import (
+    MIN_NOISE_STD,
+    TASK_GRADIENT_HINT,
+    Router,
+    gate_logits,
+    largest,
+    load_probability,
+)
 from gatewright.routing import Routing, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope
 
@@ -21,7 +28,8 @@ class NoisyTopK(Router):
         G(x)   = softmax(keep_top_k(H(x), k))
 
     In evaluation there is no noise. Both matrices start at zero, as in the paper's appendix A: the first batches are
-    routed by noise alone, of standard deviation ``softplus(0) = 0.69``, and so evenly.
+    routed by noise alone, of standard deviation ``softplus(0) = 0.69``, and so evenly. Of equal logits the expert with
+    the lower index is chosen.
 
     Args:
         dim: Size of the features a token is routed by.
@@ -52,5 +60,6 @@ class NoisyTopK(Router):
             noise_std = F.softplus(gate_logits(features, self.noise)).clamp(min=MIN_NOISE_STD)
             noisy_logits = logits + noise_std * scope.normal(logits)
             load = load_probability(logits, noisy_logits, noise_std, self.top_k)
-        top = noisy_logits.topk(self.top_k)
-        return top_k_routing(top.indices, top.values.softmax(-1), logits, logits.softmax(-1), load)
+        expert_index = largest(noisy_logits, self.top_k)
+        weight = noisy_logits.gather(-1, expert_index).softmax(-1)
+        return top_k_routing(expert_index, weight, logits, logits.softmax(-1), load)

@@ -57,11 +57,13 @@ class Soft(Router):
         Raises:
             ValueError: If the number of tokens is not a multiple of group_size.
         """
-        logits = self._logits(features)
-        grouped = logits[None] if self.group_size is None else self._grouped(logits, self.group_size)
-        dispatch = softmax_over_batch(logits, scope)[None] if self.group_size is None else grouped.softmax(1)
-        slots = (self.num_experts, self.slots_per_expert)
-        return soft_routing(logits, dispatch.unflatten(2, slots), grouped.softmax(2).unflatten(2, slots))
+        logits, slots = self._logits(features), (self.num_experts, self.slots_per_expert)
+        if self.group_size is None:
+            grouped, dispatch = logits[None], softmax_over_batch(logits, scope)[None]
+        else:
+            grouped, scope = self._grouped(logits, self.group_size), ONE_PROCESS
+            dispatch = grouped.softmax(1)
+        return soft_routing(logits, dispatch.unflatten(2, slots), grouped.softmax(2).unflatten(2, slots), scope)
 
     def _logits(self, features: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens slots"]:
         """Compute ``scale X Phi`` in at least float32, whatever autocast or the parameters say."""
