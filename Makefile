@@ -30,7 +30,7 @@ $(VENV)/.installed: pyproject.toml
 	@test -z "$(DEEPSPEED)" || { \
 		$(BIN)/python -m pip install --disable-pip-version-check setuptools wheel ninja && \
 		$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation "$(DEEPSPEED)"; \
-	} || { echo "DeepSpeed could not be built; all else is installed. Without it: make install DEEPSPEED="; exit 1; }
+	} || echo "warning: DeepSpeed could not be built, and --engine deepspeed will not work; all else is installed."
 	@touch $@
 
 demo: install
@@ -56,4 +56,4 @@ promises: install
 	@$(BIN)/python -m tests.promises
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -21,7 +21,7 @@ from gatewright.parallel.cost import all_to_all_seconds
 from gatewright.parallel.measure import saved_bytes
 from gatewright.parallel.plan import compute_over_communication
 from gatewright.recipes import RECIPES
-from gatewright.train.engine import autocast
+from gatewright.train.device import autocast
 
 PAGE = Path(__file__).parent.parent / "docs" / "plan.md"
 Row = tuple[str, float, float, str]  # what, predicted, published or measured, unit

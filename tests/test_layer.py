@@ -15,6 +15,7 @@ from gatewright import (
     Soft,
     SoftDispatch,
     TopK,
+    aux_loss,
     moe_layers,
 )
 from tests.cases import make_moe, make_router
@@ -160,11 +161,35 @@ def test_an_input_that_does_not_fit_is_refused(x, message):
         make_moe()(x)
 
 
-@pytest.mark.parametrize("shape", [(6, 3), (5, 4), (4,)])
+@pytest.mark.parametrize("shape", [(6, 3), (5, 4), (4,), (4, 6), (24,), (2, 3, 4)])
 def test_features_that_do_not_fit_are_refused(shape):
     moe = images(dim=4)
     with pytest.raises(ValueError, match=r"looks at 4 numbers per item, for 6 items; got features of shape \("):
         moe(torch.randn(6, 3, 5, 5), torch.randn(shape))
+
+
+def test_items_of_another_type_than_the_experts_are_refused_but_under_autocast():
+    moe = make_moe()
+    with pytest.raises(
+        ValueError, match=r"parameters of torch.float32 and got items of torch.bfloat16. Convert either"
+    ):
+        moe(torch.randn(4, 8, dtype=torch.bfloat16))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert moe(torch.randn(4, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_mixture_may_be_an_expert(training):
+    """And any module that looks at values, which the meta device has not."""
+    outer = MoE(TopK(8, 3), ModuleExperts(make_moe, 3)).train(training)
+    x = torch.randn(16, 8, requires_grad=True)
+    output = outer(x)
+    (output.sum() + aux_loss(outer)).backward()
+    assert output.shape == x.shape
+    assert x.grad.any()
+    used = outer.routing.sums.tokens_per_expert > 0
+    for expert, has_rows in zip(outer.experts.experts, used.tolist(), strict=True):
+        assert bool(expert.experts.weight_in.grad.any()) == has_rows
 
 
 def test_images_without_features_need_a_router_of_their_size():

@@ -93,6 +93,15 @@ def test_forgetting_it_fails_in_backward(clone, moe, x):
         moe(x).sum().backward()
 
 
+def test_the_step_after_a_forgotten_one_takes_its_own_losses_alone(moe, x):
+    with pytest.raises(RuntimeError, match="auxiliary loss"):
+        moe(x).sum().backward()
+    moe(x)
+    again = aux_loss(moe)
+    moe(x)
+    assert_close(again, aux_loss(moe))
+
+
 def test_forgetting_one_layer_of_two_fails(x):
     model = nn.Sequential(make_moe(), make_moe())
     loss = model(x).sum()

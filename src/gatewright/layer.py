@@ -72,7 +72,7 @@ class MoE(RoutedLayer):
             ValueError: If a shape or dtype does not fit.
         """
         items = self.flat_items(x)
-        routing = self.route_features(items if features is None else features, len(items))
+        routing = self.route_features(x if features is None else features, self.batch_shape(x))
         batch = self.dispatcher.dispatch(items, routing, training=self.training)
         beside = None if self.shared is None else self.shared(items)  # while the rows travel
         batch = self.dispatcher.arrive(batch)

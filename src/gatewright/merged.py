@@ -75,7 +75,7 @@ class MergedMoE(RoutedLayer):
             ValueError: If a shape or dtype does not fit.
         """
         items = self.flat_items(x)
-        routing = self.route_features(items if features is None else features, len(items))
+        routing = self.route_features(x if features is None else features, self.batch_shape(x))
         assert isinstance(routing, Routing)
         output = self._run(items, self.mixed_parameters(routing, len(items)))
         self.record(routing)

@@ -12,7 +12,11 @@ def known(name: str, names: Iterable[str], what: str) -> str:
     """
     names = list(names)
     if name not in names:
-        nearest = difflib.get_close_matches(name, names, 1, 0.0)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
+        hint = f"; did you mean {nearest(name, names)!r}?" if names else "."
         raise ValueError(f"No {what} is called {name!r}{hint} Known: {', '.join(names) or 'none'}.")
     return name
+
+
+def nearest(name: object, names: Iterable[str]) -> str:
+    """Return the name of most similar spelling, however far it is; there is at least one."""
+    return difflib.get_close_matches(str(name), sorted(names), 1, 0.0)[0]

@@ -1,5 +1,6 @@
 """What every layer with a router keeps beside its output: the last routing, and losses waiting to be taken."""
 
+import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -32,7 +33,7 @@ class RoutedLayer(nn.Module):
         item_shape: Shape of one item; an int stands for one dimension, None for ``(router.dim,)``.
 
     Raises:
-        ValueError: If a loss is unknown.
+        ValueError: If a loss is unknown, or its coefficient not finite.
     """
 
     item_shape: Shape
@@ -51,8 +52,10 @@ class RoutedLayer(nn.Module):
         shape = (router.dim,) if item_shape is None else item_shape
         self.item_shape = (shape,) if isinstance(shape, int) else tuple(shape)
         self.losses = dict(router.default_losses if losses is None else losses)
-        for name in self.losses:
+        for name, coefficient in self.losses.items():
             known(name, LOSSES, "auxiliary loss")
+            if not math.isfinite(coefficient):
+                raise ValueError(f"The coefficient of an auxiliary loss is finite; got {coefficient} for {name}.")
         self.scope, self.local_balance = BatchScope(), False
         self.routing = None
         self.loss_values: dict[str, Tensor] = {}
@@ -98,17 +101,22 @@ class RoutedLayer(nn.Module):
             )
         return x.reshape(-1, *self.item_shape)
 
+    def batch_shape(self, x: Tensor) -> torch.Size:
+        """Return the dimensions of an input in front of an item's."""
+        return x.shape[: x.dim() - len(self.item_shape)]
+
     def like_batch(self, output: Float[Tensor, "tokens *out"], x: Tensor) -> Float[Tensor, "*batch_and_out"]:
         """Give outputs the leading dimensions of the input."""
-        return output.reshape(*x.shape[: x.dim() - len(self.item_shape)], *self.output_shape)
+        return output.reshape(*self.batch_shape(x), *self.output_shape)
 
-    def route_features(self, features: Tensor, num_tokens: int) -> Routing | SoftRouting:
-        """Route tokens by features of any trailing shape.
+    def route_features(self, features: Tensor, batch: Sequence[int]) -> Routing | SoftRouting:
+        """Route items by features of any trailing shape behind the items' batch dimensions.
 
         Raises:
-            ValueError: If there are not ``router.dim`` numbers per token.
+            ValueError: If there are not ``router.dim`` numbers per item.
         """
-        if features.numel() != num_tokens * self.router.dim:
+        num_tokens = math.prod(batch)
+        if tuple(features.shape[: len(batch)]) != tuple(batch) or features.numel() != num_tokens * self.router.dim:
             raise ValueError(
                 f"The router looks at {self.router.dim} numbers per item, for {num_tokens} items; got features of "
                 f"shape {tuple(features.shape)}. Make router.dim and the features agree."
@@ -196,6 +204,7 @@ def seed_noise(model: nn.Module, seed: int, step: int) -> None:
 def _refuse_untaken_losses(layer: "weakref.ref[RoutedLayer]", gradient: Tensor) -> None:
     moe = layer()
     if moe is not None and moe._pending:
+        moe._pending.clear()  # They belong to the step that fails here; the next one is not to take them too.
         raise RuntimeError(
             "backward ran before this MoE layer's auxiliary loss was taken, so its experts would go unbalanced. Add it "
             "to the loss: loss = task_loss + gatewright.aux_loss(model). To train without, pass losses={} to MoE."

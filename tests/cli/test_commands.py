@@ -44,6 +44,8 @@ def test_evaluating_a_run_gives_its_result_again(gatewright, trained):
     assert "Experts of network.mixture" in output
     for name, accuracy in result["test_accuracy_per_class"].items():
         assert f"│ {name}     │ {accuracy:.2%}" in output
+    for name, row in zip(result["test_accuracy_per_class"], result["confusion"], strict=True):
+        assert [name, *map(str, row)] in [line.replace("│", " ").split() for line in output.splitlines()]
 
 
 def test_evaluating_with_flips_is_another_figure(gatewright, trained):
@@ -64,6 +66,21 @@ def test_evaluating_on_data_at_another_place(gatewright, tmp_path):
     assert status == 0
     assert printed.endswith("of 8 images\n")
     assert "class1" in printed
+    flags = ("--output", output, "--resume", "--epochs", "2", "--data.path", tmp_path / "moved")
+    status, printed, errors = gatewright("train", "digits", *flags)
+    assert (status, errors) == (0, "")
+
+
+def test_evaluating_on_data_that_do_not_fit_is_refused(gatewright, trained, tmp_path):
+    folder = write_image_folder(tmp_path / "images", size=8, num_classes=10, num_train=40, num_test=40)
+    data = {"name": "folder", "path": str(folder), "batch_size": 16, "holdout": 0.0}
+    _, output = train(digits_config(tmp_path / "run", data=data))
+    write_image_folder(tmp_path / "fewer", size=8)
+    write_image_folder(tmp_path / "larger", size=12, num_classes=10, num_train=40, num_test=40)
+    for name, sentence in (("fewer", "has class0, class1 (2)."), ("larger", "has (3, 12, 12). Set --data.image-size")):
+        status, printed, errors = gatewright("evaluate", output, "--data.path", tmp_path / name)
+        assert (status, printed, errors.count("\n")) == (2, "", 1)
+        assert sentence in errors
 
 
 def test_predictions_are_those_of_the_evaluation(gatewright, trained):
@@ -150,6 +167,27 @@ def test_a_broken_checkpoint_is_named(gatewright, copied):
         assert "is truncated or not a safetensors file" in errors
 
 
+def test_where_the_newest_checkpoint_is_damaged_the_one_before_serves(gatewright, copied):
+    older, newest = sorted((copied / "checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:5000])
+    status, output, errors = gatewright("evaluate", copied)
+    assert status == 0
+    assert errors.count("\n") == 1
+    assert f"warning: {newest} is damaged; this is the model of step {int(older.stem.removeprefix('step-'))}." in errors
+    assert "test accuracy" in output
+
+
+def test_a_checkpoint_of_another_model_is_one_sentence(gatewright, copied):
+    config = copied / "config.yaml"
+    config.write_text(config.read_text().replace("width: 32", "width: 16"))
+    for words in (["evaluate", copied], ["train", "digits", "--resume", "--epochs", "3", "--output", copied]):
+        status, _, errors = gatewright(*words)
+        assert (status, errors.count("\n")) == (2, 1)
+        assert errors.startswith(
+            f"error: {copied}: The checkpoint holds another model than this config describes: size"
+        )
+
+
 def test_a_key_that_is_none_is_named(gatewright, copied):
     config = copied / "config.yaml"
     config.write_text(config.read_text().replace("epochs: 2", "epoch: 2"))
@@ -164,7 +202,7 @@ def test_a_finished_run_is_not_trained_again_but_goes_on_with_more_epochs(gatewr
     assert f"{copied} holds a run already. Go on with it by --resume, or name another --output." in errors
     status, _, errors = gatewright("train", "digits-dense", "--output", copied, "--resume")
     assert status == 2
-    assert "No recipe of this run is called 'digits'; did you mean 'digits-dense'?" in errors
+    assert "No recipe of this run is called 'digits-dense'; did you mean 'digits'?" in errors
     status, output, _ = gatewright("train", "digits", "--output", copied, "--resume", "--epochs", "3")
     assert status == 0
     assert "epoch 3/3" in output

@@ -38,6 +38,16 @@ def test_missing_folders(tmp_path):
         find_image_files(tmp_path)
 
 
+def test_of_classes_alone_a_fifth_is_the_test_set(tmp_path):
+    write_class_folders(tmp_path, splits=(".",), classes=("dog", "ant"), per_class=10)
+    files = find_image_files(tmp_path)
+    source = read_folder(files)
+    assert (len(source.train), len(source.test)) == (16, 4)
+    assert sorted(image.label for image in source.test) == [0, 0, 1, 1]
+    assert not {*files.train} & {*files.test}
+    assert find_image_files(tmp_path) == files
+
+
 def test_a_class_without_images(tmp_path):
     write_class_folders(tmp_path)
     (tmp_path / "test" / "eel").mkdir()

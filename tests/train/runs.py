@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,7 +137,14 @@ def signal_at(forward, number=signal.SIGTERM):
 
 def environment(folder, **more):
     """Of a process that keeps to a folder, to one thread and to local tracking."""
-    ours = {"GATEWRIGHT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "200", "HOME": str(folder)}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where gatewright is
+    ours = {
+        "PATH": path,
+        "GATEWRIGHT_CACHE": str(folder / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "200",
+        "HOME": str(folder),
+    }
     return {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"} | ours | more
 
 

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from gatewright import MoE, aux_loss, seed_noise
 from gatewright.train import OptimConfig
-from gatewright.train.engine import autocast, find_device
+from gatewright.train.device import autocast, find_device
 from tests.train.engines import DENSE, IMAGES, MIXTURE, SGD, classifier, engine_for, linear, train_for, weights
 from tests.train.runs import batches_of
 

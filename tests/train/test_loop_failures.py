@@ -1,5 +1,7 @@
 """Runs that end early say why, and keep what is good."""
 
+import json
+import resource
 import subprocess
 from dataclasses import replace
 
@@ -7,7 +9,7 @@ import pytest
 
 from gatewright.train import Interrupted, TrainingDiverged, train
 from gatewright.train.checkpoint import load_checkpoint, newest_checkpoint
-from tests.train.runs import FIVE_STEPS, digits_config, signal_at
+from tests.train.runs import FIVE_STEPS, digits_config, signal_at, write_image_folder
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(finished):
@@ -40,6 +42,65 @@ def test_a_run_that_diverges_at_once_says_that_nothing_was_saved(tmp_path):
     config = digits_config(tmp_path / "run", data=FIVE_STEPS, optim={"name": "sgd", "lr": 1e30, "warmup_epochs": 0.0})
     with pytest.raises(TrainingDiverged, match=r"The last good checkpoint: none yet\."):
         train(config)
+
+
+def test_a_checkpoint_of_which_nothing_finite_came_is_not_called_good(tmp_path):
+    """The first step spoils the weights and is saved; the second one shows it."""
+    optim = {"name": "sgd", "lr": 1e30, "warmup_epochs": 0.0}
+    config = digits_config(tmp_path / "run", data=FIVE_STEPS, optim=optim, checkpoint_every_steps=1)
+    with pytest.raises(TrainingDiverged, match=r"at step 2; .*The last good checkpoint: none yet\."):
+        train(config)
+    assert newest_checkpoint(tmp_path / "run" / "checkpoints").name == "step-00000001.safetensors"
+
+
+def test_a_metrics_file_on_a_full_disk_ends_the_run_with_a_sentence(tmp_path):
+    config = digits_config(tmp_path / "run", epochs=3, data=FIVE_STEPS, log_interval=1)
+    with signal_at(7), pytest.raises(Interrupted):
+        train(config)
+    good = newest_checkpoint(tmp_path / "run" / "checkpoints")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as metrics:
+        metrics.writelines(json.dumps({"step": 0, "time": 0.0, "values": {}}) + "\n" for _ in range(50_000))
+        size = metrics.tell()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))  # a disk full of it; checkpoints are smaller
+    try:
+        with pytest.raises(
+            OSError, match=r"no room to write the run's files to .*Make room, and .* is intact: go on"
+        ) as full:
+            train(config, resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(good) in str(full.value)
+    assert train(config, resume=True)[0]["epochs"] == 3
+
+
+def test_images_of_other_classes_or_another_shape_are_refused_on_resuming(tmp_path):
+    data = {"name": "folder", "path": str(write_image_folder(tmp_path / "images")), "batch_size": 16, "holdout": 0.0}
+    config = digits_config(tmp_path / "run", epochs=2, data=data)
+    with signal_at(2), pytest.raises(Interrupted):
+        train(config)
+    write_image_folder(tmp_path / "larger", size=12)
+    for split in write_image_folder(tmp_path / "others").iterdir():
+        (split / "class0").rename(split / "aardvark")
+    for folder, message in (
+        ("others", r"the classes class0, class1.*; .* has aardvark"),
+        ("larger", r"\(3, 16, 16\) .* has \(3, 12, 12\)"),
+    ):
+        other = replace(config, data=replace(config.data, path=str(tmp_path / folder)))
+        with pytest.raises(ValueError, match=message):
+            train(other, resume=True)
+    assert train(config, resume=True)[0]["epochs"] == 2
+
+
+def test_batches_of_one_are_refused_where_batch_norm_needs_a_variance(tmp_path):
+    with pytest.raises(ValueError, match=r"BatchNorm, .* got --data.batch-size 1. Use at least 2"):
+        train(digits_config(tmp_path / "run", data={"batch_size": 1}))
+
+
+def test_compiling_without_a_compiler_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler on the CPU, and none of .*leave --compile out"):
+        train(digits_config(tmp_path / "run", data=FIVE_STEPS, compile=True))
 
 
 def test_a_run_that_never_began_leaves_no_run_behind(tmp_path):

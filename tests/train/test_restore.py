@@ -7,7 +7,7 @@ import torch
 
 from gatewright.data import load_images
 from gatewright.train import evaluate, load_config, load_run, save_config, train
-from gatewright.train.checkpoint import load_checkpoint, newest_checkpoint
+from gatewright.train.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
 from tests.train.runs import digits_config, write_image_folder
 
 
@@ -74,8 +74,8 @@ def test_a_run_without_a_checkpoint_is_refused(copied):
 
 
 def test_a_broken_checkpoint_is_refused(copied):
-    path = newest_checkpoint(copied / "checkpoints")
-    path.write_bytes(path.read_bytes()[:1000])
+    for path in checkpoints(copied / "checkpoints"):
+        path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"is truncated or not a safetensors file"):
         load_run(copied)
 

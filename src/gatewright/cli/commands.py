@@ -4,6 +4,7 @@ import os
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gatewright.cli.export import export_command
+from gatewright.cli.flags import flags_of, refuse_unknown_flags
 from gatewright.cli.plan import plan_command
 from gatewright.data import BUILT_IN_NAMES, decode_image, load_images
 from gatewright.dispatch import DISPATCHERS
@@ -21,19 +23,21 @@ from gatewright.experts import EXPERTS
 from gatewright.losses import LOSSES
 from gatewright.names import known
 from gatewright.recipes import RECIPES
-from gatewright.report import expert_table, result_table
+from gatewright.report import confusion_table, expert_table, result_table
 from gatewright.routed import moe_layers
 from gatewright.routers import ROUTERS
 from gatewright.routing import Routing, SoftRouting
 from gatewright.train import (
     RunConfig,
     Trained,
+    check_same_images,
     evaluate,
     find_output,
     launch,
     load_config,
     load_run,
     needs_launch,
+    program,
     train,
     was_restarted,
 )
@@ -118,16 +122,24 @@ def train_command(words: list[str]) -> None:
 
 def parse_train(config: RunConfig, words: list[str]) -> TrainArguments:
     """Read the flags of train over a recipe's settings, or over those of the run that is resumed."""
-    arguments = _parse_run(config, words)
-    saved = Path(arguments.run.output or "") / "config.yaml"
-    if arguments.resume and arguments.run.output and saved.is_file():
-        arguments = _parse_run(load_config(saved), words)
-    known(arguments.run.recipe, {config.recipe: None}, "recipe of this run")
-    return arguments
+    saved = Path(_value_of("--output", words) or "") / "config.yaml"
+    if "--resume" in words and saved.is_file():
+        resumed = load_config(saved)
+        known(config.recipe, {resumed.recipe: None}, "recipe of this run")
+        return _parse_run(resumed, words)
+    return _parse_run(config, words)
+
+
+def _value_of(flag: str, words: list[str]) -> str | None:
+    """Return the last value that is given to a flag."""
+    joined = (word.removeprefix(f"{flag}=") for word in words if word.startswith(f"{flag}="))
+    apart = (value for word, value in pairwise(words) if word == flag)
+    return next(iter([*joined, *apart][::-1]), None)
 
 
 def _parse_run(config: RunConfig, words: list[str]) -> TrainArguments:
     """Read flags over settings, of which the router's options and losses hold for that router alone."""
+    refuse_unknown_flags(words, {*flags_of(config), "--resume", "--no-resume"})
     model = config.model
     asked: TrainArguments = tyro.cli(
         TrainArguments,
@@ -146,14 +158,17 @@ def _parse_run(config: RunConfig, words: list[str]) -> TrainArguments:
 
 def evaluate_command(words: list[str]) -> None:
     """Print accuracy, accuracy per class and the experts of a run, on the whole test set."""
+    refuse_unknown_flags(words, ["--flip", "--no-flip", "--data.path"])
     arguments = tyro.cli(EvaluateArguments, prog="gatewright evaluate", args=words)
     trained = load_run(arguments.run)
     data = (
         trained.config.data if arguments.data.path is None else replace(trained.config.data, path=arguments.data.path)
     )
+    images = load_images(data).test
+    check_same_images(images, trained.class_names, trained.image_shape)
     found = evaluate(
         trained.model,
-        load_images(data).test,
+        images,
         batch_size=data.eval_batch_size,
         precision=trained.config.precision,
         flip=arguments.flip,
@@ -166,6 +181,7 @@ def evaluate_command(words: list[str]) -> None:
     for name, accuracy in zip(trained.class_names, found.accuracy_per_class.tolist(), strict=True):
         table.add_row(name, f"{accuracy:.2%}")
     console.print(table)
+    console.print(confusion_table(found.confusion, trained.class_names))
     print(f"test accuracy {found.accuracy:.2%} of {int(found.confusion.sum())} images")
 
 
@@ -224,14 +240,14 @@ def _print_experts(console: Console, result: dict[str, Any]) -> None:
 
 
 def _next_commands(config: RunConfig, output: Path) -> str:
-    run = shlex.quote(str(output))
-    return (
-        "Next:\n"
-        f"  gatewright evaluate {run} --flip            # with test-time augmentation\n"
-        f"  gatewright predict {run} IMAGE.png          # classify a file, and see which experts it goes to\n"
-        f"  gatewright train {config.recipe} --model.num-experts 16 # more experts\n"
-        "  gatewright list                                # other recipes, CIFAR-10 among them"
-    )
+    call, run = program(), shlex.quote(str(output))
+    commands = {
+        f"evaluate {run} --flip": "with test-time augmentation",
+        f"predict {run} IMAGE.png": "classify a file, and see which experts it goes to",
+        f"train {config.recipe} --model.num-experts 16": "more experts",
+        "list": "other recipes, CIFAR-10 among them",
+    }
+    return "\n".join(["Next:", *(f"  {call} {words}  # {why}" for words, why in commands.items())])
 
 
 COMMANDS: Mapping[str, Callable[[list[str]], None]] = MappingProxyType(

@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from gatewright.cli.flags import flags_of, refuse_unknown_flags
 from gatewright.models import ImageClassifier
 from gatewright.names import known
 from gatewright.parallel import Device, Links, Part, Plan, Sizes, feed_forward_sizes, measure_sizes, plan, smallest
 from gatewright.recipes import RECIPES
 from gatewright.train import OptimConfig, RunConfig
-from gatewright.train.engine import autocast
+from gatewright.train.device import autocast
 
 SHAPES = {"digits": ((1, 8, 8), 10), "cifar10": ((3, 32, 32), 10), "cifar100": ((3, 32, 32), 100)}
 STATE = {"adamw": 2, "sgd": 1, "none": 0}
@@ -113,16 +114,21 @@ def plan_command(words: list[str]) -> None:
     if words and not words[0].startswith("-"):
         name = known(words[0], RECIPES, "recipe")
         config = RECIPES[name]()
+        shown = RecipeArguments(run=config)
+        others = {*flags_of(shown.question), "--image-shape", "--num-classes"}
+        refuse_unknown_flags(words[1:], others.union(flags_of(config)))
         asked = tyro.cli(
             RecipeArguments,
             prog=f"gatewright plan {name}",
             args=words[1:],
-            default=RecipeArguments(run=config),
+            default=shown,
             config=(tyro.conf.AvoidSubcommands,),
         )
         sizes, processes, ep_size = recipe_sizes(asked), asked.run.processes, asked.run.parallel.ep_size
         _print(name, sizes, processes, ep_size, asked.question)
     else:
+        like = SizeArguments(tokens=1, dim=1, ffn=1, num_experts=1)
+        refuse_unknown_flags(words, {*flags_of(like), *flags_of(like.question)})
         given = tyro.cli(SizeArguments, prog="gatewright plan [RECIPE]", args=words)
         _print("these sizes", explicit_sizes(given), given.processes, given.parallel.ep_size, given.question)
 

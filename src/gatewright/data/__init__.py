@@ -5,7 +5,7 @@ from gatewright.data.batches import evaluation_batches, num_batches, training_ba
 from gatewright.data.config import BUILT_IN_NAMES, AugmentConfig, DataConfig
 from gatewright.data.decode import decode_image
 from gatewright.data.images import ImageSet, ImageSplits, as_floats, channel_statistics
-from gatewright.data.load import load_images
+from gatewright.data.load import load_images, local_files
 
 __all__ = [
     "BUILT_IN_NAMES",
@@ -19,6 +19,7 @@ __all__ = [
     "decode_image",
     "evaluation_batches",
     "load_images",
+    "local_files",
     "num_batches",
     "random_crop",
     "random_flip",

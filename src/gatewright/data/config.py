@@ -37,7 +37,8 @@ class DataConfig:
 
     Attributes:
         name: `digits` (embedded), `cifar10`, `cifar100`, `folder`, or a Hugging Face data set such as `owner/name`.
-        path: a folder of parquet files in the hub's schema, or, for `folder`, of images sorted by split and class.
+        path: a folder of parquet files in the hub's schema, or, for `folder`, of images sorted by split and class, or
+            by class alone.
         image_size: side in pixels to which every image is resized (centre crop); needed when the images differ in size.
         holdout: share of the training images held out for choosing, in [0, 1); the test set is for the final figure.
         batch_size: images per training batch, 1 or more.
@@ -77,4 +78,6 @@ def _check_source(name: str, path: str | None) -> None:
         hint = f"did you mean {nearest[0]!r}?" if nearest else "a hub data set is written owner/name"
         raise ValueError(f"data.name must be one of {', '.join(BUILT_IN_NAMES)} or owner/name; got {name!r}: {hint}")
     if name == "folder" and path is None:
-        raise ValueError("data.name 'folder' needs data.path, the folder that holds train/<class>/ and test/<class>/")
+        raise ValueError(
+            "data.name 'folder' needs data.path: a folder of train/<class>/ and test/<class>/, or of <class>/ alone"
+        )

@@ -3,19 +3,28 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from gatewright.data.sources import TEST_NAMES, EncodedImage, ImageSource, SplitFiles
+from gatewright.data.split import stratified_split
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+TEST_SEED = 2
+"""Of the test set where a folder has none: a constant, because runs are compared on the same images."""
 
 
 def find_image_files(folder: Path) -> SplitFiles:
     """Find `train/<class>/*` and `test/<class>/*` (or `validation`, or `val`) in a folder.
+
+    Where there are classes alone, `<class>/*`, a fifth of each is the test set: the same images every time.
 
     Raises:
         FileNotFoundError: the folder, a split's folder, or the images of a class are missing.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"data.path must be a folder of images sorted by class; there is no folder {folder}")
+    if not any((folder / name).is_dir() for name in ("train", *TEST_NAMES)) and any(folder.glob("*/")):
+        return _split_off_a_fifth(_images_by_class(folder))
     test = next((name for name in TEST_NAMES if (folder / name).is_dir()), TEST_NAMES[0])
     return SplitFiles(_images_by_class(folder / "train"), _images_by_class(folder / test))
 
@@ -41,6 +50,13 @@ def read_folder(files: SplitFiles) -> ImageSource:
         for split in (files.train, files.test)
     )
     return ImageSource(train, test, tuple(labels))
+
+
+def _split_off_a_fifth(files: Sequence[Path]) -> SplitFiles:
+    classes = sorted({file.parent.name for file in files})
+    labels = torch.tensor([classes.index(file.parent.name) for file in files])
+    train, test = stratified_split(labels, 0.2, seed=TEST_SEED)
+    return SplitFiles([files[place] for place in train.tolist()], [files[place] for place in test.tolist()])
 
 
 def _images_by_class(split: Path) -> Sequence[Path]:

@@ -44,7 +44,7 @@ def load_images(config: DataConfig) -> ImageSplits:
 
 
 def _load_cached(config: DataConfig) -> tuple[ImageSet, ImageSet]:
-    files = _local_files(config)
+    files = local_files(config)
     listed = [*files.train, *files.test] if files else []
     file = cache_folder(config.cache) / cache_name(config.name, config.image_size, listed)
 
@@ -55,7 +55,12 @@ def _load_cached(config: DataConfig) -> tuple[ImageSet, ImageSet]:
     return cached(file, prepare)
 
 
-def _local_files(config: DataConfig) -> SplitFiles | None:
+def local_files(config: DataConfig) -> SplitFiles | None:
+    """Find the files of a data set that lies here; None for one that is embedded or on the hub.
+
+    Raises:
+        FileNotFoundError: `config.path` or a split in it is missing.
+    """
     if config.path is None:
         return None
     folder = Path(config.path).expanduser()

@@ -32,7 +32,7 @@ class Capacity(Dispatcher):
             routing, by a token's largest weight or the sum of its weights (https://arxiv.org/abs/2106.05974 section 4).
 
     Raises:
-        ValueError: If the factor is not positive, min_capacity is below 1 or priority is unknown.
+        ValueError: If the factor is not finite and positive, min_capacity is below 1 or priority is unknown.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class Capacity(Dispatcher):
         min_capacity: int = 4,
         priority: Priority = "arrival",
     ) -> None:
-        if not capacity_factor > 0 or min_capacity < 1:
+        if not 0 < capacity_factor < math.inf or min_capacity < 1:
             raise ValueError(
-                f"capacity_factor is above 0 and min_capacity at least 1; got {capacity_factor} and {min_capacity}. "
-                "For no limit at all use Dropless()."
+                f"capacity_factor is finite and above 0 and min_capacity at least 1; got {capacity_factor} and "
+                f"{min_capacity}. For no limit at all use Dropless()."
             )
         if priority not in get_args(Priority):
             raise ValueError(f"priority is 'arrival', 'largest-weight' or 'total-weight'; got {priority!r}.")

@@ -3,7 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -78,20 +78,23 @@ def make_modules(experts: Callable[[], nn.Module] | Iterable[nn.Module], num_exp
 
 
 def output_shape_of(name: str, module: nn.Module, item_shape: Shape) -> Shape:
-    """Shape of one output row, found on the meta device, in evaluation mode so that no buffer changes.
+    """Shape of one output row, found by a copy in evaluation mode, so that no buffer changes.
+
+    It runs on the meta device; a module that looks at values, such as a mixture, runs once more on zeros where it is.
 
     Raises:
         ValueError: If the module does not take such items, or does not return one row per row.
     """
-    meta, kind = copy.deepcopy(module).to("meta").eval(), type(module).__name__
-    dtype = next((p.dtype for p in meta.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    kind = type(module).__name__
     try:
-        with torch.no_grad():
-            output = meta(torch.empty(2, *item_shape, device="meta", dtype=dtype))
-    except Exception as error:
-        raise ValueError(
-            f"{name[0].upper()}{name[1:]} ({kind}) does not take items of shape {item_shape}: {error}"
-        ) from error
+        output = _output_for_two(copy.deepcopy(module).to("meta"), item_shape)
+    except Exception:
+        try:
+            output = _output_for_two(copy.deepcopy(module), item_shape)
+        except Exception as error:
+            raise ValueError(
+                f"{name[0].upper()}{name[1:]} ({kind}) does not take items of shape {item_shape}: {error}"
+            ) from error
     if not isinstance(output, Tensor) or output.dim() < 1 or output.shape[0] != 2:
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(
@@ -99,6 +102,13 @@ def output_shape_of(name: str, module: nn.Module, item_shape: Shape) -> Shape:
             f"({kind}) returns {found}. Wrap it in a module that does."
         )
     return tuple(output.shape[1:])
+
+
+@torch.no_grad()
+def _output_for_two(module: nn.Module, item_shape: Shape) -> Any:
+    like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+    items = torch.zeros(2, *item_shape, device=like.device, dtype=like.dtype)
+    return module.eval()(items)
 
 
 def check_output_shape(name: str, module: nn.Module, item_shape: Shape, expected: Shape) -> None:

@@ -87,7 +87,11 @@ class GroupedFeedForward(Experts):
     def forward(
         self, rows: Float[Tensor, "assignments dim"], tokens_per_expert: Int[Tensor, " experts"]
     ) -> Float[Tensor, "assignments dim"]:
-        """Run all experts in two grouped GEMMs."""
+        """Run all experts in two grouped GEMMs.
+
+        Raises:
+            ValueError: If rows and parameters are of different types, outside of autocast.
+        """
         hidden = self._activate(_linear(rows, self.weight_in, self.bias_in, tokens_per_expert))
         hidden = F.dropout(hidden, self.dropout, self.training)
         return _linear(hidden, self.weight_out, self.bias_out, tokens_per_expert)
@@ -111,6 +115,11 @@ def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None, tokens_per_expert
     if torch.is_autocast_enabled(rows.device.type) and rows.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(rows.device.type)
         rows, weight, bias = rows.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    if rows.dtype != weight.dtype:
+        raise ValueError(
+            f"GroupedFeedForward has parameters of {weight.dtype} and got items of {rows.dtype}. Convert either, with "
+            ".to(dtype), or run under torch.autocast."
+        )
     product = grouped_mm(rows, weight, tokens_per_expert)
     return product if bias is None else product + _bias_rows(bias, tokens_per_expert, len(rows))
 

@@ -70,7 +70,7 @@ class DeepSpeedMoE(RoutedLayer):
         """Mix experts by DeepSpeed's gate, and record the choice that it makes without noise."""
         items = self.flat_items(x).flatten(1)
         output: Tensor = self.theirs(items)[0]
-        self.record(self.route_features(items, len(items)))
+        self.record(self.route_features(items, items.shape[:1]))
         return self.like_batch(output, x)
 
 

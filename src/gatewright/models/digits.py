@@ -35,11 +35,16 @@ class DigitsCnn(nn.Module):
         config: The mixture and the width; one expert makes the dense twin.
         image_shape: ``(channels, height, width)``.
         num_classes: How many classes.
+
+    Raises:
+        ValueError: If images are too small to be pooled.
     """
 
     def __init__(self, config: DigitsConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
         channels, height, width = image_shape
+        if min(height, width) < 2:
+            raise ValueError(f"The digits' CNN takes images of at least 2 x 2 pixels; got {height} x {width}.")
         size = config.width
         self.features = nn.Sequential(
             nn.Conv2d(channels, size, 3, padding=1),

@@ -39,12 +39,13 @@ class SyncBatchNorm(_BatchNorm):
         centred = wide - mean.view(shape)
         (squares,) = self.scope.sum(centred.square().sum(dims))
         if self.training:
-            self._track(mean.detach(), squares.detach() / (count - 1).clamp(min=1))
+            self._track(mean, squares / (count - 1).clamp(min=1))
         output = centred * (squares / count + self.eps).rsqrt().view(shape)
         if self.affine:
             output = output * self.weight.view(shape) + self.bias.view(shape)
         return output.to(input.dtype)
 
+    @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return

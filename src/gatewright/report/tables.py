@@ -46,6 +46,24 @@ def expert_table(
     return table
 
 
+def confusion_table(confusion: Int[Tensor, "classes classes"], class_names: Sequence[str]) -> "Table":
+    """Return how many images of each class (rows) were taken for each (columns).
+
+    Args:
+        confusion: As in `Evaluation`.
+        class_names: In the order of its rows.
+    """
+    text = require("rich.text", "train").Text
+    table: Table = require("rich.table", "train").Table(title=text("Images by class, and what they were taken for"))
+    table.add_column("")
+    for name in class_names:
+        table.add_column(text(name), justify="right")
+    for place, (name, row) in enumerate(zip(class_names, confusion.tolist(), strict=True)):
+        counts = (text(str(count), style="bold" if place == column else "") for column, count in enumerate(row))
+        table.add_row(text(name), *counts)
+    return table
+
+
 def result_table(result: Mapping[str, Any]) -> "Table":
     """Return the run's result in a few lines.
 

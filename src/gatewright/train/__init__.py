@@ -3,10 +3,11 @@
 from gatewright.train.config import OptimConfig, RunConfig, load_config, save_config
 from gatewright.train.engine import TrainingDiverged
 from gatewright.train.evaluate import Evaluation, LayerUse, evaluate
-from gatewright.train.folder import find_output
+from gatewright.train.folder import check_same_images, find_output
 from gatewright.train.heartbeat import LostProcess
 from gatewright.train.launch import launch, needs_launch, was_restarted
 from gatewright.train.loop import train
+from gatewright.train.program import program
 from gatewright.train.restore import Trained, load_run
 from gatewright.train.signals import Interrupted
 from gatewright.train.tracking import TrackingConfig
@@ -21,12 +22,14 @@ __all__ = [
     "TrackingConfig",
     "Trained",
     "TrainingDiverged",
+    "check_same_images",
     "evaluate",
     "find_output",
     "launch",
     "load_config",
     "load_run",
     "needs_launch",
+    "program",
     "save_config",
     "train",
     "was_restarted",

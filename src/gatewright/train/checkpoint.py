@@ -105,9 +105,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return merged
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the complete checkpoint of the latest step, if there is any."""
-    found = checkpoints(folder)
+def newest_checkpoint(folder: Path, *, before: int | None = None) -> Path | None:
+    """Return the complete checkpoint of the latest step, or the latest before a step, if there is any."""
+    found = [path for path in checkpoints(folder) if before is None or int(path.stem.removeprefix("step-")) < before]
     return found[-1] if found else None
 
 

@@ -1,8 +1,6 @@
 """The settings of a run: frozen dataclasses, written beside the run and read back from there."""
 
-import difflib
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -13,6 +11,7 @@ from torch import nn
 from gatewright.data import DataConfig
 from gatewright.extras import require
 from gatewright.models import ModelConfig, RouterOption
+from gatewright.names import nearest
 from gatewright.train.tracking import TrackingConfig
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -69,10 +68,10 @@ class OptimConfig:
             raise ValueError(f"clip_norm is above 0, or None for no clipping; got {self.clip_norm}.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay lies between 0 and 1, or is None for no averaging; got {self.ema_decay}.")
-        if not 0 <= self.label_smoothing < 1 or self.warmup_epochs < 0:
+        if not 0 <= self.label_smoothing < 1 or not 0 <= self.warmup_epochs < math.inf:
             raise ValueError(
-                f"label_smoothing lies in [0, 1) and warmup_epochs is not negative; got {self.label_smoothing} and "
-                f"{self.warmup_epochs}."
+                f"label_smoothing lies in [0, 1) and warmup_epochs is finite and not negative; got "
+                f"{self.label_smoothing} and {self.warmup_epochs}."
             )
 
 
@@ -161,9 +160,10 @@ class RunConfig:
         _refuse_unknown_choices(self)
         _refuse_unknown_choices(self.model)
         _refuse_unknown_choices(self.parallel)
-        if self.epochs < 1 or self.checkpoint_every < 1:
+        if min(self.epochs, self.checkpoint_every, self.processes) < 1:
             raise ValueError(
-                f"epochs and checkpoint_every are at least 1; got {self.epochs} and {self.checkpoint_every}."
+                f"epochs, checkpoint_every and processes are at least 1; got {self.epochs}, {self.checkpoint_every} "
+                f"and {self.processes}."
             )
         if self.checkpoint_every_steps is not None and self.checkpoint_every_steps < 1:
             raise ValueError(f"checkpoint_every_steps is at least 1, or None; got {self.checkpoint_every_steps}.")
@@ -235,7 +235,7 @@ def _refuse_unknown_keys(settings: Any, cls: Any, path: Path, prefix: str = "") 
     for key, value in settings.items():
         if key not in known:
             raise ValueError(
-                f"{path} has an unknown key {prefix + str(key)!r}; did you mean {prefix + _nearest(key, known)!r}?"
+                f"{path} has an unknown key {prefix + str(key)!r}; did you mean {prefix + nearest(key, known)!r}?"
             )
         inner = _network(value, path) if known[key] == ModelConfig else known[key]
         if is_dataclass(inner):
@@ -246,12 +246,8 @@ def _network(settings: Any, path: Path) -> Any:
     """Return the class of a model's settings."""
     name = settings.get(TAG) if isinstance(settings, dict) else None
     if name not in NETWORKS:
-        raise ValueError(f"{path} has no model.{TAG} called {name!r}; did you mean {_nearest(name, NETWORKS)!r}?")
+        raise ValueError(f"{path} has no model.{TAG} called {name!r}; did you mean {nearest(name, NETWORKS)!r}?")
     return NETWORKS[name]
-
-
-def _nearest(name: Any, names: Iterable[str]) -> str:
-    return difflib.get_close_matches(str(name), names, 1, 0.0)[0]
 
 
 def _converter() -> Any:

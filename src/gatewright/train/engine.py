@@ -15,7 +15,8 @@ from gatewright.models import begin_epoch, restore_splits
 from gatewright.routed import RoutedLayer, end_step, moe_layers, seed_noise
 from gatewright.routing import Routing, RoutingSums, SoftRouting
 from gatewright.scope import noise_key
-from gatewright.train.config import Precision, RunConfig
+from gatewright.train.config import RunConfig
+from gatewright.train.device import autocast
 from gatewright.train.diagnosis import first_non_finite
 from gatewright.train.optim import (
     averaged,
@@ -28,7 +29,6 @@ from gatewright.train.optim import (
 from gatewright.train.processes import ALONE, Processes
 
 Batch = tuple[Tensor, Tensor]
-AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 - what happened, as users say it
@@ -267,27 +267,6 @@ def take_routing(layer: RoutedLayer) -> Routing | SoftRouting | None:
     return routing
 
 
-def find_device(name: str, local_rank: int = 0) -> torch.device:
-    """Return a device by its name; ``"auto"`` is a GPU where there is one, each process of a node its own.
-
-    Raises:
-        ValueError: If there is no such device here.
-    """
-    if name == "auto":
-        name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.zeros(1, device=name).cpu().to(name).device  # The meta device, for one, computes nothing.
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"There is no device {name!r} here. Use --device auto, or cpu.") from error
-
-
-def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
-    """Run the network in half precision where the run asks for it."""
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=AUTOCAST_DTYPES[precision])
-
-
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Load a model's state.
 
@@ -297,4 +276,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"The checkpoint holds another model than this config describes: {error}") from error
+        first = str(error).splitlines()[1:2] or [str(error)]  # below torch's heading
+        raise ValueError(
+            f"The checkpoint holds another model than this config describes: {first[0].strip()}"
+        ) from error

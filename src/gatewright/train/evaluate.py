@@ -11,7 +11,8 @@ from gatewright.data import ImageSet, evaluation_batches
 from gatewright.routed import moe_layers
 from gatewright.routing import Routing, RoutingSums, SoftRouting
 from gatewright.train.config import Precision
-from gatewright.train.engine import autocast, take_routing
+from gatewright.train.device import autocast
+from gatewright.train.engine import take_routing
 from gatewright.train.processes import ALONE, Processes
 
 

@@ -1,15 +1,22 @@
 """The folder of a run: where it is, and what a run that is resumed finds in it."""
 
+import contextlib
+import errno
+import shlex
 import sys
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gatewright.train.checkpoint import checkpoints, load_checkpoint
+from gatewright.data import ImageSet
+from gatewright.train.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
 from gatewright.train.config import RunConfig
 from gatewright.train.processes import ALONE, Processes
+from gatewright.train.program import program
 
 CONFIG = "config.yaml"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def find_output(config: RunConfig, resume: bool) -> Path:
@@ -37,6 +44,46 @@ def refuse_a_late_split(config: RunConfig, epoch: int) -> None:
         )
 
 
+@contextlib.contextmanager
+def room_in(config: RunConfig, output: Path) -> Iterator[None]:
+    """Say what to do where the disk fills up while a run writes anything but a checkpoint, which says it itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        good = newest_checkpoint(output / "checkpoints")
+        way_on = f"{good} is intact: {resume_command(config, output)}" if good else "name another --output"
+        raise OSError(f"There is no room to write the run's files to {output}. Make room, and {way_on}.") from error
+
+
+def resume_command(config: RunConfig, output: Path) -> str:
+    """Say what to type to go on with a run."""
+    return f"go on with: {program()} train {config.recipe} --output {shlex.quote(str(output))} --resume"
+
+
+def check_same_images(
+    images: ImageSet, class_names: Sequence[str], image_shape: Sequence[int], *, where: str = "--data.path"
+) -> None:
+    """Refuse images of other classes or another shape than a model was trained on.
+
+    Raises:
+        ValueError: The sentence holds both.
+    """
+    found, shape = tuple(images.class_names), tuple(images.images.shape[1:])
+    if found != tuple(class_names):
+        raise ValueError(f"The run was trained on the classes {_few(class_names)}; {where} has {_few(found)}.")
+    if shape != tuple(image_shape):
+        raise ValueError(
+            f"The run was trained on images of shape {tuple(image_shape)} (channels, height, width); {where} has "
+            f"{shape}. Set --data.image-size, or use the images that it was trained on."
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join([*names[:12], *(["..."] if len(names) > 12 else [])]) + f" ({len(names)})"
+
+
 def agreed_state(output: Path, processes: Processes = ALONE) -> dict[str, Any] | None:
     """Read the newest checkpoint that is intact; None where the run stopped before its first one, and so begins again.
 
@@ -46,7 +93,7 @@ def agreed_state(output: Path, processes: Processes = ALONE) -> dict[str, Any] |
         ValueError: If all are damaged.
         FileNotFoundError: If this process finds an older one than another does.
     """
-    state, damaged = _newest_intact(output / "checkpoints")
+    state, damaged = newest_intact(output / "checkpoints")
     step = None if state is None else state["engine"]["step_count"]
     newest = processes.agree(step)
     if newest != step:
@@ -60,8 +107,12 @@ def agreed_state(output: Path, processes: Processes = ALONE) -> dict[str, Any] |
     return state
 
 
-def _newest_intact(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
-    """Return the newest state that can be read, and the checkpoints that came after it."""
+def newest_intact(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
+    """Return the newest state that can be read, and the checkpoints that came after it.
+
+    Raises:
+        ValueError: If all are damaged.
+    """
     damaged: list[Path] = []
     reason = None
     for path in reversed(checkpoints(folder)):

@@ -1,7 +1,6 @@
 """Training, from a config to a result: read `train` from top to bottom."""
 
-import contextlib
-import shlex
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from gatewright.data import (
     channel_statistics,
     evaluation_batches,
     load_images,
+    local_files,
     num_batches,
     training_batches,
 )
@@ -29,17 +29,28 @@ from gatewright.routed import moe_layers
 from gatewright.train.checkpoint import newest_checkpoint
 from gatewright.train.config import RunConfig, save_config
 from gatewright.train.deepspeed_engine import DeepSpeedEngine, start_deepspeed
-from gatewright.train.engine import Batch, StepReport, TorchEngine, TrainingDiverged, find_device
+from gatewright.train.device import find_device
+from gatewright.train.engine import Batch, StepReport, TorchEngine, TrainingDiverged
 from gatewright.train.evaluate import Evaluation, evaluate
-from gatewright.train.folder import CONFIG, agreed_state, find_output, refuse_a_late_split
+from gatewright.train.folder import (
+    CONFIG,
+    agreed_state,
+    check_same_images,
+    find_output,
+    refuse_a_late_split,
+    resume_command,
+    room_in,
+)
 from gatewright.train.join import join_processes
+from gatewright.train.limits import check_network
 from gatewright.train.pace import Pace
 from gatewright.train.processes import ALONE, Processes
 from gatewright.train.progress import Progress
 from gatewright.train.result import describe_result, hardware, layer_metrics, versions, write_json
 from gatewright.train.saving import Saver
 from gatewright.train.signals import Interrupted, StopRequest
-from gatewright.train.tracking import NoTracker, RunStatus, Tracker, start_tracking
+from gatewright.train.tracked import tracked
+from gatewright.train.tracking import Tracker
 
 
 @dataclass
@@ -88,31 +99,39 @@ def train(config: RunConfig, *, resume: bool = False) -> tuple[dict[str, Any], P
         FileExistsError: If the folder holds a run already and `resume` is not set, or is a file.
         FileNotFoundError: If there is nothing to resume, or the data are not there.
         ConnectionError: If the tracking server does not answer at the start.
+        OSError: If the disk is full; the older checkpoints are intact.
         ValueError: If the settings, the data or the run to resume do not fit together.
         TrainingDiverged: If a loss or a gradient is not finite.
         LostProcess: If another process is gone, hangs or cannot be reached.
         Interrupted: If Ctrl-C or SIGTERM stopped the run; it saved itself first.
     """
     output = find_output(config, resume)
-    with join_processes(config) as processes:
+    with join_processes(config) as processes, room_in(config, output):
+        local_files(config.data)  # A path that is wrong is said before anything is opened.
         device = find_device(config.device, processes.local_rank)
         saved = agreed_state(output, processes) if resume else None
         position = Position(**saved["position"]) if saved else Position()
         refuse_a_late_split(config, position.epoch)
         torch.manual_seed(config.seed)
-        with _tracking(config, output, position, processes) as tracker:
+        with tracked(config, output, position.tracking_id, processes) as tracker:
+            position.tracking_id = tracker.run_id or position.tracking_id
             splits = load_images(config.data)
+            if saved:
+                check_same_images(splits.train, saved["class_names"], saved["image_shape"])
             checkpoints = output / "checkpoints"
             engine = build_engine(config, splits, device, processes, folder=checkpoints / "deepspeed")
             if saved:
-                engine.load_state_dict(saved["engine"])
+                load_into(engine, saved["engine"], output)
             processes.barrier()
             if processes.rank == 0:  # Only now: settings that do not fit leave no run behind, and spoil none.
                 save_config(config, output / CONFIG)
             with Saver(checkpoints, processes, in_background=config.checkpoint_in_background) as saver:
                 run = Run(config, output, splits, engine, tracker, position, saver, Pace(engine.model, processes))
                 train_epochs(run)
-            return conclude(run), output
+            try:
+                return conclude(run), output
+            except KeyboardInterrupt as stop:
+                raise Interrupted(_how_to_resume(run), signal.SIGINT) from stop
 
 
 def build_engine(
@@ -137,8 +156,17 @@ def build_engine(
         )
     steps_per_epoch = batches // config.optim.accumulation_steps
     model: nn.Module = ImageClassifier(network, mean.tolist(), std.tolist())
+    check_network(model, config, device)
     make = TorchEngine if config.engine == "torch" else partial(DeepSpeedEngine, folder=folder)
     return make(model, config, device=device, steps_per_epoch=steps_per_epoch, processes=processes)
+
+
+def load_into(engine: TorchEngine, state: dict[str, Any], output: Path) -> None:
+    """Go on from a state; an error names the run."""
+    try:
+        engine.load_state_dict(state)
+    except ValueError as error:
+        raise ValueError(f"{output}: {error}") from error
 
 
 def train_epochs(run: Run) -> None:
@@ -162,6 +190,8 @@ def train_epochs(run: Run) -> None:
             position.train_seconds = time.monotonic() - began
             if position.epoch % config.checkpoint_every == 0 or position.epoch == config.epochs:
                 _save(run)
+        if (signal_number := engine.processes.agree(stop.signal_number)) is not None:
+            raise Interrupted(_how_to_resume(run), signal_number)
 
 
 def conclude(run: Run) -> dict[str, Any]:
@@ -212,11 +242,13 @@ def _step(run: Run, micro_batches: list[Batch]) -> StepReport:
         with run.pace.step():
             report = run.engine.step(micro_batches)
     except TrainingDiverged as error:
-        good = newest_checkpoint(run.output / "checkpoints")
+        # One of this very step may be of weights that were no good already: nothing finite came of them yet.
+        good = newest_checkpoint(run.output / "checkpoints", before=run.engine.step_count)
         raise TrainingDiverged(f"{error} The last good checkpoint: {good or 'none yet'}.") from error
     run.position.step += 1
     run.engine.processes.note(run.engine.step_count)
-    if run.engine.step_count % run.config.tracking.log_interval == 0:
+    last = run.position.step == run.engine.steps_per_epoch  # A short run is to have its curves, too.
+    if last or run.engine.step_count % run.config.tracking.log_interval == 0:
         images = sum(len(labels) for _, labels in micro_batches)
         _log_step(run, report, images / (time.monotonic() - began))
     return report
@@ -262,28 +294,7 @@ def _save(run: Run) -> None:
     run.saver.save(state, run.engine.model, run.engine.step_count)
 
 
-@contextlib.contextmanager
-def _tracking(config: RunConfig, output: Path, position: Position, processes: Processes) -> Iterator[Tracker]:
-    """Track a run on its first process, and tell the tracker how it ended."""
-    if processes.rank > 0:
-        yield NoTracker()
-        return
-    tracker = start_tracking(config.tracking, output=output, run_name=output.name, resume_id=position.tracking_id)
-    position.tracking_id = tracker.run_id
-    status: RunStatus = "FAILED"
-    try:
-        tracker.log_parameters(asdict(config))
-        yield tracker
-        status = "FINISHED"
-    except (Interrupted, KeyboardInterrupt):
-        status = "KILLED"
-        raise
-    finally:
-        tracker.close(status)
-
-
 def _how_to_resume(run: Run) -> str:
-    return (
-        f"Stopped in epoch {run.position.epoch + 1} after {run.position.step} of its steps, and saved. Go on with: "
-        f"gatewright train {run.config.recipe} --output {shlex.quote(str(run.output))} --resume"
-    )
+    epoch, step = run.position.epoch, run.position.step
+    where = f"in epoch {epoch + 1} after {step} of its steps" if epoch < run.config.epochs else "before the final test"
+    return f"Stopped {where}, and saved: {resume_command(run.config, run.output)}"

@@ -1,5 +1,6 @@
 """A trained model from a run's folder, ready to evaluate or predict; the data set is not needed."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,9 +8,9 @@ from torch import nn
 
 from gatewright.models import ImageClassifier
 from gatewright.parallel import whole_state
-from gatewright.train.checkpoint import load_checkpoint, newest_checkpoint
 from gatewright.train.config import RunConfig, load_config
 from gatewright.train.engine import load_weights
+from gatewright.train.folder import newest_intact
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,18 @@ def load_run(output: Path) -> Trained:
         ValueError: If config or checkpoint are broken, or do not belong together.
     """
     config = load_config(output / "config.yaml")
-    path = newest_checkpoint(output / "checkpoints")
-    if path is None:
+    state, damaged = newest_intact(output / "checkpoints")
+    if state is None:
         raise FileNotFoundError(f"The run at {output} has no checkpoint yet. Go on with it by train --resume.")
-    state = load_checkpoint(path)
+    for path in damaged:
+        step = state["engine"]["step_count"]
+        print(f"warning: {path} is damaged; this is the model of step {step}.", file=sys.stderr)
     channels, height, width = state["image_shape"]
     class_names = tuple(state["class_names"])
     network = config.model.build((channels, height, width), len(class_names))
     model = ImageClassifier(network, [0.0] * channels, [1.0] * channels)
-    load_weights(model, whole_state(state["engine"]["average"] or state["engine"]["model"]))
+    try:
+        load_weights(model, whole_state(state["engine"]["average"] or state["engine"]["model"]))
+    except ValueError as error:
+        raise ValueError(f"{output}: {error}") from error
     return Trained(config, model.eval(), class_names, (channels, height, width))

@@ -37,6 +37,8 @@ class TrackingConfig:
         """Reject an interval without steps."""
         if self.log_interval < 1:
             raise ValueError(f"log_interval ({self.log_interval}) must be at least 1 optimizer step")
+        if not self.experiment:
+            raise ValueError("tracking.experiment is a name, and empty; leave it out for 'gatewright'.")
 
 
 @runtime_checkable

@@ -1,0 +1,38 @@
+"""Flags that do not exist: the nearest one is offered, however far it is."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from gatewright.names import nearest
+
+
+def refuse_unknown_flags(words: Sequence[str], flags: Iterable[str]) -> None:
+    """Compare every ``--flag`` or ``--flag=value`` with those that there are.
+
+    Raises:
+        ValueError: If there is no such flag; the sentence offers the nearest.
+    """
+    flags = set(flags)
+    for word in words:
+        name = word.partition("=")[0].replace("_", "-")
+        if word.startswith("--") and name not in {"--help", *flags}:
+            likely = {flag for flag in flags if _last(flag) == _last(name)} or flags
+            raise ValueError(f"There is no flag {name}; did you mean {nearest(name, likely)}? --help lists them all.")
+
+
+def _last(flag: str) -> str:
+    """Return what stands behind the last dot."""
+    return flag.removeprefix("--").rpartition(".")[2]
+
+
+def flags_of(settings: Any, prefix: str = "") -> Iterator[str]:
+    """Name the flags of a dataclass and of those in it; a switch has one to turn it off, too."""
+    for item in fields(settings):
+        value, name = getattr(settings, item.name), item.name.replace("_", "-")
+        if is_dataclass(value):
+            yield from flags_of(value, f"{prefix}{name}.")
+        else:
+            yield f"--{prefix}{name}"
+        if isinstance(value, bool):
+            yield f"--{prefix}no-{name}"
