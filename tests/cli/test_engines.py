@@ -2,11 +2,10 @@
 
 import json
 import re
-import socket
 
 import pytest
 
-from tests.train.runs import finish, start
+from tests.train.runs import finish, logged, start
 
 pytestmark = pytest.mark.distributed
 
@@ -36,18 +35,35 @@ def test_a_run_on_several_processes_ends_well(tmp_path, flags):
     assert re.search(rf"test accuracy +{accuracy:.2%}", printed)
 
 
-@pytest.mark.slow
-def test_deepspeeds_own_launcher_starts_a_run(tmp_path):
-    """It appends --local_rank, and its processes find each other by its variables."""
-    pytest.importorskip("deepspeed")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    launcher = ("-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", port, "--module", "gatewright")
-    run = ("train", "digits", *SETTINGS.split(), "--engine", "deepspeed", "--parallel.ep-size", "2")
-    status, printed, errors = finish(start(*run, folder=tmp_path, program=launcher, DS_ACCELERATOR="cpu"))
+@pytest.mark.parametrize("shard", ["none", "fsdp"])
+def test_a_run_that_diverges_on_two_processes_says_so_and_does_not_start_again(tmp_path, shard):
+    flags = "--processes 2 --parallel.ep-size 2 --optim.name sgd --optim.lr 1e30 --optim.warmup-epochs 0"
+    words = ("train", "digits", *SETTINGS.split(), *flags.split(), "--parallel.shard", shard)
+    status, _, errors = finish(start(*words, folder=tmp_path))
+    assert status == 4, errors
+    assert len(re.findall("^error: The (?:loss|gradient norm) became", errors, re.MULTILINE)) >= 1
+    assert "Traceback" not in errors
+    assert "start again" not in errors
+
+
+def test_sixteen_bits_by_deepspeeds_json(tmp_path):
+    (tmp_path / "settings.json").write_text(json.dumps({"bf16": {"enabled": True}}))
+    flags = "--engine deepspeed --deepspeed.config settings.json --processes 2 --parallel.ep-size 2"
+    status, printed, errors = finish(start("train", "digits", *SETTINGS.split(), *flags.split(), folder=tmp_path))
     assert status == 0, errors
-    assert len(re.findall("^epoch", printed, re.MULTILINE)) == 2  # said by one process
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert len(result["processes"]) == 2
-    assert all(process["all_to_all_bytes"] > 0 for process in result["processes"])
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["test_accuracy"] > 0.85
+    assert "begin with it" in printed  # its own checkpoint is a pickle
+    status, _, errors = finish(start("evaluate", "run", folder=tmp_path))
+    assert status == 0, errors
+
+
+def test_tracked_loads_are_those_of_the_global_batch(tmp_path):
+    found = []
+    for output, flags in (("one", ""), ("two", "--processes 2 --parallel.ep-size 2")):
+        words = f"--epochs 1 --tracking.no-enabled --tracking.log-interval 1 --output {output} {flags}"
+        status, _, errors = finish(start("train", "digits", *words.split(), folder=tmp_path))
+        assert status == 0, errors
+        found.append(logged(tmp_path / output)[0]["values"])
+    one, two = ({name: value for name, value in values.items() if name.startswith("layers/")} for values in found)
+    assert one == pytest.approx(two, abs=1e-5)
+    assert any("/load/" in name for name in one)

@@ -67,6 +67,13 @@ def test_optimizers_keep_what_they_keep(gatewright):
     assert once < kept("--optim.name", "muon") < 2 * once
 
 
+def test_another_router_is_planned_without_the_options_of_the_recipes_own(gatewright):
+    words = "cifar10-resnets --model.router biased --model.router-options normalize False --model.top-k 1"
+    status, output, errors = gatewright("plan", *words.split())
+    assert (status, errors) == (0, "")
+    assert "Prediction for cifar10-resnets" in output
+
+
 def test_shapes_of_built_in_data_are_theirs(gatewright):
     images = load_images(RECIPES["digits"]().data).test
     given = [str(size) for size in images.images.shape[1:]]

@@ -70,6 +70,7 @@ def config_of(ep_size=2, optim=ADAMW, settings=None, folder=None, trust=False, *
         data=replace(RECIPES["digits"]().data, batch_size=8),
         optim=optim,
         parallel=ParallelConfig(ep_size=ep_size),
+        engine="deepspeed",
         deepspeed=DeepSpeedConfig(config=path, trust_checkpoint=trust),
         **{"device": "cpu", "channels_last": True} | changes,
     )
@@ -292,6 +293,20 @@ def test_what_cannot_go_on_says_why(ranks, tmp_path, refused):
         ({"parallel": ParallelConfig(shard="fsdp")}, None, "DeepSpeed shards by ZeRO"),
         ({}, {"train_batch_size": 16}, "train_batch_size 16; with --data.batch-size 8"),
         ({"optim": ADAMW}, {"gradient_clipping": 1.0}, "leave one of them out"),
+        ({"precision": "bfloat16"}, {"bf16": {"enabled": True}}, "say --precision float32"),
+        ({"optim": replace(PLAIN, ema_decay=0.9)}, {"fp16": {"enabled": True}}, "leave --optim.ema-decay out"),
+        (
+            {},
+            {"zero_optimization": {"stage": 1, "reduce_scatter": False}},
+            "With ZeRO 1 DeepSpeed trains experts by reduce_scatter alone",
+        ),
+        (
+            {},
+            {"zero_optimization": {"stage": 2, "contiguous_gradients": False}},
+            "With ZeRO 2 DeepSpeed trains experts by contiguous_gradients alone",
+        ),
+        ({}, {"fp16": True}, 'has fp16 True; it is an object, such as {"enabled": true}'),
+        ({}, {"zero_optimization": 2}, 'has zero_optimization 2; it is an object, such as {"stage": 1}'),
     ],
 )
 def test_what_deepspeed_cannot_train_is_refused(tmp_path, changes, settings, words):
@@ -299,7 +314,7 @@ def test_what_deepspeed_cannot_train_is_refused(tmp_path, changes, settings, wor
     data = replace(RECIPES["digits"]().data, batch_size=options.pop("batch_size"))
     config = replace(config_of(options.pop("ep_size"), settings=settings, folder=tmp_path), data=data, **options)
     with pytest.raises(ValueError, match=re.escape(words)):
-        deepspeed_settings(config, 2, on_cpu=True)
+        deepspeed_settings(config, 2, on_cpu=False)
 
 
 @pytest.mark.parametrize(("text", "words"), [(None, "cannot be read"), ("{", "is not JSON"), ("[]", "one JSON object")])
@@ -313,13 +328,13 @@ def test_settings_that_cannot_be_read(tmp_path, text, words):
 
 
 def test_the_json_is_handed_over_as_it_is_but_for_what_a_processor_does_not_have(tmp_path):
-    config = config_of(2, PLAIN, ARTICLE, tmp_path)
+    config = config_of(2, PLAIN, ARTICLE, tmp_path, trust=True)
     settings, said = deepspeed_settings(config, 2, on_cpu=False)
     assert said == []
     assert {name: settings[name] for name in ARTICLE} == ARTICLE
     settings, said = deepspeed_settings(config, 2, on_cpu=True)
     assert ["fp16 is off" in said[0], "torch's" in said[1], len(said)] == [True, True, 2]
-    assert settings["fp16"] == {"enabled": False, "loss_scale": 0}
+    assert settings["fp16"] == {**ARTICLE["fp16"], "enabled": False}
     assert settings["optimizer"]["params"] == {**ARTICLE["optimizer"]["params"], "torch_adam": True}
     assert settings["scheduler"] == ARTICLE["scheduler"]
 

@@ -71,7 +71,7 @@ def test_a_resumed_run_takes_the_rates_of_its_config():
 )
 def test_a_state_of_other_settings_is_refused(optim, precision):
     state = engine_for().state_dict()
-    with pytest.raises(ValueError, match="A run goes on with the optimizer, averaging and loss scale that it began"):
+    with pytest.raises(ValueError, match=r"A run goes on with .* as it began: .* was .* and is "):
         engine_for(optim=optim, precision=precision).load_state_dict(state)
 
 

@@ -1,9 +1,11 @@
 """Processes killed with SIGKILL at random moments: the run starts again by itself, and ends with the same bits."""
 
 import random
+import signal
 
 import pytest
 
+from gatewright.train.checkpoint import load_checkpoint, newest_checkpoint
 from tests.train.launched import Launched, count_losses, kill_at_random, needs_proc, table
 from tests.train.runs import differences, final_state
 
@@ -46,6 +48,20 @@ def test_killed_processes_start_again_and_lose_no_more_than_the_steps_since_the_
             f"was killed by SIGKILL. All start again from the newest checkpoint: restart {place} of" in killed.errors()
         )
     assert not [*(killed.output / "checkpoints").glob("*.partial")]
+
+
+def test_sigterm_saves_on_every_process_and_says_how_to_go_on(tmp_path):
+    with Launched(tmp_path / "run", "--epochs", 2) as run:
+        run.wait_for_step(12)
+        run.process.terminate()
+        assert run.finish() == 128 + signal.SIGTERM, run.errors()
+    saved = load_checkpoint(newest_checkpoint(run.output / "checkpoints"))
+    assert saved["position"]["step"] == run.steps()[-1][0]
+    assert "go on with" in run.errors()
+    assert "Traceback" not in run.errors()
+    with Launched(tmp_path / "run", "--epochs", 2, "--resume") as again:
+        assert again.finish() == 0, again.errors()
+    assert [step for step, _ in again.steps()] == [*range(1, 2 * STEPS_PER_EPOCH + 1)]
 
 
 @pytest.mark.slow

@@ -154,6 +154,49 @@ def test_twenty_steps_are_those_of_one_process(ranks, world, ep_size, options):
         assert difference < 1e-8
 
 
+@pytest.mark.parametrize("world", [2, 4])
+def test_experts_that_begin_as_one_may_be_where_all_else_is_sharded(ranks, world):
+    """Each process has its experts whole, and so both kinds of gradients in one norm."""
+    options = {"router": "noisy-top-k", "experts": "modules", "split_epoch": 1, "split_at": 10, "shard": "fsdp"}
+    for reports, difference in ranks(world, trajectory_of, world, options):
+        assert reports < 1e-8
+        assert difference < 1e-8
+
+
+def statistics(ep_size, shard, batch_norm):
+    """Every process's BatchNorm statistics after a few steps and a word between them; and whether any has a graph."""
+    processes = (ShardedProcesses if shard == "fsdp" else SeveralProcesses)(
+        mesh_of(ep_size), parallel=ParallelConfig(batch_norm=batch_norm)
+    )
+    torch.manual_seed(0)
+    experts = ModuleExperts(lambda: nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 8)), 4)
+    layers = nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), MoE(make_router("top-k", 8, 4, 2), experts)
+    model = _Double(nn.Sequential(*layers)).double()
+    config = engine_of(ALONE).config
+    engine = TorchEngine(model, config, device=torch.device("cpu"), steps_per_epoch=STEPS, processes=processes)
+    train(engine, stop=3, accumulate=False)
+    buffers = {name: buffer for name, buffer in engine.model.named_buffers() if "running" in name}
+    before = {name: buffer.tolist() for name, buffer in buffers.items()}
+    processes.equalize(engine.model)
+    after = {name: buffer.tolist() for name, buffer in buffers.items()}
+    return before, after, any(buffer.requires_grad for buffer in buffers.values())
+
+
+@pytest.mark.parametrize("shard", ["none", "fsdp"])
+@pytest.mark.parametrize("batch_norm", ["sync", "local"])
+@pytest.mark.parametrize(("world", "ep_size"), [(2, 1), (4, 2)])
+def test_copies_of_batch_norm_are_made_equal_and_keep_no_graph(ranks, world, ep_size, batch_norm, shard):
+    found = ranks(world, statistics, ep_size, shard, batch_norm)
+    assert not any(graph for _, _, graph in found)
+    for rank, (before, after, _) in enumerate(found):
+        copies = [place for place in range(world) if place % ep_size == rank % ep_size]
+        inside = [name for name in after if ".experts." in name]
+        assert any(found[place][0][name] != before[name] for name in inside for place in copies)
+        for name in after:
+            for place in copies if name in inside else range(world):
+                assert found[place][1][name] == pytest.approx(after[name], abs=1e-12)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shard", ["none", "fsdp"])
 @pytest.mark.parametrize("experts", ["modules-different", "grouped-relu-bias"])

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gatewright.cli.export import export_command
-from gatewright.cli.flags import flags_of, refuse_unknown_flags
+from gatewright.cli.flags import flags_of, refuse_unknown_flags, with_options, without_options
 from gatewright.cli.plan import plan_command
 from gatewright.data import BUILT_IN_NAMES, decode_image, load_images
 from gatewright.dispatch import DISPATCHERS
@@ -140,20 +140,14 @@ def _value_of(flag: str, words: list[str]) -> str | None:
 def _parse_run(config: RunConfig, words: list[str]) -> TrainArguments:
     """Read flags over settings, of which the router's options and losses hold for that router alone."""
     refuse_unknown_flags(words, {*flags_of(config), "--resume", "--no-resume"})
-    model = config.model
     asked: TrainArguments = tyro.cli(
         TrainArguments,
         prog=f"gatewright train {config.recipe}",
         args=words,
-        default=TrainArguments(replace(config, model=replace(model, router_options={}, losses=None))),
+        default=TrainArguments(without_options(config)),
         config=(tyro.conf.AvoidSubcommands,),
     )
-    found = asked.run.model
-    if found.router == model.router:
-        options = found.router_options or model.router_options
-        losses = model.losses if found.losses is None else found.losses
-        found = replace(found, router_options=options, losses=losses)
-    return replace(asked, run=replace(asked.run, model=found))
+    return replace(asked, run=with_options(asked.run, config))
 
 
 def evaluate_command(words: list[str]) -> None:

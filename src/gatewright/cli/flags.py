@@ -1,10 +1,11 @@
-"""Flags that do not exist: the nearest one is offered, however far it is."""
+"""Flags over the settings of a recipe, and the nearest one where there is none."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from gatewright.names import nearest
+from gatewright.train import RunConfig
 
 
 def refuse_unknown_flags(words: Sequence[str], flags: Iterable[str]) -> None:
@@ -36,3 +37,18 @@ def flags_of(settings: Any, prefix: str = "") -> Iterator[str]:
             yield f"--{prefix}{name}"
         if isinstance(value, bool):
             yield f"--{prefix}no-{name}"
+
+
+def without_options(config: RunConfig) -> RunConfig:
+    """Leave out what holds for a recipe's own router alone: its options and losses."""
+    return replace(config, model=replace(config.model, router_options={}, losses=None))
+
+
+def with_options(asked: RunConfig, config: RunConfig) -> RunConfig:
+    """Put these back, where flags name no others and the router is the recipe's."""
+    found, model = asked.model, config.model
+    if found.router != model.router:
+        return asked
+    options = found.router_options or model.router_options
+    losses = model.losses if found.losses is None else found.losses
+    return replace(asked, model=replace(found, router_options=options, losses=losses))

@@ -22,7 +22,7 @@ gatewright {__version__}: train mixtures of experts, and see what the experts do
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    That is 1 if training diverged, 2 for bad input, 3 if other processes were lost, and 128 + n after signal n.
+    That is 2 for bad input, 3 if other processes were lost, 4 if training diverged, and 128 + n after signal n.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     words = [word for word in words if not word.startswith("--local_rank=")]  # DeepSpeed's launcher appends it.
@@ -48,6 +48,7 @@ def _run(command: str, words: list[str]) -> int:
     try:
         from gatewright.cli.commands import COMMANDS
         from gatewright.train import Interrupted, TrainingDiverged
+        from gatewright.train.agent import DIVERGED
         from gatewright.train.heartbeat import LOST_PROCESS, LostProcess
     except ModuleNotFoundError as error:
         raise ImportError(f"{error.name} is not installed: pip install 'gatewright[train]'") from error
@@ -58,5 +59,5 @@ def _run(command: str, words: list[str]) -> int:
         return 128 + stop.signal_number
     except (TrainingDiverged, LostProcess) as error:
         print(f"error: {error}", file=sys.stderr)
-        return LOST_PROCESS if isinstance(error, LostProcess) else 1
+        return LOST_PROCESS if isinstance(error, LostProcess) else DIVERGED
     return 0

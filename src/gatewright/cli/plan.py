@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from gatewright.cli.flags import flags_of, refuse_unknown_flags
+from gatewright.cli.flags import flags_of, refuse_unknown_flags, with_options, without_options
 from gatewright.models import ImageClassifier
 from gatewright.names import known
 from gatewright.parallel import Device, Links, Part, Plan, Sizes, feed_forward_sizes, measure_sizes, plan, smallest
@@ -114,7 +114,7 @@ def plan_command(words: list[str]) -> None:
     if words and not words[0].startswith("-"):
         name = known(words[0], RECIPES, "recipe")
         config = RECIPES[name]()
-        shown = RecipeArguments(run=config)
+        shown = RecipeArguments(run=without_options(config))
         others = {*flags_of(shown.question), "--image-shape", "--num-classes"}
         refuse_unknown_flags(words[1:], others.union(flags_of(config)))
         asked = tyro.cli(
@@ -124,6 +124,7 @@ def plan_command(words: list[str]) -> None:
             default=shown,
             config=(tyro.conf.AvoidSubcommands,),
         )
+        asked = replace(asked, run=with_options(asked.run, config))
         sizes, processes, ep_size = recipe_sizes(asked), asked.run.processes, asked.run.parallel.ep_size
         _print(name, sizes, processes, ep_size, asked.question)
     else:

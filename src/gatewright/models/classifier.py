@@ -28,6 +28,8 @@ class ImageClassifier(nn.Module):
         self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1))
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """Return the logits of images with values in [0, 1]."""
-        logits: Tensor = self.network((images - self.mean) / self.std)
+        """Return the logits of images with values in [0, 1], computed in the network's own type."""
+        standardised = (images - self.mean) / self.std
+        dtype = next((parameter.dtype for parameter in self.network.parameters()), standardised.dtype)
+        logits: Tensor = self.network(standardised.to(dtype))
         return logits

@@ -1,6 +1,7 @@
 """Spread a model's experts over processes, and keep the rest of it equal on all of them."""
 
 from collections.abc import Collection, Iterable, Iterator
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -15,19 +16,24 @@ from gatewright.parallel.scope import ProcessScope
 from gatewright.routed import moe_layers
 
 
-def expert_mesh(ep_size: int, device_type: str = "cpu") -> DeviceMesh:
+def expert_mesh(ep_size: int, device_type: str = "cpu", *, timeout: float | None = None) -> DeviceMesh:
     """Arrange all processes as ``(replica, expert)``: a row holds all experts, a column the same ones.
 
     Args:
         ep_size: Processes that share the experts of a layer out among them; it divides the number of processes.
         device_type: Of the mesh.
+        timeout: Seconds after which a process that waits for others in a row or column gives up; None leaves torch's.
 
     Raises:
         ValueError: If it does not; the sentence names what does.
     """
     world = dist.get_world_size()
     check_ep_size(ep_size, world)
-    return init_device_mesh(device_type, (world // ep_size, ep_size), mesh_dim_names=("replica", "expert"))
+    mesh = init_device_mesh(device_type, (world // ep_size, ep_size), mesh_dim_names=("replica", "expert"))
+    if timeout is not None:  # Torch gives groups half an hour, whatever the default group was given.
+        for group in mesh.get_all_groups():
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout), group)
+    return mesh
 
 
 def check_ep_size(ep_size: int, world: int) -> None:
@@ -114,9 +120,13 @@ def total_gradient_norm(model: nn.Module, mesh: DeviceMesh, *, everywhere: Colle
 
 
 def _norm(gradients: Iterable[Tensor]) -> Tensor:
-    """Norm of gradients, of which some may be shards: then that of the whole ones."""
-    norm = nn.utils.get_total_norm(gradients)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    """Norm of gradients, of which some may be shards: of the whole ones."""
+    found = list(gradients)
+    whole = nn.utils.get_total_norm([gradient for gradient in found if not isinstance(gradient, DTensor)])
+    shards = nn.utils.get_total_norm([gradient for gradient in found if isinstance(gradient, DTensor)])
+    if isinstance(shards, DTensor):
+        return (whole.to(shards.dtype).square() + shards.full_tensor().square()).sqrt()
+    return whole
 
 
 def sum_in_place(tensors: Iterable[Tensor], group: dist.ProcessGroup) -> None:

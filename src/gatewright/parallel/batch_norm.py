@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -14,7 +15,8 @@ class SyncBatchNorm(_BatchNorm):
     """BatchNorm with the mean and variance of all processes' rows, however many each of them has.
 
     https://arxiv.org/abs/1502.03167 algorithm 1, with sums instead of means, so that a process may have no rows at all.
-    Parameters and buffers have the names that they have in torch's.
+    Parameters and buffers have the names that they have in torch's. It computes in at least float32, whatever the types
+    of input, parameters and statistics, of which torch's takes no two on the CPU.
     """
 
     scope: BatchScope
@@ -28,11 +30,11 @@ class SyncBatchNorm(_BatchNorm):
         input: Float[Tensor, "batch channels *space"],  # noqa: A002 - torch's name
     ) -> Float[Tensor, "batch channels *space"]:
         """Normalise each channel."""
+        wide = input.to(torch.promote_types(input.dtype, torch.float32))
         if not self.training and self.running_mean is not None:
-            return super().forward(input)
+            return self._by_running_statistics(wide).to(input.dtype)
         dims = [0, *range(2, input.dim())]
         shape = [1, -1, *[1] * (input.dim() - 2)]
-        wide = input.to(torch.promote_types(input.dtype, torch.float32))
         rows = wide.new_tensor(wide.numel() / wide.shape[1])
         total, count = self.scope.sum(wide.sum(dims), rows)
         mean = total / count
@@ -45,6 +47,11 @@ class SyncBatchNorm(_BatchNorm):
             output = output * self.weight.view(shape) + self.bias.view(shape)
         return output.to(input.dtype)
 
+    def _by_running_statistics(self, wide: Tensor) -> Tensor:
+        found = (self.running_mean, self.running_var, self.weight, self.bias)
+        mean, variance, weight, bias = (None if tensor is None else tensor.to(wide.dtype) for tensor in found)
+        return F.batch_norm(wide, mean, variance, weight, bias, eps=self.eps)
+
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
@@ -56,7 +63,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def synchronize_batch_norm(module: nn.Module, scope: BatchScope, *, leave: Collection[nn.Module] = ()) -> None:
-    """Replace every BatchNorm below a module; parameters, buffers and hooks stay the same objects.
+    """Replace every BatchNorm of torch's below a module; parameters, buffers and hooks stay the same objects.
 
     Args:
         module: In which they are replaced, in place.
@@ -64,7 +71,7 @@ def synchronize_batch_norm(module: nn.Module, scope: BatchScope, *, leave: Colle
         leave: Modules below it that stay as they are, with all that is in them.
     """
     for name, child in list(module.named_children()):
-        if isinstance(child, _BatchNorm):
+        if isinstance(child, _BatchNorm) and not isinstance(child, SyncBatchNorm):
             synchronized = SyncBatchNorm.__new__(SyncBatchNorm)
             synchronized.__dict__.update(child.__dict__, scope=scope)
             setattr(module, name, synchronized)

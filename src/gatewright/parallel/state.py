@@ -128,7 +128,7 @@ def _send(tensors: dict[str, Tensor], group: dist.ProcessGroup) -> None:
     labels = [(name, tensor.shape, tensor.dtype) for name, tensor in tensors.items()]
     dist.send_object_list([labels], group=group, group_dst=0)
     for tensor in tensors.values():
-        dist.send(tensor.contiguous(), group=group, group_dst=0)
+        dist.send(tensor.cpu().contiguous(), group=group, group_dst=0)
 
 
 def _receive(source: int, group: dist.ProcessGroup) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, W
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-FOR_A_PERSON = 2
-"""Exit status of a process that said what a person must mend: it would only say it again."""
+FOR_A_PERSON, DIVERGED = 2, 4
+"""Exit statuses of a process that said what a person must mend, or that diverged: it would only do so again."""
 
 
 class Agent(LocalElasticAgent):
@@ -18,7 +18,7 @@ class Agent(LocalElasticAgent):
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state is WorkerState.FAILED:
-            if first_failure(result.failures)[1].exitcode == FOR_A_PERSON:
+            if first_failure(result.failures)[1].exitcode in (FOR_A_PERSON, DIVERGED):
                 self._remaining_restarts = 0
             if self._remaining_restarts:
                 most = worker_group.spec.max_restarts

@@ -95,6 +95,13 @@ class ParallelConfig:
     timeout: float = 600.0
     max_restarts: int = 3
 
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout < math.inf or self.max_restarts < 0:
+            raise ValueError(
+                f"timeout is finite and above 0 and max_restarts not negative; got {self.timeout} and "
+                f"{self.max_restarts}."
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSpeedConfig:
@@ -165,6 +172,8 @@ class RunConfig:
                 f"epochs, checkpoint_every and processes are at least 1; got {self.epochs}, {self.checkpoint_every} "
                 f"and {self.processes}."
             )
+        if self.engine != "deepspeed" and self.deepspeed != DeepSpeedConfig():
+            raise ValueError("--deepspeed.config and --deepspeed.trust-checkpoint go with --engine deepspeed; add it.")
         if self.checkpoint_every_steps is not None and self.checkpoint_every_steps < 1:
             raise ValueError(f"checkpoint_every_steps is at least 1, or None; got {self.checkpoint_every_steps}.")
         if not -(2**63) <= self.seed < 2**63:

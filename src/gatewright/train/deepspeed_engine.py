@@ -13,8 +13,10 @@ from torch.optim import Optimizer
 
 from gatewright.extras import require
 from gatewright.layer import MoE
+from gatewright.parallel import synchronize_batch_norm
 from gatewright.parallel.deepspeed import adapt_to_deepspeed, plain_state
 from gatewright.routed import moe_layers
+from gatewright.scope import BatchScope
 from gatewright.train.config import RunConfig
 from gatewright.train.deepspeed_settings import deepspeed_settings, is_half, is_plain, zero_stage
 from gatewright.train.engine import TorchEngine, TrainingDiverged
@@ -68,6 +70,8 @@ class DeepSpeedEngine(TorchEngine):
         self._layout = torch.contiguous_format  # DeepSpeed sends parameters out as the bytes that they are in memory.
         self.model.to(memory_format=self._layout)  # type: ignore[call-overload]
         network = self.processes.share_out(self.model)
+        if is_half(self.settings):  # DeepSpeed leaves statistics in float32: torch's takes no such pair.
+            synchronize_batch_norm(self.model, BatchScope())
         self.average = averaged(self.model, self.config.optim.ema_decay)
         adapt_to_deepspeed(self.model)
         if zero_stage(self.settings) == 3 and any(isinstance(layer, MoE) for _, layer in moe_layers(self.model)):

@@ -8,6 +8,14 @@ from gatewright.train.config import RunConfig
 
 Settings = dict[str, Any]
 
+SECTIONS = {
+    "zero_optimization": '{"stage": 1}',
+    "fp16": '{"enabled": true}',
+    "bf16": '{"enabled": true}',
+    "optimizer": '{"type": "Adam"}',
+    "scheduler": '{"type": "WarmupLR"}',
+}
+
 
 def deepspeed_settings(config: RunConfig, world: int, *, on_cpu: bool) -> tuple[Settings, list[str]]:
     """Read DeepSpeed's JSON, add what it leaves out, and refuse what would not train as it says.
@@ -24,14 +32,21 @@ def deepspeed_settings(config: RunConfig, world: int, *, on_cpu: bool) -> tuple[
         ValueError: If the JSON cannot be read, or the run cannot be trained so.
     """
     settings = _read(config.deepspeed.config)
-    stage = zero_stage(settings)
+    said, stage = _fit_to_cpu(settings) if on_cpu else [], zero_stage(settings)
     _refuse_settings(config, world)
+    _refuse_half(config, settings)
     _refuse_stage(config, stage)
+    _refuse_zero_options(settings, stage)
     _set_batch(settings, config, world)
     _set_clipping(settings, config, stage)
     if stage > 0 and "optimizer" not in settings:
         settings.setdefault("zero_allow_untested_optimizer", True)  # AdamW or SGD: each works on flat parameters.
-    return settings, _fit_to_cpu(settings) if on_cpu else []
+    if world > 1 and not is_plain(settings) and not config.deepspeed.trust_checkpoint:
+        said.append(
+            "A run that is stopped goes on from DeepSpeed's own checkpoint, a pickle, and so not by itself: say "
+            "--deepspeed.trust-checkpoint, or begin with it."
+        )
+    return settings, said
 
 
 def zero_stage(settings: Settings) -> int:
@@ -60,6 +75,9 @@ def _read(path: str | None) -> Settings:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} does not hold DeepSpeed's settings: these are one JSON object.")
+    for name in SECTIONS:
+        if not isinstance(settings.get(name, {}), dict):
+            raise ValueError(f"{path} has {name} {settings[name]!r}; it is an object, such as {SECTIONS[name]}.")
     return settings
 
 
@@ -90,6 +108,26 @@ def _refuse_settings(config: RunConfig, world: int) -> None:
         raise ValueError(
             "DeepSpeed does not keep buffers equal, so that each process would evaluate with its own statistics: use "
             "--parallel.batch-norm sync, or --engine torch."
+        )
+
+
+def _refuse_half(config: RunConfig, settings: Settings) -> None:
+    """Refuse what does not go with parameters of 16 bits."""
+    if is_half(settings) and (config.precision != "float32" or config.optim.ema_decay is not None):
+        raise ValueError(
+            "DeepSpeed's JSON holds the parameters in 16 bits, and computes in them: say --precision float32, which "
+            "leaves that alone, and leave --optim.ema-decay out, because an average of 16 bits does not move."
+        )
+
+
+def _refuse_zero_options(settings: Settings, stage: int) -> None:
+    """Refuse options with which ZeRO does not train experts."""
+    zero = settings.get("zero_optimization", {})
+    needed = {"reduce_scatter": stage in (1, 2), "contiguous_gradients": stage == 2}
+    for name in (name for name, wanted in needed.items() if wanted and not zero.get(name, True)):
+        raise ValueError(
+            f"With ZeRO {stage} DeepSpeed trains experts by {name} alone: leave it out of zero_optimization, or say "
+            "true."
         )
 
 

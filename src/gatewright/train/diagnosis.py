@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 def first_non_finite(model: nn.Module, images: Tensor | None) -> str | None:
     """Name the first parameter, or else the first layer's output on these images, that is not finite."""
     for name, parameter in model.named_parameters():
         gradient = parameter.grad if images is None else None
-        if not torch.isfinite(parameter if gradient is None else gradient).all():
+        if not torch.isfinite(_here(parameter if gradient is None else gradient)).all():
             return name
     if images is None:
         return None
@@ -22,6 +23,11 @@ def first_non_finite(model: nn.Module, images: Tensor | None) -> str | None:
     with torch.no_grad():
         suspect(images)
     return found[0] if found else None
+
+
+def _here(tensor: Tensor) -> Tensor:
+    """Return what this process has of a tensor: nothing is asked of the others, who may have found theirs already."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _reporter(name: str, found: list[str]) -> Any:

@@ -198,8 +198,9 @@ class TorchEngine:
         return norm
 
     def _diagnosis(self, what: str, value: float, images: Tensor | None) -> str:
+        alone = self.processes.world == 1  # Several would have to run the network again together.
         with autocast(self.device, self.config.precision):
-            layer = first_non_finite(self.model, images)
+            layer = first_non_finite(self.model, images if alone else None)
         return (
             f"The {what} became {value} at step {self.step_count + 1}; the first layer that is not finite is "
             f"{layer or 'the loss itself'}. Try a lower --optim.lr, --optim.clip-norm 1.0 or --precision float32."
@@ -232,8 +233,8 @@ class TorchEngine:
         """
         if state["settings"] != self._fixed_settings():
             raise ValueError(
-                f"A run goes on with the optimizer, averaging and loss scale that it began with, {state['settings']}; "
-                f"this config has {self._fixed_settings()}. Leave --optim.name, --optim.ema-decay and --precision out."
+                "A run goes on with the settings that decide what it keeps, as it began: "
+                f"{_changes(state['settings'], self._fixed_settings())}. Leave the flags out that change them."
             )
         restore_splits(self.model, state["model"])
         own = partial(self.processes.own, model=self.model)
@@ -265,6 +266,11 @@ def take_routing(layer: RoutedLayer) -> Routing | SoftRouting | None:
     """Return the routing of the last forward and forget it; None where the layer did not run since."""
     routing, layer.routing = layer.routing, None
     return routing
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    changed = (name for name in {**before, **now} if before.get(name) != now.get(name))
+    return "; ".join(f"{name.replace('_', ' ')} was {before.get(name)} and is {now.get(name)}" for name in changed)
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:

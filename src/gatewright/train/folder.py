@@ -16,12 +16,13 @@ from gatewright.train.processes import ALONE, Processes
 from gatewright.train.program import program
 
 CONFIG = "config.yaml"
+NOW = "%Y%m%d%H%M%S"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def find_output(config: RunConfig, resume: bool) -> Path:
     """Name the run's folder, unless that would mix two runs."""
-    output = Path(config.output or f"runs/{config.recipe}-{datetime.now():%Y%m%d-%H%M%S}")
+    output = Path(config.output or _named(config, int(f"{datetime.now():{NOW}}")))
     in_the_way = next((path for path in (output, *output.parents) if path.exists() and not path.is_dir()), None)
     if in_the_way:
         raise FileExistsError(f"{in_the_way} is a file, and --output names the run's folder. Name another.")
@@ -31,6 +32,20 @@ def find_output(config: RunConfig, resume: bool) -> Path:
     if exists and not resume:
         raise FileExistsError(f"{output} holds a run already. Go on with it by --resume, or name another --output.")
     return output
+
+
+def agreed_name(output: Path, config: RunConfig, processes: Processes) -> Path:
+    """Return the run's folder, by the latest of all processes' clocks where these name it."""
+    if config.output is not None or processes.world == 1:
+        return output
+    latest = processes.agree(int(output.name.removeprefix(f"{config.recipe}-").replace("-", "")))
+    assert latest is not None
+    return Path(_named(config, latest))
+
+
+def _named(config: RunConfig, now: int) -> str:
+    digits = str(now)
+    return f"runs/{config.recipe}-{digits[:8]}-{digits[8:]}"
 
 
 def refuse_a_late_split(config: RunConfig, epoch: int) -> None:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from gatewright.parallel import expert_mesh
 from gatewright.train.config import RunConfig
 from gatewright.train.deepspeed_settings import deepspeed_settings
-from gatewright.train.heartbeat import watched
+from gatewright.train.heartbeat import LostProcess, watched
 from gatewright.train.processes import ALONE, Processes
 from gatewright.train.several import SeveralProcesses
 from gatewright.train.sharded import ShardedProcesses
@@ -32,8 +32,8 @@ def join_processes(config: RunConfig, environment: Mapping[str, str] = os.enviro
     world = places.get("WORLD_SIZE", 1)
     if config.processes not in (1, world):
         raise ValueError(
-            f"The run asks for {config.processes} processes (--processes) and {world} were started. Start "
-            f"{config.processes}, or leave --processes out."
+            f"The run asks for {config.processes} processes (--processes, or what it began with) and {world} were "
+            f"started. Start {config.processes}, or say --processes {world}."
         )
     check_fit(config, world)
     if world == 1 and config.engine == "torch":
@@ -44,13 +44,19 @@ def join_processes(config: RunConfig, environment: Mapping[str, str] = os.enviro
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"  # What processes tell each other about is on the CPU.
     store = dist.HashStore() if world == 1 else None  # type: ignore[attr-defined]
     place = (0, 1) if world == 1 else (-1, -1)  # Several processes find theirs in the environment.
+    _check_devices(config, places.get("LOCAL_RANK", 0), on_gpu)
     timeout = timedelta(seconds=config.parallel.timeout)
-    dist.init_process_group(backend, timeout=timeout, store=store, rank=place[0], world_size=place[1])
+    try:
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=place[0], world_size=place[1])
+    except dist.DistError as error:
+        reason = str(error).splitlines()[0]
+        raise LostProcess(f"Not all of {world} processes joined within {timeout.seconds} s: {reason}") from error
     try:
         if world == 1:
             yield ALONE
             return
-        mesh = expert_mesh(config.parallel.ep_size, "cuda" if on_gpu else "cpu")
+        device_type = "cuda" if on_gpu else "cpu"
+        mesh = expert_mesh(config.parallel.ep_size, device_type, timeout=config.parallel.timeout)
         make = ShardedProcesses if config.parallel.shard == "fsdp" else SeveralProcesses
         several = make(mesh, local_rank=places.get("LOCAL_RANK", 0), parallel=config.parallel)
         with watched(several, config.parallel.timeout):
@@ -66,6 +72,24 @@ def _leave() -> None:
         theirs.destroy_process_group()
     else:
         dist.destroy_process_group()
+
+
+def _check_devices(config: RunConfig, local_rank: int, on_gpu: bool) -> None:
+    """Refuse more processes on a machine than it has GPUs.
+
+    Raises:
+        ValueError: The sentence holds their number.
+    """
+    if on_gpu and ":" in config.device:
+        raise ValueError(
+            f"Each of several processes has a GPU of its own; got --device {config.device}. Leave it out, or say cuda."
+        )
+    if on_gpu and local_rank >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ValueError(
+            f"This machine has {count} GPUs and was to run at least {local_rank + 1} processes, each on its own. Start "
+            f"{count} here, or use --device cpu."
+        )
 
 
 def check_fit(config: RunConfig, world: int) -> None:

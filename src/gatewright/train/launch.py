@@ -13,18 +13,17 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from gatewright.train.agent import FOR_A_PERSON, Agent, first_failure, sentence
+from gatewright.train.agent import DIVERGED, FOR_A_PERSON, Agent, first_failure, sentence
 from gatewright.train.config import RunConfig
 from gatewright.train.folder import CONFIG
 from gatewright.train.join import check_fit
 from gatewright.train.signals import Interrupted
 
-LAUNCHED = ("RANK", "SLURM_PROCID")
-
 
 def needs_launch(config: RunConfig, environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this process is to start others, instead of being one that a launcher started."""
-    return config.processes > 1 and not any(name in environment for name in LAUNCHED)
+    launched = "RANK" in environment or int(environment.get("SLURM_NTASKS", 1)) > 1  # A shell of Slurm's is one task.
+    return config.processes > 1 and not launched
 
 
 def launch(config: RunConfig, words: Sequence[str]) -> None:
@@ -36,7 +35,7 @@ def launch(config: RunConfig, words: Sequence[str]) -> None:
         ValueError: If the processes cannot share the run out.
         ChildProcessError: If processes died more often than ``parallel.max_restarts``.
         Interrupted: If a signal stopped the run; its processes saved it first.
-        SystemExit: If a process said what a person must mend.
+        SystemExit: If a process said what a person must mend, or diverged.
     """
     check_fit(config, config.processes)
     threads = max(1, (os.cpu_count() or 1) // config.processes)
@@ -65,8 +64,8 @@ def launch(config: RunConfig, words: Sequence[str]) -> None:
 
 
 def _end(config: RunConfig, failures: Mapping[int, ProcessFailure]) -> NoReturn:
-    if first_failure(failures)[1].exitcode == FOR_A_PERSON:
-        sys.exit(FOR_A_PERSON)
+    if (status := first_failure(failures)[1].exitcode) in (FOR_A_PERSON, DIVERGED):
+        sys.exit(status)
     raise ChildProcessError(
         f"{sentence(failures)}, after {config.parallel.max_restarts} restarts (--parallel.max-restarts); its own words "
         f"are above. Go on from the newest checkpoint with --resume --output {config.output}."

@@ -4,36 +4,32 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from gatewright.data import (
     ImageSet,
     ImageSplits,
-    channel_statistics,
     evaluation_batches,
     load_images,
     local_files,
-    num_batches,
     training_batches,
 )
 from gatewright.metrics import load_share
-from gatewright.models import ImageClassifier
 from gatewright.report import write_pictures, write_report
 from gatewright.routed import moe_layers
+from gatewright.train.build import build_engine
 from gatewright.train.checkpoint import newest_checkpoint
 from gatewright.train.config import RunConfig, save_config
-from gatewright.train.deepspeed_engine import DeepSpeedEngine, start_deepspeed
 from gatewright.train.device import find_device
 from gatewright.train.engine import Batch, StepReport, TorchEngine, TrainingDiverged
 from gatewright.train.evaluate import Evaluation, evaluate
 from gatewright.train.folder import (
     CONFIG,
+    agreed_name,
     agreed_state,
     check_same_images,
     find_output,
@@ -42,9 +38,7 @@ from gatewright.train.folder import (
     room_in,
 )
 from gatewright.train.join import join_processes
-from gatewright.train.limits import check_network
 from gatewright.train.pace import Pace
-from gatewright.train.processes import ALONE, Processes
 from gatewright.train.progress import Progress
 from gatewright.train.result import describe_result, hardware, layer_metrics, versions, write_json
 from gatewright.train.saving import Saver
@@ -107,6 +101,7 @@ def train(config: RunConfig, *, resume: bool = False) -> tuple[dict[str, Any], P
     """
     output = find_output(config, resume)
     with join_processes(config) as processes, room_in(config, output):
+        output = agreed_name(output, config, processes)
         local_files(config.data)  # A path that is wrong is said before anything is opened.
         device = find_device(config.device, processes.local_rank)
         saved = agreed_state(output, processes) if resume else None
@@ -134,33 +129,6 @@ def train(config: RunConfig, *, resume: bool = False) -> tuple[dict[str, Any], P
                 raise Interrupted(_how_to_resume(run), signal.SIGINT) from stop
 
 
-def build_engine(
-    config: RunConfig,
-    splits: ImageSplits,
-    device: torch.device,
-    processes: Processes = ALONE,
-    *,
-    folder: Path | None = None,
-) -> TorchEngine:
-    """Make the model for these images, and the engine that trains it; DeepSpeed's has a folder for its checkpoints."""
-    if config.engine == "deepspeed":
-        start_deepspeed(device)  # Its own layer in a model asks it for the device.
-    mean, std = channel_statistics(splits.train)
-    channels, height, width = splits.train.images.shape[1:]
-    network = config.model.build((channels, height, width), len(splits.train.class_names))
-    batches = num_batches(len(splits.train), config.data.batch_size)
-    if batches < config.optim.accumulation_steps:
-        raise ValueError(
-            f"An epoch of {len(splits.train)} images has {batches} batches of {config.data.batch_size}, fewer than "
-            f"accumulation_steps ({config.optim.accumulation_steps}). Use smaller batches or fewer accumulation steps."
-        )
-    steps_per_epoch = batches // config.optim.accumulation_steps
-    model: nn.Module = ImageClassifier(network, mean.tolist(), std.tolist())
-    check_network(model, config, device)
-    make = TorchEngine if config.engine == "torch" else partial(DeepSpeedEngine, folder=folder)
-    return make(model, config, device=device, steps_per_epoch=steps_per_epoch, processes=processes)
-
-
 def load_into(engine: TorchEngine, state: dict[str, Any], output: Path) -> None:
     """Go on from a state; an error names the run."""
     try:
@@ -180,16 +148,19 @@ def train_epochs(run: Run) -> None:
                 report = _step(run, micro_batches)
                 progress.advance(report.task_loss)
                 position.train_seconds = time.monotonic() - began
-                if config.checkpoint_every_steps and engine.step_count % config.checkpoint_every_steps == 0:
+                signal_number = engine.processes.agree(stop.signal_number)
+                if signal_number is not None or (_is_due(run) and position.step < engine.steps_per_epoch):
                     _save(run)
-                if (signal_number := engine.processes.agree(stop.signal_number)) is not None:
-                    _save(run)
+                if signal_number is not None:
+                    run.saver.wait()
                     raise Interrupted(_how_to_resume(run), signal_number)
             position.epoch, position.step = position.epoch + 1, 0
             progress.line(_log_epoch(run))
             position.train_seconds = time.monotonic() - began
-            if position.epoch % config.checkpoint_every == 0 or position.epoch == config.epochs:
+            # Once for each step: a second checkpoint of the same one would replace files that make up the first.
+            if position.epoch % config.checkpoint_every == 0 or position.epoch == config.epochs or _is_due(run):
                 _save(run)
+        run.saver.wait()
         if (signal_number := engine.processes.agree(stop.signal_number)) is not None:
             raise Interrupted(_how_to_resume(run), signal_number)
 
@@ -259,8 +230,9 @@ def _log_step(run: Run, report: StepReport, images_per_second: float) -> None:
     values["train/images_per_second"] = images_per_second
     for name, layer in moe_layers(run.engine.model):
         values |= {f"layers/{name}/{loss}_loss": float(value) for loss, value in layer.loss_values.items()}
+    scopes = {name: layer.scope for name, layer in moe_layers(run.engine.model)}
     for name, sums in run.engine.take_sums().items():
-        values |= layer_metrics(name, sums)
+        values |= layer_metrics(name, sums.over(scopes[name]))  # of the global batch
     values |= run.pace.metrics()
     run.tracker.log_metrics(values, run.engine.step_count)
 
@@ -278,13 +250,22 @@ def _log_epoch(run: Run) -> str:
 
 
 def _evaluate(run: Run, images: ImageSet) -> Evaluation:
+    run.engine.processes.equalize(run.engine.evaluated)
     batch_size, precision = run.config.data.eval_batch_size, run.config.precision
     processes = run.engine.processes
     return evaluate(run.engine.evaluated, images, batch_size=batch_size, precision=precision, processes=processes)
 
 
+def _is_due(run: Run) -> bool:
+    """Whether a checkpoint is to be written after this step, whatever the epoch."""
+    every = run.config.checkpoint_every_steps
+    return every is not None and run.engine.step_count % every == 0
+
+
 def _save(run: Run) -> None:
     images = run.splits.train
+    run.saver.wait()  # DeepSpeed's own checkpoint replaces older ones, of which this may still be one.
+    run.engine.processes.equalize(run.engine.model, run.engine.evaluated)
     state = {
         "engine": run.engine.state_dict(part=True),
         "position": asdict(run.position),

@@ -79,7 +79,13 @@ class Pace:
         return float(sum(d.bytes_sent for layer in layers if isinstance(d := layer.dispatcher, ExpertParallel)))
 
     def _reduced(self) -> float:
-        return float(sum(parameter.nbytes for parameter in self._processes.reduced(self._model)))
+        return float(sum(_nbytes(parameter) for parameter in self._processes.reduced(self._model)))
+
+
+def _nbytes(parameter: nn.Parameter) -> int:
+    """Count a parameter's bytes, also where ZeRO 3 keeps them elsewhere."""
+    numel: int = getattr(parameter, "ds_numel", parameter.numel())
+    return numel * parameter.element_size()
 
 
 def peak_memory(device: torch.device) -> float:

@@ -89,6 +89,9 @@ class Processes:
     def barrier(self) -> None:
         """Wait for every process."""
 
+    def equalize(self, *models: nn.Module) -> None:
+        """Give every copy of a BatchNorm the same statistics, before they are evaluated or saved."""
+
     def note(self, steps: int) -> None:
         """Let the others know how many optimizer steps this process has made."""
 

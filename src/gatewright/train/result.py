@@ -78,7 +78,7 @@ def layer_metrics(name: str, sums: RoutingSums) -> dict[str, float]:
 def num_parameters(model: nn.Module, processes: Processes = ALONE) -> int:
     """Count all parameters, each expert's once wherever it lives."""
     experts = {parameter for layer in _layers(model) for parameter in layer.experts.parameters()}
-    rest = sum(parameter.numel() for parameter in model.parameters() if parameter not in experts)
+    rest = sum(_numel(parameter) for parameter in model.parameters() if parameter not in experts)
     return rest + sum(_num_expert_parameters(layer, processes) for layer in _layers(model))
 
 
@@ -99,9 +99,15 @@ def _layers(model: nn.Module) -> list[MoE | MergedMoE | DeepSpeedMoE]:
 
 
 def _num_expert_parameters(layer: MoE | MergedMoE | DeepSpeedMoE, processes: Processes) -> int:
-    count = torch.tensor(sum(parameter.numel() for parameter in layer.experts.parameters()))
+    count = torch.tensor(sum(_numel(parameter) for parameter in layer.experts.parameters()))
     processes.sum(count)
     return int(count) // processes.replicas
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    """Count the numbers of a parameter, also where ZeRO 3 keeps them elsewhere."""
+    numel: int = getattr(parameter, "ds_numel", parameter.numel())
+    return numel
 
 
 @torch.no_grad()
@@ -130,7 +136,7 @@ def _grouped_mm_flops(rows: Size, weight: Size, *_: Any, **__: Any) -> int:
 def versions() -> dict[str, str]:
     """Return the versions that a number depends on."""
     found = {"python": platform.python_version()}
-    for name in ("gatewright", "torch", "numpy", "datasets", "mlflow", "scikit-learn"):
+    for name in ("gatewright", "torch", "numpy", "datasets", "deepspeed", "mlflow", "scikit-learn"):
         with contextlib.suppress(package.PackageNotFoundError):
             found[name] = package.version(name)
     return found

@@ -4,17 +4,20 @@ import contextlib
 import inspect
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from gatewright.layer import MoE
 from gatewright.models import StartTogether
 from gatewright.parallel import (
+    ExpertParallel,
     ProcessScope,
     Rows,
     SyncBatchNorm,
@@ -71,7 +74,7 @@ class SeveralProcesses(Processes):
         # same in every order: a run that is resumed would end with other bits. Where it looks for unused parameters it
         # keeps the order; it warns if it finds none.
         keep_order = self.world > 2 and self.mesh.device_type == "cpu"
-        if keep_order:
+        if keep_order or idle:
             network.register_parameter("unused", nn.Parameter(torch.zeros(())))
         return DistributedDataParallel(
             network, find_unused_parameters=idle or keep_order, gradient_as_bucket_view=True, **broadcast
@@ -170,7 +173,7 @@ class SeveralProcesses(Processes):
 
     def work_apart(self) -> None:
         """Make a group for what a thread beside the training asks; every process calls it."""
-        self._apart = dist.new_group(backend="gloo")
+        self._apart = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.config.timeout))
 
     def agree(self, number: int | None, *, apart: bool = False) -> int | None:
         """Return the largest number that any process has."""
@@ -181,6 +184,20 @@ class SeveralProcesses(Processes):
     def barrier(self) -> None:
         """Wait for every process."""
         dist.barrier()
+
+    def equalize(self, *models: nn.Module) -> None:
+        """Average the statistics of every BatchNorm of which each copy has seen its own process's rows alone."""
+        for model in models:
+            spread = {norm for layer in _spread_layers(model) for norm in layer.experts.modules()}
+            for norm in (module for module in model.modules() if isinstance(module, _BatchNorm)):
+                if isinstance(norm, SyncBatchNorm) and isinstance(norm.scope, ProcessScope):
+                    continue  # They are equal already.
+                own, everyone = (self.replicas, self.mesh.get_group("replica")), (self.world, None)
+                copies, group = own if norm in spread else everyone
+                for buffer in norm.buffers() if copies > 1 else ():
+                    total = buffer.double()
+                    dist.all_reduce(total, group=group)
+                    buffer.copy_(total / copies)
 
     def note(self, steps: int) -> None:
         """Let the others know how many optimizer steps this process has made."""
@@ -212,6 +229,12 @@ class SeveralProcesses(Processes):
                 for key in [key for key in tensors if key.startswith(f"{prefix}0.")]:
                     picked[key.replace(f"{prefix}0.", f"{prefix}{own}.", 1)] = tensors[key]
         return picked
+
+
+def _spread_layers(model: nn.Module) -> Iterator[MoE]:
+    """Layers of whose experts each process holds some."""
+    layers = (module for module in model.modules() if isinstance(module, MoE))
+    return (layer for layer in layers if isinstance(layer.dispatcher, ExpertParallel))
 
 
 def _together(model: nn.Module) -> list[StartTogether]:
