@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 PYTEST_WORKERS ?= logical
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 4 --dist worksteal
 
-.PHONY: install demo test test-all check format promises clean
+.PHONY: install demo test test-all coverage check format promises clean
 
 install: $(VENV)/.installed
 
@@ -41,6 +41,11 @@ test: install
 
 test-all: install
 	@$(PYTEST)
+
+# The tests of the core alone, and that they reach every line and branch of it.
+CORE_TESTS := tests/test_*.py tests/contracts tests/dispatch tests/experts tests/ops tests/parity tests/routers
+coverage: install
+	@$(PYTEST) -q $(CORE_TESTS) --cov=gatewright --cov-report=term-missing:skip-covered --cov-fail-under=100
 
 check: install
 	@$(BIN)/ruff format --check .

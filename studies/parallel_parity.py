@@ -19,13 +19,9 @@ from tests.cases import NUM_EXPERTS, ROUTER_CASES
 from tests.parallel import parity
 from tests.ranks import Ranks
 from tests.train import test_deepspeed_engine as deepspeeds
-from tests.train.test_several_processes import (
-    in_float32,
-    largest_difference,
-    resharded,
-    save_midway,
-    uninterrupted,
-)
+from tests.train.spread import largest_difference
+from tests.train.test_resharding import resharded, save_midway, uninterrupted
+from tests.train.test_several_processes import in_float32
 from tests.train.test_several_processes import trajectory_of as of_engine
 
 LAYOUTS = [(2, 1), (2, 2), (4, 2), (4, 4)]

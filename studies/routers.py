@@ -34,6 +34,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "hashed": {},
     "hierarchical": {"router": "hierarchical", "router_options": GROUPS, "top_k": 4},
     "biased-0.01": {"router": "biased", "router_options": {"bias_rate": 0.01}},
+    "expert-dropout": {"expert_dropout": 0.1},
+    "sinkhorn-load-balance": {"router": "sinkhorn", "losses": {"load_balance": 0.1}},
     "sinkhorn-balanced": {"router": "sinkhorn", "losses": {"importance": 0.1}},
     "top-k-balanced": {"router": "top-k", "losses": {"load_balance": 0.1}},
 }

@@ -1,7 +1,7 @@
-"""What differs between the registered classes: how to build one, and how the reference says the same.
+"""What differs between the registered classes: how to build one, and what is not so of every one.
 
 The contract and parity suites run over these tables. A router of the usual signature needs nothing here but its
-reference; a kind of experts needs a line in `EXPERT_CASES`.
+reference, which is in `tests/references.py`; a kind of experts needs a line in `EXPERT_CASES`.
 """
 
 import warnings
@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from gatewright import (
-    BatchScope,
     Biased,
     Capacity,
     ExpertChoice,
@@ -27,12 +26,10 @@ from gatewright import (
     Sinkhorn,
     Soft,
     TopK,
-    reference,
 )
 from gatewright.dispatch import DISPATCHERS
 from gatewright.routers import ROUTERS
 from gatewright.routers.base import ExpertBias
-from gatewright.routers.expert_dropout import STREAM
 from gatewright.routing import top_k_routing
 
 NUM_EXPERTS = 9
@@ -179,92 +176,6 @@ def dense_weights(routing):
     return weights.index_put((routing.token_index, routing.expert_index), routing.weight, accumulate=True)[:, :-1]
 
 
-def reference_gates(router, features):
-    """The reference's (tokens, experts) weights; noise is drawn from torch's generator as the router draws it."""
-    return REFERENCE_GATES[type(router)](router, features)
-
-
-def _noisy_top_k_gates(router, features):
-    logits, noise_std = features @ router.gate.weight.t(), nn.functional.softplus(features @ router.noise.weight.t())
-    noise = BatchScope().normal(logits) if router.training else torch.zeros_like(logits)
-    return reference.noisy_top_k(logits, noise_std, noise, router.top_k)
-
-
-def _top_k_gates(router, features):
-    if router.training and router.jitter:
-        features = features * (1 + router.jitter * (2 * BatchScope().uniform(features) - 1))
-    variant = {"score": router.score, "score_after_top_k": router.score_after_top_k, "normalize": router.normalize}
-    return reference.top_k(features @ router.gate.weight.t(), router.top_k, **variant)
-
-
-def _biased_gates(router, features):
-    logits, bias = features @ router.gate.weight.t(), router.expert_bias.bias
-    settings = {"score": router.score, "normalize": router.normalize, "scale": router.scale}
-    return reference.group_limited(logits, bias, router.top_k, **settings)
-
-
-def _group_limited_gates(router, features):
-    names = ("num_groups", "top_k_groups", "score", "group_score", "normalize", "scale")
-    settings = {name: getattr(router, name) for name in names}
-    return reference.group_limited(features @ router.gate.weight.t(), router.expert_bias.bias, router.top_k, **settings)
-
-
-def _expert_choice_gates(router, features):
-    scores = reference.top_k(features @ router.gate.weight.t(), router.num_experts)
-    if router.training:
-        mask = reference.batchwise_mask(scores, router.top_k)
-    else:
-        mask = (scores > router.threshold).to(scores.dtype)
-    return reference.expert_choice(scores, mask, normalize=router.normalize)
-
-
-def _sinkhorn_gates(router, features):
-    logits = features @ router.gate.weight.t()
-    plan = reference.sinkhorn(logits, router.tolerance, router.max_iterations).log() if router.training else logits
-    scores = reference.top_k(logits, router.num_experts, score=router.score)
-    return scores * (reference.top_k(plan, router.top_k) > 0)  # of the k largest entries in each row
-
-
-def levels(router, features):
-    """Both levels of a `Hierarchical` as the reference takes them; noise is drawn as the router draws it."""
-    drawn = []
-    for stream, level in ((1, router.primary), (0, router.secondary)):
-        if level.gate is None:
-            drawn.append((features.new_zeros(len(features), level.num_gates),) * 3)
-            continue
-        logits, noise_std = features @ level.gate.weight.t(), nn.functional.softplus(features @ level.noise.weight.t())
-        noise = BatchScope().normal(logits, stream) if router.training else torch.zeros_like(logits)
-        drawn.append((logits, noise_std, noise))
-    return drawn
-
-
-def _hierarchical_gates(router, features):
-    return reference.hierarchical(*levels(router, features), router.top_k_groups, router.top_k)
-
-
-def _hashed_gates(router, features):
-    return reference.hashed(features, router.num_experts, router.top_k, router.seed)
-
-
-def _expert_dropout_gates(router, features):
-    gates = reference_gates(router.router, features)
-    return (
-        reference.expert_dropout(gates, BatchScope().uniform(gates, STREAM), router.rate) if router.training else gates
-    )
-
-
-REFERENCE_GATES = {
-    Biased: _biased_gates,
-    ExpertChoice: _expert_choice_gates,
-    ExpertDropout: _expert_dropout_gates,
-    GroupLimited: _group_limited_gates,
-    Hashed: _hashed_gates,
-    Hierarchical: _hierarchical_gates,
-    NoisyTopK: _noisy_top_k_gates,
-    Sinkhorn: _sinkhorn_gates,
-    TopK: _top_k_gates,
-}
-
 # What is not so of every router.
 KEYED = {Hashed}  # routed by integer keys, handed to the layer as features
 BATCHWISE = {ExpertChoice, Sinkhorn}  # in training a token's route depends on the rest of its batch
@@ -272,57 +183,3 @@ DROPS = {ExpertDropout}  # in training discards assignments at random, and scale
 EXPERTS_CHOOSE = {ExpertChoice}  # a token may get any number of experts
 BIASED = {Biased, GroupLimited, Sinkhorn}  # chosen by another score than the one that weighs
 UNTAUGHT = {ExpertChoice: {"threshold"}}  # parameters by name that the task does not teach, of each class that has some
-
-
-def reference_kept(gates, routing, dispatcher, training):
-    """The reference's (tokens, experts) weights of the assignments that the dispatcher's capacity lets through."""
-    if not isinstance(dispatcher, Capacity) or not training:
-        return gates
-    num_tokens, num_experts = gates.shape
-    choices = [[] for _ in range(num_tokens)]
-    served = []
-    for token, expert in zip(routing.token_index.tolist(), routing.expert_index.tolist(), strict=True):
-        if expert < num_experts:
-            served.append((token, len(choices[token])))
-        choices[token].append(expert)  # a second choice stays one where the first was discarded
-    served = reference.prioritised(served, gates, dispatcher.priority)
-    capacity = dispatcher.capacity(len(routing.weight), num_experts)
-    kept = torch.zeros_like(gates)
-    for token, choice in reference.keep_within_capacity(choices, num_experts, capacity, served):
-        kept[token, choices[token][choice]] = 1
-    return gates * kept
-
-
-def reference_soft(moe, x, features):
-    """What the reference makes of a layer of a dense router."""
-    router = moe.router
-    group_size = router.group_size or len(x)
-    weights = reference.soft(features, router.gate.weight.t(), router.scale, group_size)
-    return reference.soft_mixture(x, *weights, one_by_one(moe.experts), group_size)
-
-
-def one_by_one(experts):
-    """The experts as one module each, sharing their parameters."""
-    if isinstance(experts, ModuleExperts):
-        return list(experts.experts)
-    return [OneOfGrouped(experts, index) for index in range(experts.num_experts)]
-
-
-class OneOfGrouped(nn.Module):
-    """One expert of a `GroupedFeedForward`, in plain matrix products."""
-
-    def __init__(self, grouped, index):
-        super().__init__()
-        self.grouped, self.index = [grouped], index
-
-    def forward(self, x):
-        (grouped,), index = self.grouped, self.index
-        hidden = x @ grouped.weight_in[index]
-        if grouped.bias_in is not None:
-            hidden = hidden + grouped.bias_in[index]
-        if grouped.activation == "swiglu":
-            hidden = nn.functional.silu(hidden[:, : grouped.ffn]) * hidden[:, grouped.ffn :]
-        else:
-            hidden = getattr(nn.functional, grouped.activation)(hidden)
-        output = hidden @ grouped.weight_out[index]
-        return output if grouped.bias_out is None else output + grouped.bias_out[index]

@@ -5,7 +5,8 @@ import copy
 import torch
 
 from gatewright import MergedMoE, ResidualMixture, aux_loss, moe_layers, reference
-from tests.cases import KEYED, keys_of, one_by_one, reference_gates, reference_kept, reference_soft
+from tests.cases import KEYED, keys_of
+from tests.references import one_by_one, reference_gates, reference_kept, reference_soft
 
 SEED = 1
 

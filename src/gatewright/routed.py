@@ -190,8 +190,9 @@ def end_step(model: nn.Module) -> None:
 def seed_noise(model: nn.Module, seed: int, step: int) -> None:
     """Make the routers' noise a function of a seed, a step, the layer's place and the token's global number.
 
-    It then does not depend on how a batch is split, nor on what else draws random numbers. Call it before every forward
-    with another ``step``: the same numbers give the same noise. Without it noise comes from torch's generator.
+    It then does not depend on how a batch is split over processes, nor on what else draws random numbers; micro-batches
+    are batches of their own. Call it before every forward with another ``step``: the same numbers give the same noise.
+    Without it noise comes from torch's generator.
     """
     for place, (_, layer) in enumerate(moe_layers(model)):
         key = noise_key(seed, step, place)

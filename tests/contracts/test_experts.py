@@ -7,7 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from gatewright.experts import EXPERTS
-from tests.cases import EXPERT_CASES, one_by_one
+from tests.cases import EXPERT_CASES
+from tests.references import one_by_one
 
 DIMS = (8, 7)  # rows of 16 bytes, which torch's grouped GEMM takes, and others
 GROUPS = {

@@ -18,13 +18,13 @@ from tests.cases import (
     EXPERTS_CHOOSE,
     KEYED,
     NUM_EXPERTS,
-    REFERENCE_GATES,
     ROUTER_CASES,
     UNTAUGHT,
     dense_weights,
     features_for,
     make_router,
 )
+from tests.references import REFERENCE_GATES
 
 DIM = 6
 SIZES = [(5, 2), (4, 1), (3, 3), (1, 1), (9, 4)]  # num_experts, top_k

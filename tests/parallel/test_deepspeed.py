@@ -15,7 +15,7 @@ from gatewright import ModuleExperts, MoE, TopK, aux_loss
 from gatewright.parallel import expert_mesh, expert_parameters, gather_state, parallelize
 from gatewright.parallel.deepspeed import adapt_to_deepspeed, plain_state
 from tests.cases import EXPERT_CASES
-from tests.train.test_deepspeed_engine import installed
+from tests.train.deepspeeds import installed
 
 EXPERT = re.compile(r".*\.deepspeed_moe\.experts\.deepspeed_experts\.([0-9]+)\.")
 NETWORKS = ["batch-norm", "grouped-relu-bias"]

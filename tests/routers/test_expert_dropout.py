@@ -23,7 +23,8 @@ from gatewright.losses import LOSSES
 from gatewright.routers.expert_dropout import STREAM
 from gatewright.routing import flat_routing
 from gatewright.scope import ONE_PROCESS
-from tests.cases import dense_weights, make_router, reference_gates
+from tests.cases import dense_weights, make_router
+from tests.references import reference_gates
 
 SEED, NUM_EXPERTS = 1, 5
 

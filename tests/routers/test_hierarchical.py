@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 from gatewright import BatchScope, Hierarchical, NoisyTopK, reference
 from gatewright.losses import expert_load, importance_loss, load_loss
-from tests.cases import dense_weights, levels
+from tests.cases import dense_weights
+from tests.references import levels
 
 SEED = 1
 # num_experts, top_k, num_groups, top_k_groups

@@ -10,7 +10,8 @@ from torch.testing import assert_close
 from gatewright import BatchScope, NoisyTopK, reference
 from gatewright.losses import importance_loss, load_loss
 from gatewright.routers import load_probability
-from tests.cases import make_router, reference_gates
+from tests.cases import make_router
+from tests.references import reference_gates
 
 SEED = 1
 

@@ -15,6 +15,12 @@ def _own_folders(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
+@pytest.fixture
+def folder(tmp_path):
+    """Where checkpoints go; not there yet."""
+    return tmp_path / "checkpoints"
+
+
 @pytest.fixture(scope="package")
 def finished(one_thread, tmp_path_factory):  # noqa: F811
     """A finished run of the digits: its config, its folder and its result."""

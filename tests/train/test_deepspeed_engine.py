@@ -1,11 +1,6 @@
-"""DeepSpeed's engine: the torch engine's trajectory, its checkpoints, and what is refused and why."""
+"""DeepSpeed's engine: the torch engine's trajectory, its checkpoints, and what it cannot go on with."""
 
-import functools
-import importlib.util
-import json
 import math
-import os
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,90 +10,25 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from gatewright import MoE
-from gatewright.models import DigitsConfig
-from gatewright.parallel import expert_mesh
-from gatewright.recipes import RECIPES
-from gatewright.train import OptimConfig, RunConfig, TrainingDiverged
-from gatewright.train.config import DeepSpeedConfig, ParallelConfig
+from gatewright.train import OptimConfig, TrainingDiverged
 from gatewright.train.deepspeed_engine import DeepSpeedEngine
-from gatewright.train.deepspeed_settings import deepspeed_settings
 from gatewright.train.engine import TorchEngine
-from gatewright.train.several import SeveralProcesses
-from tests.cases import EXPERT_CASES, ROUTER_CASES, make_router, run_beside
-from tests.train.runs import finish, start
-
-STEPS = 12
-ADAMW = OptimConfig(lr=0.02, clip_norm=0.5, schedule="linear", warmup_epochs=0.5, ema_decay=0.9)
-PLAIN = replace(ADAMW, clip_norm=None, ema_decay=None)
-ARTICLE = json.loads((Path(__file__).parents[2] / "deploy" / "article.json").read_text())
-
-installed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None,
-    reason="DeepSpeed is not installed: pip install 'gatewright[deepspeed]'",
+from tests.cases import ROUTER_CASES
+from tests.train.deepspeeds import (
+    ADAMW,
+    ARTICLE,
+    PLAIN,
+    STEPS,
+    Network,
+    config_of,
+    engine_of,
+    installed,
+    largest_difference,
+    several,
+    train,
+    zero,
 )
-
-
-class Network(nn.Module):
-    """A layer with BatchNorm, a mixture, a classifier."""
-
-    def __init__(self, router, experts):
-        super().__init__()
-        self.before = nn.Sequential(nn.Flatten(), nn.Linear(16, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh())
-        self.mixture = MoE(make_router(router, 8, 4, 2), EXPERT_CASES[experts](4, 8))
-        self.after = nn.Linear(8, 3)
-
-    def forward(self, images):
-        return self.after(run_beside(self.mixture, self.before(images.to(self.after.weight.dtype)), images))
-
-
-@functools.cache
-def several(ep_size):
-    return SeveralProcesses(expert_mesh(ep_size))
-
-
-def config_of(ep_size=2, optim=ADAMW, settings=None, folder=None, trust=False, **changes):
-    """A run; the engine is given its network, and DeepSpeed its settings as a file."""
-    path = None
-    if settings is not None:
-        path = f"{folder}/settings-{os.getpid()}.json"
-        with open(path, "w") as file:
-            json.dump(settings, file)
-    return RunConfig(
-        recipe="test",
-        model=DigitsConfig(),
-        data=replace(RECIPES["digits"]().data, batch_size=8),
-        optim=optim,
-        parallel=ParallelConfig(ep_size=ep_size),
-        engine="deepspeed",
-        deepspeed=DeepSpeedConfig(config=path, trust_checkpoint=trust),
-        **{"device": "cpu", "channels_last": True} | changes,
-    )
-
-
-def engine_of(kind, config, *, router="noisy-top-k", experts="modules", dtype=torch.float32, **options):
-    torch.manual_seed(0)
-    model = Network(router, experts).to(dtype)
-    options |= {"device": torch.device("cpu"), "steps_per_epoch": STEPS, "processes": several(config.parallel.ep_size)}
-    return kind(model, config, **options)
-
-
-def batches(count, size=8):
-    generator = torch.Generator().manual_seed(5)
-    images = torch.rand(count, size, 1, 4, 4, generator=generator)
-    return list(zip(images, torch.randint(3, (count, size), generator=generator), strict=True))
-
-
-def train(engine, start=0, stop=STEPS):
-    per_step = engine.config.optim.accumulation_steps
-    found = batches(STEPS * per_step)
-    return [engine.step(found[step * per_step : (step + 1) * per_step]) for step in range(start, stop)]
-
-
-def largest_difference(state, expected):
-    assert state.keys() == expected.keys()
-    tensors = [name for name in state if isinstance(state[name], torch.Tensor)]
-    return max(float((state[name].double() - expected[name].double()).abs().max()) for name in tensors)
+from tests.train.runs import finish, start
 
 
 def trajectory(ep_size, optim, settings, folder, **options):
@@ -118,10 +48,6 @@ def trajectory(ep_size, optim, settings, folder, **options):
             far["average"] = largest_difference(state["average"], exact.state_dict()["average"])
         found.append(far)
     return found
-
-
-def zero(stage, **settings):
-    return {"zero_optimization": {"stage": stage}, **settings}
 
 
 SGD = OptimConfig(name="sgd", lr=0.1, accumulation_steps=2, clip_norm=0.3, schedule="constant")
@@ -276,74 +202,6 @@ def number_as_parameter(folder):
 @pytest.mark.parametrize("refused", [diverged, two_optimizers, number_as_parameter])
 def test_what_cannot_go_on_says_why(ranks, tmp_path, refused):
     assert all(ranks(2, refused, str(tmp_path)))
-
-
-@pytest.mark.parametrize(
-    ("changes", "settings", "words"),
-    [
-        ({"ep_size": 3}, None, "equally many experts: --model.num-experts (4)"),
-        ({"batch_size": 7}, None, "equally many images: --data.batch-size (7)"),
-        ({}, zero(3), "ZeRO stage 3 cuts every parameter up between all processes"),
-        ({"ep_size": 1, "optim": ADAMW}, zero(3), "no whole weights on a process to average"),
-        ({}, zero(4), "stages 0, 1, 2 and 3; DeepSpeed's JSON asks for 4"),
-        ({"model": DigitsConfig(split_epoch=1)}, None, "behind DeepSpeed's back"),
-        ({"precision": "float16"}, None, "leave out --compile and --precision float16"),
-        ({"compile": True}, None, "leave out --compile and --precision float16"),
-        ({"parallel": ParallelConfig(batch_norm="local")}, None, "--parallel.batch-norm sync"),
-        ({"parallel": ParallelConfig(shard="fsdp")}, None, "DeepSpeed shards by ZeRO"),
-        ({}, {"train_batch_size": 16}, "train_batch_size 16; with --data.batch-size 8"),
-        ({"optim": ADAMW}, {"gradient_clipping": 1.0}, "leave one of them out"),
-        ({"precision": "bfloat16"}, {"bf16": {"enabled": True}}, "say --precision float32"),
-        ({"optim": replace(PLAIN, ema_decay=0.9)}, {"fp16": {"enabled": True}}, "leave --optim.ema-decay out"),
-        (
-            {},
-            {"zero_optimization": {"stage": 1, "reduce_scatter": False}},
-            "With ZeRO 1 DeepSpeed trains experts by reduce_scatter alone",
-        ),
-        (
-            {},
-            {"zero_optimization": {"stage": 2, "contiguous_gradients": False}},
-            "With ZeRO 2 DeepSpeed trains experts by contiguous_gradients alone",
-        ),
-        ({}, {"fp16": True}, 'has fp16 True; it is an object, such as {"enabled": true}'),
-        ({}, {"zero_optimization": 2}, 'has zero_optimization 2; it is an object, such as {"stage": 1}'),
-    ],
-)
-def test_what_deepspeed_cannot_train_is_refused(tmp_path, changes, settings, words):
-    options = {"ep_size": 2, "optim": PLAIN, "batch_size": 8} | changes
-    data = replace(RECIPES["digits"]().data, batch_size=options.pop("batch_size"))
-    config = replace(config_of(options.pop("ep_size"), settings=settings, folder=tmp_path), data=data, **options)
-    with pytest.raises(ValueError, match=re.escape(words)):
-        deepspeed_settings(config, 2, on_cpu=False)
-
-
-@pytest.mark.parametrize(("text", "words"), [(None, "cannot be read"), ("{", "is not JSON"), ("[]", "one JSON object")])
-def test_settings_that_cannot_be_read(tmp_path, text, words):
-    path = tmp_path / "settings.json"
-    if text is not None:
-        path.write_text(text)
-    config = replace(config_of(), deepspeed=DeepSpeedConfig(config=str(path)))
-    with pytest.raises(ValueError, match=words):
-        deepspeed_settings(config, 2, on_cpu=True)
-
-
-def test_the_json_is_handed_over_as_it_is_but_for_what_a_processor_does_not_have(tmp_path):
-    config = config_of(2, PLAIN, ARTICLE, tmp_path, trust=True)
-    settings, said = deepspeed_settings(config, 2, on_cpu=False)
-    assert said == []
-    assert {name: settings[name] for name in ARTICLE} == ARTICLE
-    settings, said = deepspeed_settings(config, 2, on_cpu=True)
-    assert ["fp16 is off" in said[0], "torch's" in said[1], len(said)] == [True, True, 2]
-    assert settings["fp16"] == {**ARTICLE["fp16"], "enabled": False}
-    assert settings["optimizer"]["params"] == {**ARTICLE["optimizer"]["params"], "torch_adam": True}
-    assert settings["scheduler"] == ARTICLE["scheduler"]
-
-
-def test_the_runs_clipping_is_deepspeeds_where_gradients_are_not_whole(tmp_path):
-    settings, _ = deepspeed_settings(config_of(2, ADAMW, zero(1), tmp_path), 2, on_cpu=True)
-    assert settings["gradient_clipping"] == ADAMW.clip_norm
-    settings, _ = deepspeed_settings(config_of(2, ADAMW, zero(0), tmp_path), 2, on_cpu=True)
-    assert "gradient_clipping" not in settings
 
 
 @installed

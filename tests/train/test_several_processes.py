@@ -1,6 +1,5 @@
 """The engine on several processes: the same numbers, the same state, the same evaluation as on one."""
 
-import functools
 import re
 
 import pytest
@@ -10,90 +9,17 @@ from torch import nn
 
 from gatewright import ModuleExperts, MoE
 from gatewright.data import ImageSet
-from gatewright.models import CnnConfig, StartTogether
-from gatewright.parallel import expert_mesh, expert_parameters, expert_runs, whole_state
-from gatewright.train import OptimConfig, RunConfig, evaluate
-from gatewright.train.checkpoint import load_checkpoint, newest_checkpoint
+from gatewright.parallel import expert_parameters, expert_runs
+from gatewright.train import evaluate
 from gatewright.train.config import ParallelConfig
 from gatewright.train.engine import TorchEngine
 from gatewright.train.processes import ALONE
-from gatewright.train.saving import Saver
 from gatewright.train.several import SeveralProcesses
 from gatewright.train.sharded import ShardedProcesses
-from tests.cases import EXPERT_CASES, NUM_EXPERTS, ROUTER_CASES, make_router, run_beside
+from tests.cases import ROUTER_CASES, make_router
+from tests.train.spread import STEPS, batches, engine_of, largest_difference, mesh_of, several, train
 
 pytestmark = pytest.mark.distributed
-
-STEPS, SAVED, FURTHER = 20, 10, 20
-
-
-class Network(nn.Module):
-    """A layer with BatchNorm, a mixture, a classifier."""
-
-    def __init__(self, router, experts, split_epoch, norm):
-        super().__init__()
-        self.before = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), norm(8), nn.Tanh())
-        mixture = MoE(make_router(router, 8, NUM_EXPERTS, 2), EXPERT_CASES[experts](NUM_EXPERTS, 8))
-        self.mixture = StartTogether(mixture, split_epoch) if split_epoch else mixture
-        self.after = nn.Linear(8, 3)
-
-    def forward(self, images):
-        return self.after(run_beside(self.mixture, self.before(images.to(self.after.weight)), images))
-
-
-@functools.cache
-def mesh_of(ep_size):
-    return expert_mesh(ep_size)
-
-
-def several(ep_size, shard="none"):
-    return (ShardedProcesses if shard == "fsdp" else SeveralProcesses)(mesh_of(ep_size))
-
-
-def engine_of(
-    processes,
-    router="noisy-top-k",
-    experts="modules",
-    optimizer="adamw",
-    split_epoch=0,
-    norm=nn.BatchNorm1d,
-    dtype=torch.float64,
-    **optim,
-):
-    torch.manual_seed(0)
-    model = Network(router, experts, split_epoch, norm).to(dtype)
-    config = RunConfig(
-        recipe="test",
-        model=CnnConfig(),  # whatever: the engine is given its network
-        optim=OptimConfig(name=optimizer, lr=0.02, clip_norm=0.5, warmup_epochs=0, schedule="constant", **optim),
-        channels_last=False,
-    )
-    return TorchEngine(model, config, device=torch.device("cpu"), steps_per_epoch=STEPS, processes=processes)
-
-
-def batches(count, size=13):
-    generator = torch.Generator().manual_seed(5)
-    images = torch.rand(count, size, 1, 4, 4, generator=generator)
-    return list(zip(images, torch.randint(3, (count, size), generator=generator), strict=True))
-
-
-def train(engine, start=0, stop=STEPS, split_at=None, accumulate=True, order=slice(None)):
-    reports = []
-    for number, batch in enumerate(batches(SAVED + FURTHER)[start:stop], start):
-        batch = (batch[0][order], batch[1][order])
-        engine.begin_epoch(0 if split_at is None else number // split_at)
-        micro_batches = (
-            [(batch[0][:7], batch[1][:7]), (batch[0][7:], batch[1][7:])] if accumulate and number % 2 else [batch]
-        )
-        reports.append(engine.step(micro_batches))
-    return reports
-
-
-def largest_difference(state, expected):
-    """Over all tensors of two logical model states."""
-    assert state.keys() == expected.keys()
-    tensors = (name for name in state if isinstance(state[name], torch.Tensor))
-    return max(float((state[name] - expected[name]).abs().max()) for name in tensors)
 
 
 def trajectory(ep_size, split_at=None, shard="none", **options):
@@ -209,77 +135,6 @@ def test_twenty_steps_of_every_router_are_those_of_one_process(ranks, router, ex
 
 def trajectory_of(ep_size, options):
     return trajectory(ep_size, **options)
-
-
-def resharded(folder, ep_size, options, shard="none"):
-    """Go on from a checkpoint, and return the state at the end."""
-    engine = engine_of(several(ep_size, shard) if ep_size else ALONE, **options)
-    engine.load_state_dict(load_checkpoint(newest_checkpoint(folder))["engine"])
-    train(engine, SAVED, SAVED + FURTHER)
-    return engine.state_dict()["model"]
-
-
-def save_midway(folder, ep_size, options, shard="none", in_background=False):
-    """Train for a few steps, save, and where training need not wait, go on."""
-    engine = engine_of(several(ep_size, shard) if ep_size else ALONE, **options)
-    train(engine, 0, SAVED)
-    with Saver(folder, engine.processes, in_background=in_background) as saver:
-        saver.save({"engine": engine.state_dict(part=True)}, engine.model, engine.step_count)
-        if in_background:
-            train(engine, SAVED)
-
-
-def uninterrupted(options):
-    engine = engine_of(ALONE, **options)
-    train(engine, 0, SAVED + FURTHER)
-    return engine.state_dict()["model"]
-
-
-@pytest.mark.parametrize("experts", ["modules", "grouped-relu-bias"])
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_checkpoint_of_four_processes_goes_on_at_one_two_and_three(ranks, experts, optimizer, tmp_path):
-    options = {"experts": experts, "optimizer": optimizer, "ema_decay": 0.9}
-    ranks(4, save_midway, tmp_path, 4, options)
-    parts = [f"part-{number}-of-4-step-00000010.safetensors" for number in (1, 2, 3)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [*parts, "step-00000010.safetensors"]
-    expected = uninterrupted(options)
-    assert largest_difference(resharded(tmp_path, None, options), expected) < 1e-8
-    for world in (2, 3):
-        assert largest_difference(ranks(world, resharded, tmp_path, world, options)[0], expected) < 1e-8
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("experts", ["modules", "grouped-relu-bias"])
-def test_a_checkpoint_of_four_processes_goes_on_at_eight(ranks, experts, tmp_path):
-    options = {"experts": experts}
-    ranks(4, save_midway, tmp_path, 4, options)
-    assert largest_difference(ranks(8, resharded, tmp_path, 4, options)[0], uninterrupted(options)) < 1e-8
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_sharded_checkpoint_goes_on_unsharded_and_back(ranks, optimizer, tmp_path):
-    options = {"optimizer": optimizer}
-    expected = uninterrupted(options)
-    ranks(4, save_midway, tmp_path / "sharded", 2, options, "fsdp")
-    assert largest_difference(resharded(tmp_path / "sharded", None, options), expected) < 1e-8
-    ranks(2, save_midway, tmp_path / "not", 2, options)
-    assert largest_difference(ranks(4, resharded, tmp_path / "not", 2, options, "fsdp")[0], expected) < 1e-8
-
-
-def test_a_checkpoint_of_one_process_goes_on_at_four(ranks, tmp_path):
-    save_midway(tmp_path, None, {})
-    assert largest_difference(ranks(4, resharded, tmp_path, 2, {})[0], uninterrupted({})) < 1e-8
-
-
-@pytest.mark.parametrize("experts", ["modules", "grouped-relu-bias"])
-def test_a_checkpoint_written_beside_the_training_holds_the_state_of_its_step(ranks, experts, tmp_path):
-    ranks(2, save_midway, tmp_path / "beside", 2, {"experts": experts}, "none", True)
-    ranks(2, save_midway, tmp_path / "between", 2, {"experts": experts})
-    beside, between = (load_checkpoint(newest_checkpoint(folder))["engine"] for folder in sorted(tmp_path.iterdir()))
-    for kind in ("model", "average"):
-        if between[kind]:
-            assert largest_difference(whole_state(beside[kind]), whole_state(between[kind])) == 0
-    assert beside["step_count"] == between["step_count"] == SAVED
 
 
 def uneven_evaluation(ep_size):

@@ -1,0 +1,86 @@
+"""A network of a few hundred parameters, and steps of it on one process or spread over several."""
+
+import functools
+
+import torch
+from torch import nn
+
+from gatewright import MoE
+from gatewright.models import CnnConfig, StartTogether
+from gatewright.parallel import expert_mesh
+from gatewright.train import OptimConfig, RunConfig
+from gatewright.train.engine import TorchEngine
+from gatewright.train.several import SeveralProcesses
+from gatewright.train.sharded import ShardedProcesses
+from tests.cases import EXPERT_CASES, NUM_EXPERTS, make_router, run_beside
+
+STEPS, SAVED, FURTHER = 20, 10, 20
+
+
+class Network(nn.Module):
+    """A layer with BatchNorm, a mixture, a classifier."""
+
+    def __init__(self, router, experts, split_epoch, norm):
+        super().__init__()
+        self.before = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), norm(8), nn.Tanh())
+        mixture = MoE(make_router(router, 8, NUM_EXPERTS, 2), EXPERT_CASES[experts](NUM_EXPERTS, 8))
+        self.mixture = StartTogether(mixture, split_epoch) if split_epoch else mixture
+        self.after = nn.Linear(8, 3)
+
+    def forward(self, images):
+        return self.after(run_beside(self.mixture, self.before(images.to(self.after.weight)), images))
+
+
+@functools.cache
+def mesh_of(ep_size):
+    return expert_mesh(ep_size)
+
+
+def several(ep_size, shard="none"):
+    return (ShardedProcesses if shard == "fsdp" else SeveralProcesses)(mesh_of(ep_size))
+
+
+def engine_of(
+    processes,
+    router="noisy-top-k",
+    experts="modules",
+    optimizer="adamw",
+    split_epoch=0,
+    norm=nn.BatchNorm1d,
+    dtype=torch.float64,
+    **optim,
+):
+    torch.manual_seed(0)
+    model = Network(router, experts, split_epoch, norm).to(dtype)
+    config = RunConfig(
+        recipe="test",
+        model=CnnConfig(),  # whatever: the engine is given its network
+        optim=OptimConfig(name=optimizer, lr=0.02, clip_norm=0.5, warmup_epochs=0, schedule="constant", **optim),
+        channels_last=False,
+    )
+    return TorchEngine(model, config, device=torch.device("cpu"), steps_per_epoch=STEPS, processes=processes)
+
+
+def batches(count, size=13):
+    generator = torch.Generator().manual_seed(5)
+    images = torch.rand(count, size, 1, 4, 4, generator=generator)
+    return list(zip(images, torch.randint(3, (count, size), generator=generator), strict=True))
+
+
+def train(engine, start=0, stop=STEPS, split_at=None, accumulate=True, order=slice(None)):
+    reports = []
+    for number, batch in enumerate(batches(SAVED + FURTHER)[start:stop], start):
+        batch = (batch[0][order], batch[1][order])
+        engine.begin_epoch(0 if split_at is None else number // split_at)
+        micro_batches = (
+            [(batch[0][:7], batch[1][:7]), (batch[0][7:], batch[1][7:])] if accumulate and number % 2 else [batch]
+        )
+        reports.append(engine.step(micro_batches))
+    return reports
+
+
+def largest_difference(state, expected):
+    """Over all tensors of two logical model states."""
+    assert state.keys() == expected.keys()
+    tensors = (name for name in state if isinstance(state[name], torch.Tensor))
+    return max(float((state[name] - expected[name]).abs().max()) for name in tensors)
