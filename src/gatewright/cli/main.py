@@ -1,5 +1,6 @@
 """The entry point: one command, its exit status, and its errors as one sentence each."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -55,7 +56,8 @@ def _run(command: str, words: list[str]) -> int:
     try:
         COMMANDS[known(command, COMMANDS, "command")](words)
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        if int(os.environ.get("RANK", 0)) == 0:  # One process says it for all.
+            print(stop, file=sys.stderr)
         return 128 + stop.signal_number
     except (TrainingDiverged, LostProcess) as error:
         print(f"error: {error}", file=sys.stderr)
