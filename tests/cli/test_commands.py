@@ -210,10 +210,10 @@ def test_a_finished_run_is_not_trained_again_but_goes_on_with_more_epochs(gatewr
     assert load_config(copied / "config.yaml").epochs == 3
 
 
-def test_a_run_that_diverges_says_so_and_ends_with_status_1(gatewright):
+def test_a_run_that_diverges_says_so_and_ends_with_status_4(gatewright):
     flags = "--epochs 1 --output run --tracking.no-enabled --optim.name sgd --optim.lr 1e30"
     status, _, errors = gatewright("train", "digits", *flags.split())
-    assert (status, errors.count("\n")) == (1, 1)
+    assert (status, errors.count("\n")) == (4, 1)
     assert errors.startswith("error: The ")
     assert "first layer that is not finite" in errors
     assert errors.endswith("The last good checkpoint: none yet.\n")

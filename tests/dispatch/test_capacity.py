@@ -129,8 +129,12 @@ def test_it_does_not_warn_where_one_row_is_enough(num_tokens, num_experts, train
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"capacity_factor": 0.0}, "capacity_factor is above 0 .* got 0.0 and 4. For no limit at all use Dropless"),
-        ({"capacity_factor": -1.0}, "capacity_factor is above 0"),
+        (
+            {"capacity_factor": 0.0},
+            "capacity_factor is finite and above 0 .* got 0.0 and 4. For no limit at all use Dropless",
+        ),
+        ({"capacity_factor": -1.0}, "capacity_factor is finite and above 0"),
+        ({"capacity_factor": math.inf}, "got inf and 4"),
         ({"capacity_factor": float("nan")}, "got nan"),
         ({"min_capacity": 0}, "min_capacity at least 1; got 1.25 and 0"),
         ({"priority": "luck"}, "priority is 'arrival', 'largest-weight' or 'total-weight'; got 'luck'"),

@@ -177,7 +177,7 @@ def test_a_key_of_another_network_is_unknown(path):
         ({"model": "CnnConfig"}, "no model.network called None"),
         ({"model": {"network": "Cnn"}}, "no model.network called 'Cnn'; did you mean 'CnnConfig'?"),
         ({"model": {}}, "no model.network called None"),
-        ({"epochs": 0}, "epochs and checkpoint_every are at least 1; got 0 and 2"),
+        ({"epochs": 0}, "epochs, checkpoint_every and processes are at least 1; got 0, 2 and 2"),
     ],
 )
 def test_what_does_not_fit_is_said(path, changes, message):
@@ -238,7 +238,7 @@ def test_a_folder_without_a_config_is_no_run(tmp_path):
         ({"ema_decay": 0.0}, "ema_decay lies between 0 and 1"),
         ({"label_smoothing": 1.0}, "label_smoothing lies in"),
         ({"label_smoothing": -0.1}, "label_smoothing lies in"),
-        ({"warmup_epochs": -1.0}, "warmup_epochs is not negative"),
+        ({"warmup_epochs": -1.0}, "warmup_epochs is finite and not negative"),
         ({"name": "adam"}, "name is one of 'adamw', 'sgd', 'muon'; got 'adam'"),
         ({"schedule": "cos"}, "schedule is one of 'cosine', 'linear', 'constant'; got 'cos'"),
         ({"warmup": "exp"}, "warmup is one of 'linear', 'log'; got 'exp'"),
@@ -253,8 +253,8 @@ def test_an_optimizer_that_cannot_be_is_refused(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 0}, "epochs and checkpoint_every are at least 1; got 0 and 1"),
-        ({"checkpoint_every": 0}, "epochs and checkpoint_every are at least 1; got 10 and 0"),
+        ({"epochs": 0}, "epochs, checkpoint_every and processes are at least 1; got 0, 1 and 1"),
+        ({"checkpoint_every": 0}, "epochs, checkpoint_every and processes are at least 1; got 10, 0 and 1"),
         ({"seed": 2**63}, "seed is an integer of 64 bits; got 9223372036854775808"),
         ({"precision": "fp16"}, "precision is one of 'float32', 'bfloat16', 'float16'; got 'fp16'"),
         ({"model": {"top_k": 9}}, r"top_k \(9\) cannot exceed num_experts \(8\)"),
@@ -264,7 +264,7 @@ def test_an_optimizer_that_cannot_be_is_refused(changes, message):
         ({"model": {"router": "top-k", "router_options": {"jitter": 2.0}}}, "jitter is at least 0 and below 1"),
         ({"model": {"router": "top-k", "router_options": {"jitter": "much"}}}, "top-k has a wrong type: .*'str'"),
         ({"model": {"losses": {"lod": 0.1}}}, "No auxiliary loss is called 'lod'; did you mean 'load'?"),
-        ({"model": {"dispatch": "capacity", "capacity_factor": 0.0}}, "capacity_factor is above 0"),
+        ({"model": {"dispatch": "capacity", "capacity_factor": 0.0}}, "capacity_factor is finite and above 0"),
         ({"model": {"dispatch": "dropfull"}}, "dispatch is one of 'dropless', 'capacity'; got 'dropfull'"),
         ({"model": {"num_experts": 0}}, "at least 1; got 1, 0 and 2"),
         ({"model": {"num_experts": 4, "top_k": 0}}, "at least 1; got 1, 4 and 0"),

@@ -57,7 +57,7 @@ def test_sigterm_saves_on_every_process_and_says_how_to_go_on(tmp_path):
         assert run.finish() == 128 + signal.SIGTERM, run.errors()
     saved = load_checkpoint(newest_checkpoint(run.output / "checkpoints"))
     assert saved["position"]["step"] == run.steps()[-1][0]
-    assert "go on with" in run.errors()
+    assert "Go on with: " in run.errors()
     assert "Traceback" not in run.errors()
     with Launched(tmp_path / "run", "--epochs", 2, "--resume") as again:
         assert again.finish() == 0, again.errors()

@@ -19,7 +19,7 @@ RESNETS = ResNetsConfig(
 def train_in_parts(config, *stops):
     """Train with a signal in the middle of a step after each number of forwards, resuming every time."""
     for part, forward in enumerate(stops):
-        with signal_at(forward), pytest.raises(Interrupted, match=r"Go on with: gatewright train") as stopped:
+        with signal_at(forward), pytest.raises(Interrupted, match=r"Go on with: .*gatewright train digits") as stopped:
             train(config, resume=part > 0)
         assert stopped.value.signal_number == signal.SIGTERM
     return train(config, resume=True)
@@ -115,8 +115,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(tmp_path, ca
     content = newest.read_bytes()
     newest.unlink()  # what was loaded is still mapped into memory
     newest.write_bytes(content[:-100])
-    with pytest.raises(ValueError, match=rf"{newest} is truncated .* Delete it to go on from an older checkpoint"):
-        load_run(output)
+    assert load_run(output).config == config
+    assert f"{newest} is damaged; this is the model of step 6." in capsys.readouterr().err
     train(config, resume=True)
     assert f"{newest} is damaged, and is now {newest.name}.damaged; going on from step 6." in capsys.readouterr().err
     assert newest.with_name(f"{newest.name}.damaged").read_bytes() == content[:-100]

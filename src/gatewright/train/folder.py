@@ -68,13 +68,13 @@ def room_in(config: RunConfig, output: Path) -> Iterator[None]:
         if error.errno not in FULL:
             raise
         good = newest_checkpoint(output / "checkpoints")
-        way_on = f"{good} is intact: {resume_command(config, output)}" if good else "name another --output"
+        way_on = f"{good} is intact: go on with: {resume_command(config, output)}" if good else "name another --output"
         raise OSError(f"There is no room to write the run's files to {output}. Make room, and {way_on}.") from error
 
 
 def resume_command(config: RunConfig, output: Path) -> str:
     """Say what to type to go on with a run."""
-    return f"go on with: {program()} train {config.recipe} --output {shlex.quote(str(output))} --resume"
+    return f"{program()} train {config.recipe} --output {shlex.quote(str(output))} --resume"
 
 
 def check_same_images(

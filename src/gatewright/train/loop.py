@@ -278,4 +278,4 @@ def _save(run: Run) -> None:
 def _how_to_resume(run: Run) -> str:
     epoch, step = run.position.epoch, run.position.step
     where = f"in epoch {epoch + 1} after {step} of its steps" if epoch < run.config.epochs else "before the final test"
-    return f"Stopped {where}, and saved: {resume_command(run.config, run.output)}"
+    return f"Stopped {where}, and saved. Go on with: {resume_command(run.config, run.output)}"
