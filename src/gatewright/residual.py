@@ -44,7 +44,7 @@ class ResidualMixture(nn.Module):
             features: What the mixture's router looks at, as in `MoE`; the coefficient looks at the items.
         """
         items = self.moe.flat_items(x)
-        mixed, kept = self.moe(items, features), self.branch(items)
+        mixed, kept = self.moe(x, features).reshape(len(items), *self.moe.output_shape), self.branch(items)
         shares = self.shares(items).view(len(items), 2, *[1] * len(self.moe.output_shape))
         output = shares[:, 0] * mixed + shares[:, 1] * kept
         return self.moe.like_batch(output.to(torch.promote_types(mixed.dtype, kept.dtype)), x)
