@@ -1,5 +1,7 @@
 """The layer: what it takes, what it returns, and what it says of what it does not take."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -137,6 +139,10 @@ def linear(out=8):
         (
             lambda: MoE(TopK(8, 3), GroupedFeedForward(3, 8, 4), losses={"xyz": 1.0}),
             "No auxiliary loss is called 'xyz'",
+        ),
+        (
+            lambda: MoE(TopK(8, 3), GroupedFeedForward(3, 8, 4), losses={"load": math.nan}),
+            "coefficient of an auxiliary loss is finite; got nan for load",
         ),
     ],
 )

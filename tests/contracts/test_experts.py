@@ -147,3 +147,15 @@ def test_copies_and_loaded_state_compute_alike(case, dim):
 def test_every_registered_kind_has_cases(case):
     assert {type(build(2, 4)) for build in EXPERT_CASES.values()} >= set(EXPERTS.values())
     assert EXPERT_CASES[case](2, 4).num_experts == 2
+
+
+def test_a_run_of_the_experts_that_is_kept_computes_what_it_did(case):
+    """What a process does with those that live elsewhere."""
+    experts = EXPERT_CASES[case](5, 8)
+    rows, counts = torch.randn(6, 8), torch.tensor([0, 1, 3, 2, 0])
+    expected = experts(rows, counts)
+    names = dict(experts.named_parameters())
+    experts.keep(1, 4)
+    assert experts.num_experts == 3
+    assert_close(experts(rows, counts[1:4]), expected)
+    assert set(dict(experts.named_parameters())) <= set(names)

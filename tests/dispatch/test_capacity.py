@@ -1,5 +1,6 @@
 """Dispatch with a capacity: how much room, who gets it, and the warning where there is next to none."""
 
+import inspect
 import math
 import re
 import warnings
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from gatewright import Capacity, reference
+from gatewright.dispatch.capacity import _level_of_caller
 from tests.cases import dense_weights, random_routing
 from tests.dispatch.test_base import routing_of
 
@@ -147,3 +149,11 @@ def test_wrong_settings_are_refused(setting, message):
 
 def test_repr():
     assert repr(Capacity(1.0, 2, "total-weight")) == "Capacity(1.0, min_capacity=2, priority='total-weight')"
+
+
+def test_a_warning_is_of_the_line_outside_of_gatewright_and_torch():
+    inside, level = {"__name__": "gatewright.somewhere"}, inspect.unwrap(_level_of_caller)
+    exec("def call(function): return function()", inside)
+    assert level() == 1
+    assert inside["call"](level) == 2
+    assert inside["call"](lambda: level()) == 1  # this line is outside
