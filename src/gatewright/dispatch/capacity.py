@@ -81,9 +81,8 @@ class Capacity(Dispatcher):
         reduce = "amax" if self.priority == "largest-weight" else "sum"
         weight = routing.weight.detach()
         priority = weight.new_zeros(num_tokens).scatter_reduce(0, token, weight, reduce)[token]
-        priority = (
-            priority * 2**PRIORITY_BITS
-        ).round()  # Normalised weights are to tie: their sums differ by rounding.
+        # Normalised weights are to tie, though their sums differ by rounding.
+        priority = (priority * 2**PRIORITY_BITS).round()
         by_token = token.argsort(stable=True)
         choice = torch.empty_like(token).index_put((by_token,), _place_in_run(token[by_token]))
         served: Tensor = priority.argsort(descending=True, stable=True)
