@@ -50,6 +50,7 @@ def trajectory(ep_size, optim, settings, folder, **options):
     return found
 
 
+THEIRS = {name: ARTICLE[name] for name in ("optimizer", "scheduler")}
 SGD = OptimConfig(name="sgd", lr=0.1, accumulation_steps=2, clip_norm=0.3, schedule="constant")
 
 
@@ -90,20 +91,36 @@ def test_the_trajectory_of_every_router_is_the_torch_engines(ranks, tmp_path, ro
             assert value <= 4 * torchs[name] + 1e-7, (name, value, torchs[name])
 
 
-def trajectory_with(ep_size, optim, settings, folder, experts, router="noisy-top-k"):
-    return trajectory(ep_size, optim, settings, folder, experts=experts, router=router)
+def trajectory_with(ep_size, optim, settings, folder, experts, router="noisy-top-k", split=0):
+    return trajectory(ep_size, optim, settings, folder, experts=experts, router=router, split=split)
 
 
-def handed_over(first, second, folder):
+@installed
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("world", "ep_size", "optim"),
+    [(2, 1, ADAMW), (2, 2, ADAMW), (4, 2, ADAMW), (4, 4, SGD)],
+    ids=["ep1", "ep2", "replicas", "accumulated"],
+)
+def test_experts_that_begin_as_one_split_as_under_the_torch_engine(ranks, tmp_path, world, ep_size, optim):
+    """In the middle of the run; until then every process has a copy of the first, and the optimizer no more."""
+    options = (ep_size, optim, None, str(tmp_path), "modules", "noisy-top-k", 2)
+    for torchs, deepspeeds in ranks(world, trajectory_with, *options):
+        for name, value in deepspeeds.items():
+            assert value <= 4 * torchs[name] + 1e-7, (name, value, torchs[name])
+        assert torchs["weights"] < 1e-5
+
+
+def handed_over(first, second, folder, split):
     """Half a run by one engine and the rest by the other, against a whole run of the first."""
     kinds = {"torch": TorchEngine, "deepspeed": DeepSpeedEngine}
-    whole = engine_of(kinds[first], config_of())
+    whole = engine_of(kinds[first], config_of(), split=split)
     train(whole)
-    half = engine_of(kinds[first], config_of())
+    half = engine_of(kinds[first], config_of(), split=split)
     train(half, 0, STEPS // 2)
     box = [half.state_dict()]
     dist.broadcast_object_list(box, 0)  # what a checkpoint holds: the state as the first process has it
-    rest = engine_of(kinds[second], config_of())
+    rest = engine_of(kinds[second], config_of(), split=split)
     rest.load_state_dict(box[0])
     train(rest, STEPS // 2)
     return largest_difference(rest.state_dict()["model"], whole.state_dict()["model"])
@@ -111,21 +128,22 @@ def handed_over(first, second, folder):
 
 @installed
 @pytest.mark.distributed
+@pytest.mark.parametrize("split", [0, 1, 3], ids=["experts", "split", "together"])
 @pytest.mark.parametrize(
     ("first", "second"), [("torch", "deepspeed"), ("deepspeed", "torch"), ("deepspeed", "deepspeed")]
 )
-def test_either_engine_goes_on_from_the_others_state(ranks, tmp_path, first, second):
-    for difference in ranks(2, handed_over, first, second, str(tmp_path)):
+def test_either_engine_goes_on_from_the_others_state(ranks, tmp_path, first, second, split):
+    for difference in ranks(2, handed_over, first, second, str(tmp_path), split):
         assert difference < 1e-6
         assert first != second or difference == 0
 
 
-def resumed(settings, folder, ep_size):
+def resumed(settings, folder, ep_size, split):
     """Half a run and the rest from DeepSpeed's own checkpoint, against a whole run; and two refusals."""
 
     def engine(trust, where="own", ep_size=ep_size):
         config = config_of(ep_size, PLAIN, settings, folder, trust)
-        return engine_of(DeepSpeedEngine, config, folder=Path(folder) / where)
+        return engine_of(DeepSpeedEngine, config, folder=Path(folder) / where, split=split)
 
     whole, half = engine(False, "whole"), engine(False)
     train(whole)
@@ -149,12 +167,12 @@ def resumed(settings, folder, ep_size):
 @installed
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("settings", "ep_size"),
-    [(zero(2), 2), (zero(3), 1), ({name: ARTICLE[name] for name in ("optimizer", "scheduler")}, 2)],
-    ids=["zero2", "zero3", "their-optimizer"],
+    ("settings", "ep_size", "split"),
+    [(zero(2), 2, 0), (zero(3), 1, 0), (THEIRS, 2, 0), (THEIRS, 2, 1), (THEIRS, 2, 3)],
+    ids=["zero2", "zero3", "their-optimizer", "their-optimizer-split", "their-optimizer-together"],
 )
-def test_what_our_state_cannot_hold_is_in_deepspeeds_checkpoint_if_trusted(ranks, tmp_path, settings, ep_size):
-    for difference, (untrusted, missing), kept in ranks(2, resumed, settings, str(tmp_path), ep_size):
+def test_what_our_state_cannot_hold_is_in_deepspeeds_checkpoint_if_trusted(ranks, tmp_path, settings, ep_size, split):
+    for difference, (untrusted, missing), kept in ranks(2, resumed, settings, str(tmp_path), ep_size, split):
         assert difference == 0
         assert "--deepspeed.trust-checkpoint" in untrusted
         assert "there is none" in missing
@@ -189,7 +207,7 @@ def two_optimizers(folder):
 
 
 def number_as_parameter(folder):
-    model = Network("top-k", "modules")
+    model = Network("top-k", "modules", 0)
     model.scale = nn.Parameter(torch.ones(()))
     options = {"device": torch.device("cpu"), "steps_per_epoch": STEPS, "processes": several(2)}
     with pytest.raises(ValueError, match="one without dimensions: scale"):

@@ -7,7 +7,14 @@ from gatewright.models.digits import DigitsCnn, DigitsConfig
 from gatewright.models.mixture import MixtureConfig, RouterOption
 from gatewright.models.resnet import RESNETS, ResNetShape
 from gatewright.models.resnets import MixtureOfResNets, ResNetsConfig
-from gatewright.models.together import StartTogether, begin_epoch, restore_splits
+from gatewright.models.together import (
+    StartTogether,
+    begin_epoch,
+    idle_parameters,
+    restore_splits,
+    serving_parameters,
+    together,
+)
 
 ModelConfig = CnnConfig | DigitsConfig | ResNetsConfig
 """The settings of any ready-made model."""
@@ -28,5 +35,8 @@ __all__ = [
     "RouterOption",
     "StartTogether",
     "begin_epoch",
+    "idle_parameters",
     "restore_splits",
+    "serving_parameters",
+    "together",
 ]

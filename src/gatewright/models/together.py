@@ -1,5 +1,6 @@
 """Start equal, split later: one expert learns from every item first, and is then copied into all of them."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from jaxtyping import Float, Num
@@ -74,6 +75,22 @@ def begin_epoch(model: nn.Module, epoch: int) -> None:
     for module in model.modules():
         if isinstance(module, StartTogether):
             module.begin_epoch(epoch)
+
+
+def together(model: nn.Module) -> Iterator[StartTogether]:
+    """Yield the mixtures of a model whose experts still are one network."""
+    return (module for module in model.modules() if isinstance(module, StartTogether) and module.together)
+
+
+def serving_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of experts that still serve every item."""
+    return [parameter for layer in together(model) for parameter in layer.first.parameters()]
+
+
+def idle_parameters(model: nn.Module) -> set[nn.Parameter]:
+    """Return the parameters of routers and experts that wait for the split."""
+    found = {parameter for layer in together(model) for parameter in layer.mixture.parameters()}
+    return found.difference(serving_parameters(model))
 
 
 def restore_splits(model: nn.Module, state: dict[str, Any]) -> None:

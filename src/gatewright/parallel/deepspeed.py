@@ -6,7 +6,7 @@ file does not import DeepSpeed.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import Any, cast
 
 import torch
@@ -23,7 +23,7 @@ OURS = "experts."
 WORD, HIDDEN = "expert", "EXPERT"  # DeepSpeed takes every other key with this word for an expert's, and fails on it
 
 
-def adapt_to_deepspeed(model: nn.Module) -> nn.Module:
+def adapt_to_deepspeed(model: nn.Module, *, everywhere: Collection[nn.Parameter] = ()) -> nn.Module:
     """Make `deepspeed.initialize` see which parameters belong to experts of this process. In place; returns the model.
 
     Call it after `parallelize` and before `deepspeed.initialize`. Modules and parameters keep their names. The
@@ -32,6 +32,10 @@ def adapt_to_deepspeed(model: nn.Module) -> nn.Module:
     is dense. With ZeRO stage 1 or 2, and experts of which several processes have copies, run backward inside
     ``engine.coalesce_grad_reduction()``: DeepSpeed adds gradients up in the order in which they arrive, which differs
     between processes where an expert has no items.
+
+    Args:
+        model: From `parallelize`.
+        everywhere: Experts' parameters of which every process has the same: to DeepSpeed they are dense.
 
     Raises:
         ImportError: If DeepSpeed is not installed.
@@ -42,7 +46,22 @@ def adapt_to_deepspeed(model: nn.Module) -> nn.Module:
         if isinstance(layer, MoE) and isinstance(layer.dispatcher, ExpertParallel):
             _check(name, layer, layer.dispatcher.group.size())
             _adapt(layer, layer.dispatcher.group.size())
+    tag_experts(model, everywhere=everywhere)
     return model
+
+
+def tag_experts(model: nn.Module, *, everywhere: Collection[nn.Parameter] = ()) -> None:
+    """Tell DeepSpeed anew which parameters of an adapted model belong to experts of this process.
+
+    Args:
+        model: From `adapt_to_deepspeed`.
+        everywhere: Experts' parameters of which every process has the same: to DeepSpeed they are dense.
+    """
+    dense = set(everywhere)
+    for layer in model.modules():
+        if isinstance(layer, Recognised):
+            for parameter in layer.experts.parameters():
+                parameter.__dict__.update(allreduce=parameter in dense, group_name=layer.expert_group_name)
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
@@ -147,9 +166,6 @@ def _adapt(layer: MoE, ep_size: int) -> None:
     adapted.ep_size, adapted.expert_group_name = ep_size, f"ep_size_{ep_size}"
     adapted.num_experts = layer.router.num_experts
     adapted.num_local_experts = adapted.num_experts // ep_size
-    tags: Mapping[str, Any] = {"allreduce": False, "group_name": adapted.expert_group_name}
-    for parameter in layer.experts.parameters():
-        parameter.__dict__.update(tags)
 
 
 @functools.cache

@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 
 from gatewright.extras import require
 from gatewright.layer import MoE
+from gatewright.models import idle_parameters, serving_parameters
 from gatewright.parallel import synchronize_batch_norm
-from gatewright.parallel.deepspeed import adapt_to_deepspeed, plain_state
+from gatewright.parallel.deepspeed import adapt_to_deepspeed, plain_state, tag_experts
 from gatewright.routed import moe_layers
 from gatewright.scope import BatchScope
 from gatewright.train.config import RunConfig
@@ -73,7 +74,7 @@ class DeepSpeedEngine(TorchEngine):
         if is_half(self.settings):  # DeepSpeed leaves statistics in float32: torch's takes no such pair.
             synchronize_batch_norm(self.model, BatchScope())
         self.average = averaged(self.model, self.config.optim.ema_decay)
-        adapt_to_deepspeed(self.model)
+        adapt_to_deepspeed(self.model, everywhere=serving_parameters(self.model))
         if zero_stage(self.settings) == 3 and any(isinstance(layer, MoE) for _, layer in moe_layers(self.model)):
             deepspeed.utils.set_z3_leaf_modules(self.model, [MoE])
         optimizer = None if "optimizer" in self.settings else self._own_optimizer()
@@ -101,6 +102,11 @@ class DeepSpeedEngine(TorchEngine):
         first.param_groups[:] = split(groups)
         return first
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Let parts of the model that change with the epoch do so; DeepSpeed hears of experts that have split."""
+        super().begin_epoch(epoch)
+        tag_experts(self.model, everywhere=serving_parameters(self.model))
+
     @contextlib.contextmanager
     def _accumulate(self, last: bool) -> Iterator[None]:
         """Reduce gradients after the last micro-batch only, and with a mixture in an order that is the same everywhere.
@@ -121,6 +127,9 @@ class DeepSpeedEngine(TorchEngine):
     def _propagate(self, loss: Tensor) -> None:
         self.engine.backward(loss, scale_wrt_gas=False)
 
+    def _stepped(self) -> list[Optimizer]:
+        return [self.engine.optimizer]
+
     def _scheduled(self) -> list[Optimizer]:
         return [] if "scheduler" in self.settings else self._own
 
@@ -129,6 +138,10 @@ class DeepSpeedEngine(TorchEngine):
         return rate
 
     def _apply(self) -> Tensor:
+        for parameter in idle_parameters(self.model):
+            parameter.grad = (
+                None  # DeepSpeed gives zeros to what has no gradient, and the optimizer would step by them.
+            )
         if zero_stage(self.settings) == 0 and not is_half(self.settings):
             norm = self.processes.clip(self.model, self.config.optim.clip_norm)
             self._refuse_non_finite(norm)

@@ -100,7 +100,7 @@ class TorchEngine:
         stand_ins = self.processes.stand_ins(self.model)
         begin_epoch(self.model, epoch)
         for parameter in stand_ins - self.processes.stand_ins(self.model):
-            for optimizer in self.optimizers:
+            for optimizer in self._stepped():
                 optimizer.state.pop(parameter, None)  # It was the first expert's, of which this is now a copy.
         begin_epoch(self.evaluated, epoch)
         self.processes.begin_epoch(self.model)
@@ -134,7 +134,12 @@ class TorchEngine:
     def _propagate(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
 
+    def _stepped(self) -> list[Optimizer]:
+        """Return the optimizers that change the weights."""
+        return self.optimizers
+
     def _scheduled(self) -> list[Optimizer]:
+        """Return those of them whose learning rate is the run's to set."""
         return self.optimizers
 
     def _learning_rate(self) -> float:

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from gatewright.layer import MoE
-from gatewright.models import StartTogether
+from gatewright.models import StartTogether, serving_parameters, together
 from gatewright.parallel import (
     ExpertParallel,
     ProcessScope,
@@ -85,7 +85,7 @@ class SeveralProcesses(Processes):
         parallelize(model, self.mesh, local_balance=self.config.balance == "local")
         if self.config.batch_norm == "sync":
             self._synchronize(model)
-        for layer in _together(model):
+        for layer in together(model):
             for tensor in layer.first.state_dict().values():
                 dist.broadcast(tensor, 0)
         return WithLosses(model)
@@ -94,7 +94,7 @@ class SeveralProcesses(Processes):
         """Return the parameters of first experts, where the first of all is another process's."""
         if self.mesh.get_local_rank("expert") == 0:
             return set()
-        return {parameter for layer in _together(model) for parameter in layer.first.parameters()}
+        return set(serving_parameters(model))
 
     def begin_epoch(self, model: nn.Module) -> None:
         """Let experts that have just become separate networks keep statistics of their own."""
@@ -115,7 +115,7 @@ class SeveralProcesses(Processes):
         synchronize_batch_norm(
             model, scope, leave={layer.experts for layer in model.modules() if isinstance(layer, MoE)}
         )
-        for layer in _together(model):
+        for layer in together(model):
             synchronize_batch_norm(layer.first, scope)
 
     def share(self, count: int) -> slice:
@@ -130,7 +130,7 @@ class SeveralProcesses(Processes):
 
     def finish_gradients(self, model: nn.Module) -> None:
         """Average the experts' gradients, which DDP leaves alone."""
-        shared = [p.grad for layer in _together(model) for p in layer.first.parameters() if p.grad is not None]
+        shared = [parameter.grad for parameter in serving_parameters(model) if parameter.grad is not None]
         everyone = dist.group.WORLD
         assert everyone is not None
         sum_in_place(shared, everyone)
@@ -140,8 +140,7 @@ class SeveralProcesses(Processes):
 
     def clip(self, model: nn.Module, max_norm: float | None) -> Tensor:
         """Clip by the norm over all processes, each expert counted once."""
-        copies = {p for layer in _together(model) for p in layer.first.parameters()}
-        norm = total_gradient_norm(model, self.mesh, everywhere=copies)
+        norm = total_gradient_norm(model, self.mesh, everywhere=serving_parameters(model))
         if max_norm is not None and torch.isfinite(norm):
             nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm, foreach=False)
         return norm
@@ -235,11 +234,6 @@ def _spread_layers(model: nn.Module) -> Iterator[MoE]:
     """Layers of whose experts each process holds some."""
     layers = (module for module in model.modules() if isinstance(module, MoE))
     return (layer for layer in layers if isinstance(layer.dispatcher, ExpertParallel))
-
-
-def _together(model: nn.Module) -> list[StartTogether]:
-    """Mixtures whose experts still are one network, which every process then has a copy of."""
-    return [module for module in model.modules() if isinstance(module, StartTogether) and module.together]
 
 
 def _own_buffers(model: nn.Module) -> Iterator[str]:
