@@ -141,8 +141,10 @@ def test_the_page_says_what_the_formulas_say():
 
 def test_what_was_published_is_predicted_as_far_as_the_page_says():
     """Rows without a fit or an unknown: DeepSeek's formula within 1 %, and DeepEP never faster than its links."""
-    rows = {what: predicted / published for what, predicted, published, _ in plan_check.published()}
+    found = plan_check.published()
+    rows = {what: predicted / published for what, predicted, published, _ in found if not isinstance(published, tuple)}
     formula = [ratio for what, ratio in rows.items() if what.startswith(("DeepSeek", "Ratio law"))]
     assert len(formula) == 7
     assert all(ratio == pytest.approx(1, rel=0.01) for ratio in formula)
     assert all(0.5 < ratio < 1 for what, ratio in rows.items() if what.startswith("DeepEP, low latency"))
+    assert all(0.5 < ratio < 1 for what, ratio in rows.items() if what.startswith("Megatron Core") and "all-to" in what)
