@@ -17,7 +17,7 @@ from gatewright.parallel import (
     sum_in_place,
     total_gradient_norm,
 )
-from tests.cases import NUM_EXPERTS, make_moe, make_soft_moe, run
+from tests.cases import NUM_EXPERTS, make_moe, make_router, make_soft_moe, run
 
 DIM = 8
 
@@ -178,3 +178,15 @@ def bytes_on_the_way(ep_size):
     counted = torch.tensor([moe.dispatcher.bytes_sent])
     dist.all_reduce(counted)
     return int(counted), 4 * int(total) * DIM * 8
+
+
+def refusals():
+    """What is said of layers that cannot be spread over two processes."""
+    nested = MoE(make_router("top-k", DIM, 2, 1), ModuleExperts(lambda: make_moe("top-k", "modules", dim=DIM), 2))
+    found = []
+    for model in (make_moe("top-k", "modules", dim=DIM, num_experts=1, top_k=1), nn.Sequential(nested)):
+        try:
+            parallelize(model, mesh_of(2))
+        except ValueError as error:
+            found.append(str(error))
+    return found

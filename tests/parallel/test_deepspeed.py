@@ -178,7 +178,7 @@ def unfit_models():
         (Network(num_experts=5), "5 over 2 do not come out even. Use 4 or 6"),
         (Network().block, "got a layer that is the model itself"),
         (nn.ModuleDict({"expert_block": Network()}), "got expert_block.block"),
-        (nested, "got block.experts"),
+        (nested, "An expert of layer block has a mixture inside it"),
     ):
         with pytest.raises(ValueError, match=words):
             adapt_to_deepspeed(parallelize(model, mesh_of(2)))

@@ -71,3 +71,9 @@ def test_a_shared_expert(ranks, world, ep_size):
 def test_bytes_are_counted_forward_and_backward(ranks):
     for counted, expected in ranks(2, parity.bytes_on_the_way, 2):
         assert counted == expected > 0
+
+
+def test_layers_that_cannot_be_spread_are_refused(ranks):
+    for few, nested in ranks(2, parity.refusals):
+        assert "Layer MoE has 1 experts for 2 processes to share" in few
+        assert "An expert of layer 0 has a mixture inside it (experts.0)" in nested

@@ -78,23 +78,18 @@ def make_modules(experts: Callable[[], nn.Module] | Iterable[nn.Module], num_exp
 
 
 def output_shape_of(name: str, module: nn.Module, item_shape: Shape) -> Shape:
-    """Shape of one output row, found by a copy in evaluation mode, so that no buffer changes.
-
-    It runs on the meta device; a module that looks at values, such as a mixture, runs once more on zeros where it is.
+    """Shape of one output row.
 
     Raises:
         ValueError: If the module does not take such items, or does not return one row per row.
     """
     kind = type(module).__name__
     try:
-        output = _output_for_two(copy.deepcopy(module).to("meta"), item_shape)
-    except Exception:
-        try:
-            output = _output_for_two(copy.deepcopy(module), item_shape)
-        except Exception as error:
-            raise ValueError(
-                f"{name[0].upper()}{name[1:]} ({kind}) does not take items of shape {item_shape}: {error}"
-            ) from error
+        output = output_for_zeros(module, item_shape, rows=2)
+    except Exception as error:
+        raise ValueError(
+            f"{name[0].upper()}{name[1:]} ({kind}) does not take items of shape {item_shape}: {error}"
+        ) from error
     if not isinstance(output, Tensor) or output.dim() < 1 or output.shape[0] != 2:
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(
@@ -104,11 +99,21 @@ def output_shape_of(name: str, module: nn.Module, item_shape: Shape) -> Shape:
     return tuple(output.shape[1:])
 
 
+def output_for_zeros(module: nn.Module, item_shape: Shape, rows: int) -> Any:
+    """Run a copy of a module in evaluation mode, so that no buffer changes.
+
+    It runs on the meta device; a module that looks at values, such as a mixture, runs once more where it is.
+    """
+    try:
+        return _run(copy.deepcopy(module).to("meta"), item_shape, rows)
+    except Exception:
+        return _run(copy.deepcopy(module), item_shape, rows)
+
+
 @torch.no_grad()
-def _output_for_two(module: nn.Module, item_shape: Shape) -> Any:
+def _run(module: nn.Module, item_shape: Shape, rows: int) -> Any:
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
-    items = torch.zeros(2, *item_shape, device=like.device, dtype=like.dtype)
-    return module.eval()(items)
+    return module.eval()(torch.zeros(rows, *item_shape, device=like.device, dtype=like.dtype))
 
 
 def check_output_shape(name: str, module: nn.Module, item_shape: Shape, expected: Shape) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gatewright.experts.base import Experts, Shape, make_modules, output_shape_of
+from gatewright.experts.base import Experts, Shape, make_modules, output_for_zeros, output_shape_of
 
 _RESUME = "_gatewright_resume_batch_statistics"
 
@@ -18,7 +18,8 @@ class ModuleExperts(Experts):
     """Experts that are modules of your own.
 
     A BatchNorm inside an expert sees that expert's real rows and nothing else. Where that is a single value per channel
-    (one row, no spatial extent), of which there is no variance, it uses its running statistics for that call.
+    (one row, no spatial extent), of which there is no variance, it uses its running statistics for that call. One that
+    is synchronised over processes counts the rows of all copies of its expert.
 
     Args:
         experts: A factory, called once per expert so that each has its own initialisation, or the modules themselves,
@@ -34,6 +35,7 @@ class ModuleExperts(Experts):
         super().__init__()
         self.experts = nn.ModuleList(make_modules(experts, num_experts))
         self.num_experts = len(self.experts)
+        self._call_idle = False
         for module in self.experts.modules():
             if isinstance(module, _BatchNorm):
                 module.register_forward_pre_hook(_use_running_statistics_for_one_value)
@@ -56,9 +58,33 @@ class ModuleExperts(Experts):
         """Call each expert that has rows once, on its rows."""
         counts = tokens_per_expert.tolist()
         groups = rows.split([*counts, len(rows) - sum(counts)])
-        outputs = [expert(group) for expert, group in zip(self.experts, groups, strict=False) if len(group)]
-        idle = [p for expert, n in zip(self.experts, counts, strict=True) if n == 0 for p in expert.parameters()]
+        calls = [
+            (expert, group)
+            for expert, group in zip(self.experts, groups, strict=False)
+            if len(group) or self._call_idle
+        ]
+        outputs = [expert(group) for expert, group in calls]
+        called = {expert for expert, _ in calls}
+        idle = [p for expert in self.experts if expert not in called for p in expert.parameters()]
         return _with_zero_gradient(self._join(outputs, groups[-1]), [groups[-1], *idle])
+
+    def call_idle(self, item_shape: Shape) -> None:
+        """Call experts without rows too, from now on, because something in them waits for their copies elsewhere.
+
+        Raises:
+            ValueError: If an expert does not take no rows.
+        """
+        for index, expert in enumerate(self.experts):
+            try:
+                output_for_zeros(expert, item_shape, rows=0)
+            except Exception as error:
+                raise ValueError(
+                    f"Expert {index} ({type(expert).__name__}) has a BatchNorm that is synchronised over processes, so "
+                    f"it is called where it has no rows too, which fails: {error}. Make it take a batch of none, such "
+                    "as by x.flatten(1) in place of x.view(len(x), -1), or leave its statistics unsynchronised "
+                    "(--parallel.batch-norm local)."
+                ) from error
+        self._call_idle = True
 
     def keep(self, start: int, stop: int) -> None:
         """Keep a run of the experts, each under the name it had."""
@@ -78,7 +104,8 @@ class ModuleExperts(Experts):
 
 
 def _use_running_statistics_for_one_value(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-    if norm.training and args[0].numel() == args[0].shape[1]:
+    synchronized = hasattr(norm, "scope")  # It knows how many values there are on all processes.
+    if norm.training and args[0].numel() == args[0].shape[1] and not synchronized:
         norm.training = False
         norm.__dict__[_RESUME] = True
 

@@ -63,11 +63,12 @@ def parallelize(model: nn.Module, mesh: DeviceMesh, *, local_balance: bool = Fal
         local_balance: Whether balance statistics stay each process's own, instead of the global batch's.
 
     Raises:
-        ValueError: If a layer has fewer experts than the mesh has processes to hold them.
+        ValueError: If a layer has fewer experts than the mesh has processes to hold them, or is inside an expert.
     """
     everyone = dist.group.WORLD
     assert everyone is not None  # a mesh has made it
     ep_group, rank = mesh.get_group("expert"), mesh.get_local_rank("expert")
+    _refuse_mixtures_in_experts(model)
     for name, layer in moe_layers(model):
         layer.scope, layer.local_balance = ProcessScope(everyone, device=mesh.device_type), local_balance
         if isinstance(layer, MoE) and ep_group.size() > 1:
@@ -142,6 +143,18 @@ def sum_in_place(tensors: Iterable[Tensor], group: dist.ProcessGroup) -> None:
             dist.all_reduce(flat, group=group)
         for tensor, part in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
             tensor.copy_(part.view_as(tensor))
+
+
+def _refuse_mixtures_in_experts(model: nn.Module) -> None:
+    """Refuse a mixture that some processes would call and others, whose expert has no rows, not."""
+    for name, layer in moe_layers(model):
+        inner = next(moe_layers(layer.experts), None) if isinstance(layer, MoE) else None
+        if inner is not None:
+            raise ValueError(
+                f"An expert of layer {name or 'MoE'} has a mixture inside it ({inner[0]}). Processes whose tokens do "
+                "not reach that expert would not call it, and the others wait for them. Use one process, or take the "
+                "inner mixture out."
+            )
 
 
 def _spread(name: str, layer: MoE, group: dist.ProcessGroup, rank: int) -> None:

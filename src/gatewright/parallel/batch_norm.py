@@ -15,8 +15,10 @@ class SyncBatchNorm(_BatchNorm):
     """BatchNorm with the mean and variance of all processes' rows, however many each of them has.
 
     https://arxiv.org/abs/1502.03167 algorithm 1, with sums instead of means, so that a process may have no rows at all.
-    Parameters and buffers have the names that they have in torch's. It computes in at least float32, whatever the types
-    of input, parameters and statistics, of which torch's takes no two on the CPU.
+    A single value per channel on all of them together has no variance: running statistics serve for that call, and
+    neither then nor without any rows do they change. Parameters and buffers have the names that they have in torch's.
+    It computes in at least float32, whatever the types of input, parameters and statistics, of which torch's takes no
+    two on the CPU.
     """
 
     scope: BatchScope
@@ -37,15 +39,21 @@ class SyncBatchNorm(_BatchNorm):
         shape = [1, -1, *[1] * (input.dim() - 2)]
         rows = wide.new_tensor(wide.numel() / wide.shape[1])
         total, count = self.scope.sum(wide.sum(dims), rows)
-        mean = total / count
+        mean = total / count.clamp(min=1)
         centred = wide - mean.view(shape)
         (squares,) = self.scope.sum(centred.square().sum(dims))
-        if self.training:
-            self._track(mean, squares / (count - 1).clamp(min=1))
-        output = centred * (squares / count + self.eps).rsqrt().view(shape)
+        variance = squares / count.clamp(min=1)
+        shift = torch.zeros_like(mean)
+        if self.training and self.running_mean is not None and self.running_var is not None:
+            shift = torch.where(count == 1, mean - self.running_mean.to(mean), shift)
+            variance = torch.where(count == 1, self.running_var.to(mean), variance)
+            self._track(mean, squares / (count - 1).clamp(min=1), count)
+        scale = (variance + self.eps).rsqrt()
         if self.affine:
-            output = output * self.weight.view(shape) + self.bias.view(shape)
-        return output.to(input.dtype)
+            scale, shift = scale * self.weight, shift * scale * self.weight + self.bias
+        else:
+            shift = shift * scale
+        return torch.addcmul(shift.view(shape), centred, scale.view(shape)).to(input.dtype)
 
     def _by_running_statistics(self, wide: Tensor) -> Tensor:
         found = (self.running_mean, self.running_var, self.weight, self.bias)
@@ -53,13 +61,15 @@ class SyncBatchNorm(_BatchNorm):
         return F.batch_norm(wide, mean, variance, weight, bias, eps=self.eps)
 
     @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor) -> None:
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
-        self.num_batches_tracked += 1
-        factor = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean), factor)
-        self.running_var.lerp_(variance.to(self.running_var), factor)
+    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        assert self.num_batches_tracked is not None
+        tracked = count > 1
+        self.num_batches_tracked += tracked
+        for running, found in ((self.running_mean, mean), (self.running_var, variance)):
+            assert running is not None
+            batches = self.num_batches_tracked.clamp(min=1).to(running)
+            factor = 1 / batches if self.momentum is None else self.momentum
+            running.lerp_(found.to(running), tracked.to(running) * factor)
 
 
 def synchronize_batch_norm(module: nn.Module, scope: BatchScope, *, leave: Collection[nn.Module] = ()) -> None:

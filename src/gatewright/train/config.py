@@ -83,7 +83,7 @@ class ParallelConfig:
         ep_size: Processes that share the experts of a layer out among them; it divides the number of processes.
         shard: Whether every process keeps all dense parameters, or a shard of each (torch's FSDP2).
         balance: Whether balance statistics are the global batch's or each process's own.
-        batch_norm: Whether BatchNorm outside of experts has the statistics of the global batch, or each process's own.
+        batch_norm: Whether BatchNorm has the statistics of all processes that hold its module, or each process's own.
         timeout: Seconds after which a process that does not hear from the others gives up.
         max_restarts: How often processes that died are started again, from the newest checkpoint.
     """

@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from gatewright.experts import ModuleExperts
 from gatewright.layer import MoE
 from gatewright.models import StartTogether, serving_parameters, together
 from gatewright.parallel import (
@@ -102,21 +103,29 @@ class SeveralProcesses(Processes):
             if isinstance(module, StartTogether) and not module.together:
                 for norm in module.mixture.experts.modules():
                     if isinstance(norm, SyncBatchNorm):
-                        norm.scope = BatchScope()
+                        norm.scope = self._copies_scope(module.mixture)
 
     def _synchronize(self, model: nn.Module) -> None:
-        """Synchronise BatchNorm wherever every process runs the same module: outside of experts.
+        """Synchronise every BatchNorm over the processes that hold its module.
 
-        A spread expert that no other process has a copy of sees all its rows of the global batch where it lives.
+        An expert of which no other process has a copy sees all its rows of the global batch where it lives.
         """
-        everyone = dist.group.WORLD
-        assert everyone is not None
-        scope = ProcessScope(everyone, device=self.mesh.device_type)
-        synchronize_batch_norm(
-            model, scope, leave={layer.experts for layer in model.modules() if isinstance(layer, MoE)}
-        )
-        for layer in together(model):
-            synchronize_batch_norm(layer.first, scope)
+        everyone = ProcessScope(_everyone(), device=self.mesh.device_type)
+        layers = [layer for layer in model.modules() if isinstance(layer, MoE)]
+        synchronize_batch_norm(model, everyone, leave={layer.experts for layer in layers})
+        for together_layer in together(model):
+            synchronize_batch_norm(together_layer.first, everyone)
+        for layer in layers:
+            scope = self._copies_scope(layer)
+            normalized = any(isinstance(module, _BatchNorm) for module in layer.experts.modules())
+            if isinstance(scope, ProcessScope) and isinstance(layer.experts, ModuleExperts) and normalized:
+                layer.experts.call_idle(layer.item_shape)
+                synchronize_batch_norm(layer.experts, scope)
+
+    def _copies_scope(self, layer: MoE) -> BatchScope:
+        """Return the processes that hold copies of the experts that this one holds."""
+        group = self.mesh.get_group("replica") if isinstance(layer.dispatcher, ExpertParallel) else _everyone()
+        return ProcessScope(group, device=self.mesh.device_type) if group.size() > 1 else BatchScope()
 
     def share(self, count: int) -> slice:
         """Return this process's run of a batch's images; the first processes get one more, the last may get none."""
@@ -131,9 +140,7 @@ class SeveralProcesses(Processes):
     def finish_gradients(self, model: nn.Module) -> None:
         """Average the experts' gradients, which DDP leaves alone."""
         shared = [parameter.grad for parameter in serving_parameters(model) if parameter.grad is not None]
-        everyone = dist.group.WORLD
-        assert everyone is not None
-        sum_in_place(shared, everyone)
+        sum_in_place(shared, _everyone())
         average_expert_gradients(model, self.mesh, leave={id(gradient) for gradient in shared})
         for gradient in shared:
             gradient /= self.world
@@ -228,6 +235,12 @@ class SeveralProcesses(Processes):
                 for key in [key for key in tensors if key.startswith(f"{prefix}0.")]:
                     picked[key.replace(f"{prefix}0.", f"{prefix}{own}.", 1)] = tensors[key]
         return picked
+
+
+def _everyone() -> dist.ProcessGroup:
+    group = dist.group.WORLD
+    assert group is not None
+    return group
 
 
 def _spread_layers(model: nn.Module) -> Iterator[MoE]:
