@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from gatewright.train.checkpoint import load_checkpoint, newest_checkpoint
+from tests.train.deepspeeds import installed
 from tests.train.launched import Launched, count_losses, kill_at_random, needs_proc, table
 from tests.train.runs import differences, final_state
 
@@ -15,21 +16,31 @@ STEPS_PER_EPOCH = 21
 MOMENTS = ("training", "writing", "starting")
 
 
+BACKGROUND = "--checkpoint-in-background"
+SHARDED = "--parallel.shard fsdp --parallel.ep-size 1"
+DEEPSPEED = "--engine deepspeed"
+ZERO = "--engine deepspeed --deepspeed.config zero.json --deepspeed.trust-checkpoint"
+
+
 @pytest.mark.parametrize(
-    ("number", "epochs", "background"),
+    ("number", "epochs", "more"),
     [
-        (3, 2, []),
-        pytest.param(3, 2, ["--checkpoint-in-background"], marks=pytest.mark.slow),
-        pytest.param(20, 6, [], marks=pytest.mark.slow),
+        (3, 2, ""),
+        pytest.param(3, 2, BACKGROUND, marks=pytest.mark.slow),
+        pytest.param(3, 2, SHARDED, marks=pytest.mark.slow),
+        pytest.param(3, 2, DEEPSPEED, marks=[pytest.mark.slow, installed]),
+        pytest.param(3, 2, ZERO, marks=[pytest.mark.slow, installed]),
+        pytest.param(20, 6, "", marks=pytest.mark.slow),
     ],
-    ids=["three", "three-in-background", "twenty"],
+    ids=["three", "three-in-background", "three-sharded", "three-deepspeed", "three-zero", "twenty"],
 )
 def test_killed_processes_start_again_and_lose_no_more_than_the_steps_since_the_last_checkpoint(
-    tmp_path, number, epochs, background
+    tmp_path, number, epochs, more
 ):
+    (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 2}}')
     rng = random.Random(number)
     moments = [*MOMENTS, *rng.choices(MOMENTS, weights=(3, 3, 1), k=number - 3)]
-    flags = ("--epochs", epochs, "--parallel.max-restarts", number, *background)
+    flags = ("--epochs", epochs, "--parallel.max-restarts", number, *more.split())
     with Launched(tmp_path / "killed", *flags) as killed:
         kills = kill_at_random(killed, moments, STEPS_PER_EPOCH * epochs, seed=number)
         assert killed.finish() == 0, killed.errors()
@@ -40,7 +51,7 @@ def test_killed_processes_start_again_and_lose_no_more_than_the_steps_since_the_
     differing = differences(final_state(killed.output), final_state(whole.output))
     print(table(kills, differing))
     assert differing == []
-    assert all(kill.lost <= (10 if background else 5) for kill in kills)  # one more may be under way
+    assert all(kill.lost <= (10 if more == BACKGROUND else 5) for kill in kills)  # one more may be under way
     assert [step for step, _ in whole.steps()] == list(range(1, STEPS_PER_EPOCH * epochs + 1))
     for place, kill in enumerate(kills, 1):
         assert f"Process {kill.rank} (pid " in killed.errors()

@@ -58,21 +58,16 @@ class ModuleExperts(Experts):
         """Call each expert that has rows once, on its rows."""
         counts = tokens_per_expert.tolist()
         groups = rows.split([*counts, len(rows) - sum(counts)])
-        calls = [
-            (expert, group)
-            for expert, group in zip(self.experts, groups, strict=False)
-            if len(group) or self._call_idle
-        ]
-        outputs = [expert(group) for expert, group in calls]
-        called = {expert for expert, _ in calls}
-        idle = [p for expert in self.experts if expert not in called for p in expert.parameters()]
+        called = [n > 0 or self._call_idle for n in counts]
+        outputs = [expert(group) for expert, group, call in zip(self.experts, groups, called, strict=False) if call]
+        idle = [p for expert, call in zip(self.experts, called, strict=True) if not call for p in expert.parameters()]
         return _with_zero_gradient(self._join(outputs, groups[-1]), [groups[-1], *idle])
 
     def call_idle(self, item_shape: Shape) -> None:
         """Call experts without rows too, from now on, because something in them waits for their copies elsewhere.
 
         Raises:
-            ValueError: If an expert does not take no rows.
+            ValueError: If an expert cannot be called on none.
         """
         for index, expert in enumerate(self.experts):
             try:

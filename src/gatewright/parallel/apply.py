@@ -68,7 +68,8 @@ def parallelize(model: nn.Module, mesh: DeviceMesh, *, local_balance: bool = Fal
     everyone = dist.group.WORLD
     assert everyone is not None  # a mesh has made it
     ep_group, rank = mesh.get_group("expert"), mesh.get_local_rank("expert")
-    _refuse_mixtures_in_experts(model)
+    if mesh.size() > 1:
+        _refuse_mixtures_in_experts(model)
     for name, layer in moe_layers(model):
         layer.scope, layer.local_balance = ProcessScope(everyone, device=mesh.device_type), local_balance
         if isinstance(layer, MoE) and ep_group.size() > 1:
