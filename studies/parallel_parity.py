@@ -31,8 +31,10 @@ ENGINES = {
     "DDP, SGD": {"experts": "grouped-relu-bias", "optimizer": "sgd"},
     "DDP, averaged weights": {"ema_decay": 0.9},
     "DDP, experts that begin as one": {"split_epoch": 1, "split_at": 10},
+    "DDP, BatchNorm in experts": {"experts": "normalized"},
     "FSDP2, AdamW": {"experts": "modules-different", "shard": "fsdp"},
     "FSDP2, SGD": {"experts": "grouped-relu-bias", "optimizer": "sgd", "shard": "fsdp"},
+    "FSDP2, BatchNorm in experts": {"experts": "normalized", "shard": "fsdp"},
 }
 SIZES = [(4, 4, 1), (4, 4, 2), (4, 4, 3), (4, 4, 8), (4, 2, 1), (2, 2, 4), (1, 1, 4)]  # from, its ep size, to
 
