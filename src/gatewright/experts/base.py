@@ -37,7 +37,8 @@ class Experts(nn.Module, ABC):
     ) -> Float[Tensor, "assignments *out"]:
         """Run each expert on its group of rows; rows past the last group give zeros.
 
-        An expert without rows is not called: its gradient is zero, never None, and its buffers do not change.
+        An expert without rows is not called, unless it waits for copies of itself in other processes: its gradient is
+        zero, never None, and its buffers do not change.
         """
 
     @abstractmethod
