@@ -190,3 +190,15 @@ def refusals():
         except ValueError as error:
             found.append(str(error))
     return found
+
+
+def norms_of_copies(ep_size):
+    """The norm of the same gradients in eight models, whose parameters are at eight places in memory."""
+    torch.manual_seed(0)
+    gradients, found = {}, []
+    for _ in range(8):
+        model = parallelize(make_moe("top-k", "modules", dim=DIM), mesh_of(ep_size))
+        for name, parameter in model.named_parameters():
+            parameter.grad = gradients.setdefault(name, torch.randn_like(parameter)).clone()
+        found.append(total_gradient_norm(model, mesh_of(ep_size)).item())
+    return found

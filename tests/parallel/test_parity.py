@@ -77,3 +77,8 @@ def test_layers_that_cannot_be_spread_are_refused(ranks):
     for few, nested in ranks(2, parity.refusals):
         assert "Layer MoE has 1 experts for 2 processes to share" in few
         assert "An expert of layer 0 has a mixture inside it (experts.0)" in nested
+
+
+def test_the_gradient_norm_has_the_same_bits_wherever_parameters_lie(ranks):
+    for norms in ranks(2, parity.norms_of_copies, 2):
+        assert len(set(norms)) == 1

@@ -58,9 +58,9 @@ class ModuleExperts(Experts):
         """Call each expert that has rows once, on its rows."""
         counts = tokens_per_expert.tolist()
         groups = rows.split([*counts, len(rows) - sum(counts)])
-        called = [n > 0 or self._call_idle for n in counts]
-        outputs = [expert(group) for expert, group, call in zip(self.experts, groups, called, strict=False) if call]
-        idle = [p for expert, call in zip(self.experts, called, strict=True) if not call for p in expert.parameters()]
+        pairs = zip(self.experts, groups, strict=False)
+        outputs = [expert(group) for expert, group in pairs if len(group) or self._call_idle]
+        idle = [p for expert, n in zip(self.experts, counts, strict=True) if n == 0 for p in expert.parameters()]
         return _with_zero_gradient(self._join(outputs, groups[-1]), [groups[-1], *idle])
 
     def call_idle(self, item_shape: Shape) -> None:

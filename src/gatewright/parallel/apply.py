@@ -111,7 +111,9 @@ def total_gradient_norm(model: nn.Module, mesh: DeviceMesh, *, everywhere: Colle
         mesh: The same one.
         everywhere: Experts' parameters of which every process has the same.
     """
-    spread = {parameter for _, parameter in expert_parameters(model)} - set(everywhere)
+    same = set(everywhere)
+    # In order: a sum of squares has other last digits in another one, and a set's differs from run to run.
+    spread = dict.fromkeys(parameter for _, parameter in expert_parameters(model) if parameter not in same)
     equal = (p.grad for p in model.parameters() if p.grad is not None and p not in spread)
     here = (p.grad for p in spread if p.grad is not None)
     whole, part = _norm(equal), _norm(here)
