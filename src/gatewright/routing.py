@@ -112,7 +112,7 @@ class SoftRouting:
     dispatch: Float[Tensor, "groups group_tokens experts slots"]
     combine: Float[Tensor, "groups group_tokens experts slots"]
     sums: RoutingSums
-    scope: BatchScope = ONE_PROCESS
+    scope: BatchScope
 
     @property
     def num_experts(self) -> int:
