@@ -65,6 +65,7 @@ ROUTER_CASES = {
     "expert-dropout": lambda *sizes: ExpertDropout(NoisyTopK(*sizes), 0.4),
     "hierarchical-in-groups": in_two_levels,
     "sinkhorn-sigmoid": partial(Sinkhorn, score="sigmoid"),
+    "top-k-gate-bias": partial(TopK, gate_bias=True),
     "top-k-jitter": partial(TopK, jitter=0.2),
     "top-k-after": partial(TopK, score_after_top_k=True),
     "top-k-normalized": partial(TopK, normalize=True),

@@ -26,8 +26,14 @@ def reference_gates(router, features):
     return REFERENCE_GATES[type(router)](router, features)
 
 
+def logits_of(gate, features):
+    """A gate's logits in one plain product."""
+    logits = features @ gate.weight.t()
+    return logits if gate.bias is None else logits + gate.bias
+
+
 def _noisy_top_k_gates(router, features):
-    logits, noise_std = features @ router.gate.weight.t(), nn.functional.softplus(features @ router.noise.weight.t())
+    logits, noise_std = logits_of(router.gate, features), nn.functional.softplus(features @ router.noise.weight.t())
     noise = BatchScope().normal(logits) if router.training else torch.zeros_like(logits)
     return reference.noisy_top_k(logits, noise_std, noise, router.top_k)
 
@@ -36,11 +42,11 @@ def _top_k_gates(router, features):
     if router.training and router.jitter:
         features = features * (1 + router.jitter * (2 * BatchScope().uniform(features) - 1))
     variant = {"score": router.score, "score_after_top_k": router.score_after_top_k, "normalize": router.normalize}
-    return reference.top_k(features @ router.gate.weight.t(), router.top_k, **variant)
+    return reference.top_k(logits_of(router.gate, features), router.top_k, **variant)
 
 
 def _biased_gates(router, features):
-    logits, bias = features @ router.gate.weight.t(), router.expert_bias.bias
+    logits, bias = logits_of(router.gate, features), router.expert_bias.bias
     settings = {"score": router.score, "normalize": router.normalize, "scale": router.scale}
     return reference.group_limited(logits, bias, router.top_k, **settings)
 
@@ -48,11 +54,11 @@ def _biased_gates(router, features):
 def _group_limited_gates(router, features):
     names = ("num_groups", "top_k_groups", "score", "group_score", "normalize", "scale")
     settings = {name: getattr(router, name) for name in names}
-    return reference.group_limited(features @ router.gate.weight.t(), router.expert_bias.bias, router.top_k, **settings)
+    return reference.group_limited(logits_of(router.gate, features), router.expert_bias.bias, router.top_k, **settings)
 
 
 def _expert_choice_gates(router, features):
-    scores = reference.top_k(features @ router.gate.weight.t(), router.num_experts)
+    scores = reference.top_k(logits_of(router.gate, features), router.num_experts)
     if router.training:
         mask = reference.batchwise_mask(scores, router.top_k)
     else:
@@ -61,7 +67,7 @@ def _expert_choice_gates(router, features):
 
 
 def _sinkhorn_gates(router, features):
-    logits = features @ router.gate.weight.t()
+    logits = logits_of(router.gate, features)
     plan = reference.sinkhorn(logits, router.tolerance, router.max_iterations).log() if router.training else logits
     scores = reference.top_k(logits, router.num_experts, score=router.score)
     return scores * (reference.top_k(plan, router.top_k) > 0)  # of the k largest entries in each row
@@ -74,7 +80,7 @@ def levels(router, features):
         if level.gate is None:
             drawn.append((features.new_zeros(len(features), level.num_gates),) * 3)
             continue
-        logits, noise_std = features @ level.gate.weight.t(), nn.functional.softplus(features @ level.noise.weight.t())
+        logits, noise_std = logits_of(level.gate, features), nn.functional.softplus(features @ level.noise.weight.t())
         noise = BatchScope().normal(logits, stream) if router.training else torch.zeros_like(logits)
         drawn.append((logits, noise_std, noise))
     return drawn

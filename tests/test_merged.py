@@ -209,7 +209,7 @@ def test_it_is_a_routed_layer():
     assert not layer.routing.weight.requires_grad
     seen = class_by_expert(layer.routing, labels, 3)
     assert seen.sum(1).tolist() == [6, 6, 6]  # each class had 3 images, and each of them 2 experts
-    assert_close(seen.sum(0).float(), layer.routing.sums.tokens_per_expert)
+    assert_close(seen.sum(0), layer.routing.sums.tokens_per_expert)
 
 
 def test_it_prints_its_parts():

@@ -9,18 +9,18 @@ from torch.testing import assert_close
 from gatewright import RoutingSums, metrics
 
 
-def sums(*tokens_per_expert, num_tokens=4.0, entropy=0.0, dropped=0.0):
+def sums(*tokens_per_expert, num_tokens=4, entropy=0.0, dropped=0):
     counts, zero = torch.tensor(tokens_per_expert), torch.zeros(len(tokens_per_expert))
     scalars = [torch.tensor(value) for value in (0.0, entropy, dropped)]
-    flat = torch.zeros(0), torch.zeros(0), torch.tensor(0.0)
+    flat = torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.tensor(0.0)
     return RoutingSums(torch.tensor(num_tokens), counts, zero, zero, zero, *scalars, *flat)
 
 
 CASES = {
-    "even": sums(2.0, 2.0, 2.0, 2.0),
-    "one": sums(0.0, 3.0, 0.0, 0.0),
-    "uneven": sums(3.0, 1.0, 0.0),
-    "nothing": sums(0.0, 0.0, 0.0, num_tokens=0.0),
+    "even": sums(2, 2, 2, 2),
+    "one": sums(0, 3, 0, 0),
+    "uneven": sums(3, 1, 0),
+    "nothing": sums(0, 0, 0, num_tokens=0),
 }
 
 

@@ -1,14 +1,14 @@
 """The layer: route, dispatch, experts, combine. The only file that sees all four nouns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from gatewright.dispatch import Dispatcher, Dropless, SoftDispatch
 from gatewright.experts import Experts
-from gatewright.experts.base import check_output_shape
-from gatewright.routed import RoutedLayer
+from gatewright.experts.base import check_experts, check_output_shape
+from gatewright.routed import Coefficients, RoutedLayer
 from gatewright.routers import Router
 
 
@@ -29,15 +29,16 @@ class MoE(RoutedLayer):
         item_shape: Shape of what is dispatched; an int stands for one dimension. By default ``(router.dim,)``.
         dispatcher: How tokens travel; by default `Dropless`, or `SoftDispatch` for a dense router. Evaluation drops
             nothing, whatever the dispatcher.
-        losses: Coefficient per auxiliary loss, by its name in `gatewright.losses.LOSSES`; by default the router's own
-            (``router.default_losses``). An empty mapping turns them off.
+        losses: Coefficient per auxiliary loss, by its name in `gatewright.losses.LOSSES` or by a function of your own
+            from `RoutingSums` to a scalar; by default the router's own (``router.default_losses``). An empty mapping
+            turns them off.
         shared: A module applied to every item, dropped or not, and added with weight 1. Several shared experts are one
             wider module: https://arxiv.org/abs/2401.06066 section 3.2.
 
     Raises:
-        ValueError: If router and experts disagree on their number, or router and dispatcher on the kind of routing;
-            experts do not take the items or return different shapes; the shared expert does not fit them, or a loss is
-            unknown.
+        ValueError: If router, experts or dispatcher are something else; router and experts disagree on their number, or
+            router and dispatcher on the kind of routing; experts do not take the items or return different shapes; the
+            shared expert does not fit them, or a loss is unknown.
     """
 
     def __init__(
@@ -47,10 +48,11 @@ class MoE(RoutedLayer):
         *,
         item_shape: int | Sequence[int] | None = None,
         dispatcher: Dispatcher | None = None,
-        losses: Mapping[str, float] | None = None,
+        losses: Coefficients | None = None,
         shared: nn.Module | None = None,
     ) -> None:
         super().__init__(router, losses, item_shape)
+        check_experts(experts)
         self.check_num_experts(experts.num_experts)
         self.experts, self.shared, self.dispatcher = experts, shared, _dispatcher_for(router, dispatcher)
         self.output_shape = experts.output_shape(self.item_shape)
@@ -77,11 +79,12 @@ class MoE(RoutedLayer):
         beside = None if self.shared is None else self.shared(items)  # while the rows travel
         batch = self.dispatcher.arrive(batch)
         rows = self.experts(batch.rows, batch.tokens_per_expert)
-        output = self.dispatcher.combine(rows, batch, len(items))
+        output = self.dispatcher.combine(rows, batch, items.shape[0])
         if beside is not None:
             output = output + beside
-        self.record(batch.routing)
-        return self.like_batch(output, x)
+        output = self.like_batch(output, x)
+        self.record(batch.routing, output)
+        return output
 
     def extra_repr(self) -> str:
         """Show the dispatcher and the losses when a model is printed."""
@@ -92,6 +95,10 @@ def _dispatcher_for(router: Router, dispatcher: Dispatcher | None) -> Dispatcher
     """Choose a dispatcher that takes what the router makes, or refuse one that does not."""
     if dispatcher is None:
         return SoftDispatch() if router.dense else Dropless()
+    if not isinstance(dispatcher, Dispatcher):
+        raise ValueError(
+            f"A dispatcher is a gatewright.Dispatcher; got {dispatcher!r}. Leave it out, or pass Capacity()."
+        )
     if dispatcher.dense != router.dense:
         takes, fits = ("Routing", "SoftDispatch()") if router.dense else ("SoftRouting", "Dropless() or Capacity()")
         raise ValueError(

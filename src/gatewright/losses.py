@@ -53,7 +53,8 @@ def load_balance_loss(sums: RoutingSums) -> Float[Tensor, ""]:
     ``f_e`` is the share of assignments that chose expert e, dropped or not, without gradient; ``P_e`` its mean
     probability. For top_k above 1 the share is over tokens x top_k, so that an even load gives exactly 1.
     """
-    share = sums.tokens_per_expert / sums.tokens_per_expert.sum().clamp(min=1)
+    counts = sums.tokens_per_expert.to(sums.probs.dtype)
+    share = counts / counts.sum().clamp(min=1)
     mean_probs = sums.probs / sums.num_tokens.clamp(min=1)
     return len(share) * (share.detach() * mean_probs).sum()
 

@@ -1,6 +1,6 @@
 """Merged experts: parameters are mixed for each item, and one expert runs with the mixture."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Num
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from gatewright.experts.base import make_modules, output_shape_of
-from gatewright.routed import RoutedLayer
+from gatewright.routed import Coefficients, RoutedLayer
 from gatewright.routers import Router
 from gatewright.routing import Routing
 
@@ -45,7 +45,7 @@ class MergedMoE(RoutedLayer):
         num_experts: int | None = None,
         *,
         item_shape: int | Sequence[int] | None = None,
-        losses: Mapping[str, float] | None = None,
+        losses: Coefficients | None = None,
     ) -> None:
         super().__init__(router, losses, item_shape)
         if router.dense:
@@ -77,9 +77,10 @@ class MergedMoE(RoutedLayer):
         items = self.flat_items(x)
         routing = self.route_features(x if features is None else features, self.batch_shape(x))
         assert isinstance(routing, Routing)
-        output = self._run(items, self.mixed_parameters(routing, len(items)))
-        self.record(routing)
-        return self.like_batch(output, x)
+        output = self._run(items, self.mixed_parameters(routing, items.shape[0]))
+        output = self.like_batch(output, x)
+        self.record(routing, output)
+        return output
 
     def mixed_parameters(self, routing: Routing, num_tokens: int) -> dict[str, Float[Tensor, "tokens *shape"]]:
         """Return ``theta(x)`` of each token, by parameter; mixed in at least float32."""
@@ -92,7 +93,7 @@ class MergedMoE(RoutedLayer):
     def _run(self, items: Tensor, parameters: dict[str, Tensor]) -> Float[Tensor, "tokens *out"]:
         """Call the first expert once for each item, with the parameters of that item, all in one go."""
         items, parameters = _autocast(items), {name: _autocast(values) for name, values in parameters.items()}
-        if len(items) == 0:  # A convolution of no items is refused by vmap. The sums keep gradients zero, not None.
+        if items.shape[0] == 0:  # A convolution of no items is refused by vmap. The sums keep gradients zero, not None.
             unused = (tensor.sum() for tensor in (items, *parameters.values()))
             return sum(unused, items.new_zeros(0, *self.output_shape))
         # Autocast does not reach through vmap to every operation, a convolution among them.

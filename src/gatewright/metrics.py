@@ -9,7 +9,8 @@ from gatewright.routing import RoutingSums
 
 def load_share(sums: RoutingSums) -> Float[Tensor, " experts"]:
     """Share of assignments per expert; sums to 1, or to 0 where nothing was routed."""
-    return sums.tokens_per_expert / sums.tokens_per_expert.sum().clamp(min=1)
+    counts = sums.tokens_per_expert.to(sums.probs.dtype)
+    return counts / counts.sum().clamp(min=1)
 
 
 def load_cv(sums: RoutingSums) -> Float[Tensor, ""]:
@@ -40,7 +41,8 @@ def router_entropy(sums: RoutingSums) -> Float[Tensor, ""]:
 
 def drop_rate(sums: RoutingSums) -> Float[Tensor, ""]:
     """Share of assignments that a capacity limit or expert dropout discarded."""
-    return sums.dropped / sums.tokens_per_expert.sum().clamp(min=1)
+    dropped, made = (count.to(sums.probs.dtype) for count in (sums.dropped, sums.tokens_per_expert.sum()))
+    return dropped / made.clamp(min=1)
 
 
 def dead_experts(sums: RoutingSums) -> Bool[Tensor, " experts"]:

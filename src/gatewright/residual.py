@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gatewright.experts.base import check_output_shape
 from gatewright.routed import RoutedLayer
-from gatewright.routers.base import gate_logits
+from gatewright.routers.base import gate_logits, zero_gate
 
 
 class ResidualMixture(nn.Module):
@@ -23,16 +23,19 @@ class ResidualMixture(nn.Module):
             the input itself is added.
 
     Raises:
-        ValueError: If the branch does not take the mixture's items, or its outputs differ in shape from the mixture's.
+        ValueError: If the mixture is none, or the branch does not take its items or returns another shape.
     """
 
     def __init__(self, moe: RoutedLayer, branch: nn.Module | None = None) -> None:
         super().__init__()
+        if not isinstance(moe, RoutedLayer):
+            raise ValueError(
+                f"The mixture is a gatewright.MoE or gatewright.MergedMoE; got {type(moe).__name__}. The dense module "
+                "goes second: ResidualMixture(moe, branch)."
+            )
         self.moe, self.branch = moe, nn.Identity() if branch is None else branch
         check_output_shape("the branch", self.branch, moe.item_shape, moe.output_shape)
-        self.coefficient = nn.Linear(math.prod(moe.item_shape), 2)
-        nn.init.zeros_(self.coefficient.weight)
-        nn.init.zeros_(self.coefficient.bias)
+        self.coefficient = zero_gate(math.prod(moe.item_shape), 2, bias=True)
 
     def forward(
         self, x: Float[Tensor, "*batch_and_item"], features: Num[Tensor, "*batch_and_features"] | None = None
@@ -44,12 +47,13 @@ class ResidualMixture(nn.Module):
             features: What the mixture's router looks at, as in `MoE`; the coefficient looks at the items.
         """
         items = self.moe.flat_items(x)
-        mixed, kept = self.moe(x, features).reshape(len(items), *self.moe.output_shape), self.branch(items)
-        shares = self.shares(items).view(len(items), 2, *[1] * len(self.moe.output_shape))
+        num_tokens = items.shape[0]
+        mixed, kept = self.moe(x, features).reshape(num_tokens, *self.moe.output_shape), self.branch(items)
+        shares = self.shares(items).view(num_tokens, 2, *[1] * len(self.moe.output_shape))
         output = shares[:, 0] * mixed + shares[:, 1] * kept
         return self.moe.like_batch(output.to(torch.promote_types(mixed.dtype, kept.dtype)), x)
 
     def shares(self, items: Float[Tensor, "tokens *item"]) -> Float[Tensor, "tokens 2"]:
         """Return the shares of mixture and branch, which add up to 1."""
-        flat = items.reshape(len(items), self.coefficient.in_features)
-        return (gate_logits(flat, self.coefficient) + self.coefficient.bias).softmax(-1)
+        flat = items.reshape(items.shape[0], math.prod(self.moe.item_shape))
+        return gate_logits(flat, self.coefficient).softmax(-1)

@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,11 +11,28 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gatewright.experts.base import Shape
+from gatewright.internals import backward_id, in_transform, outside_transforms, without_transforms
 from gatewright.losses import LOSSES
 from gatewright.names import known
 from gatewright.routers import Router
 from gatewright.routing import Routing, RoutingSums, SoftRouting
 from gatewright.scope import BatchScope, noise_key
+from gatewright.untaken import Mark, Untaken
+
+Loss = Callable[[RoutingSums], Tensor]
+"""An auxiliary loss: a function of a batch's sums, unweighted."""
+
+Coefficients = Mapping[str, float] | Mapping[str | Loss, float]
+
+TRACED = (
+    "torch.jit.trace would keep the routes of its example for ever, and give other inputs wrong outputs. Use "
+    "torch.export.export, or torch.onnx.export(..., dynamo=True)."
+)
+
+NO_WEIGHT = (
+    "{name} has no {attribute}: every expert has its own. If torch.nn.TransformerEncoderLayer asks, whose fast path "
+    "reads it in evaluation, call torch.backends.mha.set_fastpath_enabled(False) first."
+)
 
 REENTRANT = (
     "MoE layer ran in training without gradients, so its auxiliary losses are lost: either under torch.no_grad(), or "
@@ -29,11 +46,12 @@ class RoutedLayer(nn.Module):
 
     Args:
         router: Who goes where.
-        losses: Coefficient per auxiliary loss; None takes the router's own.
+        losses: Coefficient per auxiliary loss, by its name in `gatewright.losses.LOSSES` or by a function of your own
+            from `RoutingSums` to a scalar; None takes the router's own.
         item_shape: Shape of one item; an int stands for one dimension, None for ``(router.dim,)``.
 
     Raises:
-        ValueError: If a loss is unknown, or its coefficient not finite.
+        ValueError: If the router is none, a loss is unknown, or its coefficient not finite.
     """
 
     item_shape: Shape
@@ -45,30 +63,36 @@ class RoutedLayer(nn.Module):
     """The last forward's routing without its graph, grouped by expert and with what was dropped; a view for metrics."""
 
     def __init__(
-        self, router: Router, losses: Mapping[str, float] | None, item_shape: int | Sequence[int] | None = None
+        self, router: Router, losses: Coefficients | None, item_shape: int | Sequence[int] | None = None
     ) -> None:
         super().__init__()
+        check_router(router)
         self.router = router
         shape = (router.dim,) if item_shape is None else item_shape
         self.item_shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        self.losses = dict(router.default_losses if losses is None else losses)
+        given = router.default_losses if losses is None else losses
+        asked: dict[str | Loss, float] = dict(given.items())
+        own = {loss.__name__: loss for loss in asked if callable(loss)}
+        self._loss_functions: dict[str, Loss] = {**LOSSES, **own}
+        self.losses = {loss.__name__ if callable(loss) else loss: float(asked[loss]) for loss in asked}
         for name, coefficient in self.losses.items():
-            known(name, LOSSES, "auxiliary loss")
+            known(name, self._loss_functions, "auxiliary loss")
             if not math.isfinite(coefficient):
                 raise ValueError(f"The coefficient of an auxiliary loss is finite; got {coefficient} for {name}.")
         self.scope, self.local_balance = BatchScope(), False
         self.routing = None
         self.loss_values: dict[str, Tensor] = {}
-        self._pending: list[RoutingSums] = []
+        self._untaken: list[Untaken] = []
         self._lost = False
 
     def take_losses(self) -> dict[str, Tensor]:
         """Return each auxiliary loss, unweighted, of the training forwards since the last call, and forget them."""
-        pending, self._pending = self._pending, []
-        if not pending and self.training and self._lost:
+        untaken, self._untaken = [each.sums for each in self._untaken if not each.is_spent()], []
+        if not untaken and self.training and self._lost:
             raise RuntimeError(REENTRANT)
-        batches = pending if self.local_balance else [sums.over(self.scope) for sums in pending]
-        losses = {name: sum((LOSSES[name](sums) for sums in batches), torch.zeros(())) for name in self.losses}
+        batches = untaken if self.local_balance else [sums.over(self.scope) for sums in untaken]
+        functions = {name: self._loss_functions[name] for name in self.losses}
+        losses = {name: sum((loss(sums) for sums in batches), _zero()) for name, loss in functions.items()}
         self.loss_values = {name: loss.detach() for name, loss in losses.items()}
         return losses
 
@@ -89,7 +113,10 @@ class RoutedLayer(nn.Module):
 
         Raises:
             ValueError: If these are not floating-point items of ``item_shape``.
+            RuntimeError: If the layer is traced by `torch.jit.trace`.
         """
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            raise RuntimeError(TRACED)
         if not x.is_floating_point():
             raise ValueError(
                 f"{type(self).__name__} takes floating-point items; got {x.dtype}. Convert with x.float() first."
@@ -124,19 +151,44 @@ class RoutedLayer(nn.Module):
         routing: Routing | SoftRouting = self.router(features.reshape(num_tokens, self.router.dim), self.scope)
         return routing
 
-    def record(self, routing: Routing | SoftRouting) -> None:
-        """Keep what losses and metrics read; a forward that runs again inside backward records nothing."""
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+    def record(self, routing: Routing | SoftRouting, output: Tensor) -> None:
+        """Keep what losses and metrics read; a forward that runs again inside backward records nothing.
+
+        Args:
+            routing: What was routed where.
+            output: What the layer returns.
+        """
+        if torch.compiler.is_exporting():
+            return
+        if not torch.compiler.is_compiling() and backward_id() != -1:
             if self.training and self._lost:
                 raise RuntimeError(REENTRANT)
             return
-        self.routing = routing.detach()
-        if self.training:
-            self.router.record(self.routing.sums)
+        if in_transform():  # Its tensors are of no use after it, so no routing is kept.
+            self.routing, sums = None, routing.sums.map(without_transforms)
+            with outside_transforms():
+                self._note_training(sums.detach())
+        else:
+            self.routing = routing.detach()
+            self._note_training(self.routing.sums)
         if self.training and self.losses:
             self._lost = not torch.is_grad_enabled()
             if not self._lost:
-                self._pending.append(routing.sums)
+                self._wait_for_losses(routing.sums, output)
+
+    def _note_training(self, sums: RoutingSums) -> None:
+        """Let the router take note of a training forward, and go on to the next one's noise."""
+        if self.training:
+            self.router.record(sums)
+            self.scope.next_forward()
+
+    def _wait_for_losses(self, sums: RoutingSums, output: Tensor) -> None:
+        """Keep the sums until their losses are taken, or no backward pass can come to them any more."""
+        self._untaken = [each for each in self._untaken if not each.is_abandoned()]
+        if torch.compiler.is_compiling() and not any(parameter.requires_grad for parameter in self.parameters()):
+            self._untaken.clear()  # Nothing marks a compiled output, and a frozen layer's losses may wait for ever.
+        marks = not torch.compiler.is_compiling() and not in_transform()
+        self._untaken.append(Untaken(sums, Mark(output) if marks else None))
 
     def watch(self) -> None:
         """See to it that a gradient which arrives before the losses were taken is an error."""
@@ -147,12 +199,32 @@ class RoutedLayer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the last batch out of copies and pickles."""
-        return {**self.__dict__, "routing": None, "loss_values": {}, "_pending": [], "_lost": False}
+        return {**self.__dict__, "routing": None, "loss_values": {}, "_untaken": [], "_lost": False}
+
+    def __getattr__(self, name: str) -> Any:
+        """Say where the weights are to whoever takes the layer for an `nn.Linear`."""
+        if name in ("weight", "bias"):
+            raise AttributeError(NO_WEIGHT.format(name=type(self).__name__, attribute=name))
+        return super().__getattr__(name)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Watch the copy's parameters as the original's are watched."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.watch()
+
+
+def check_router(router: object) -> None:
+    """Refuse what is not a router.
+
+    Raises:
+        ValueError: If it is not a `gatewright.Router`.
+    """
+    if not isinstance(router, Router):
+        raise ValueError(
+            "A router is a gatewright.Router, a module that chooses experts for every token and says how much each "
+            f"counts; got {type(router).__name__}. Pass one, such as gatewright.TopK(dim, num_experts, top_k=2), which "
+            "has a linear layer of its own."
+        )
 
 
 def moe_layers(model: nn.Module) -> Iterator[tuple[str, RoutedLayer]]:
@@ -174,7 +246,7 @@ def aux_loss(model: nn.Module) -> Float[Tensor, ""]:
     if not layers:
         raise ValueError("aux_loss found no MoE layer in this model; pass the model that contains them.")
     taken = [(layer.losses[name], loss) for layer in layers for name, loss in layer.take_losses().items()]
-    return sum((coefficient * loss for coefficient, loss in taken), torch.zeros(()))
+    return sum((coefficient * loss for coefficient, loss in taken), _zero())
 
 
 def end_step(model: nn.Module) -> None:
@@ -192,21 +264,22 @@ def seed_noise(model: nn.Module, seed: int, step: int) -> None:
 
     It then does not depend on how a batch is split over processes, nor on what else draws random numbers; micro-batches
     are batches of their own. Call it before every forward with another ``step``: the same numbers give the same noise.
-    Without it noise comes from torch's generator.
+    A layer that is called several times in one forward draws other noise each time. Activation checkpointing finds the
+    noise of the forward that it runs again. Without this call noise comes from torch's generator.
     """
     for place, (_, layer) in enumerate(moe_layers(model)):
-        key = noise_key(seed, step, place)
-        if layer.scope.key is None:
-            layer.scope.key = torch.tensor(key)
-        else:
-            layer.scope.key.fill_(key)
+        layer.scope.set_key(noise_key(seed, step, place))
 
 
 def _refuse_untaken_losses(layer: "weakref.ref[RoutedLayer]", gradient: Tensor) -> None:
     moe = layer()
-    if moe is not None and moe._pending:
-        moe._pending.clear()  # They belong to the step that fails here; the next one is not to take them too.
+    if moe is not None and any(each.is_forgotten() for each in moe._untaken):
+        moe._untaken.clear()  # They belong to the step that fails here; the next one is not to take them too.
         raise RuntimeError(
             "backward ran before this MoE layer's auxiliary loss was taken, so its experts would go unbalanced. Add it "
             "to the loss: loss = task_loss + gatewright.aux_loss(model). To train without, pass losses={} to MoE."
         )
+
+
+def _zero() -> Float[Tensor, ""]:
+    return torch.zeros((), dtype=torch.float32)

@@ -1,10 +1,12 @@
 """The records that pass between the four nouns: a list of assignments, or weights, and the sums that losses read."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Self
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from gatewright.scope import ONE_PROCESS, BatchScope
@@ -15,11 +17,12 @@ class RoutingSums:
     """What losses and metrics need of a batch, as sums over its tokens.
 
     Every field is additive: the record of two batches is the sum of their records, so a loss over a global batch is one
-    all-reduce of sums.
+    all-reduce of sums. Counts are integers and exact; the other sums are of the logits' type, at least float32.
 
     Args:
-        num_tokens: how many tokens were routed.
-        tokens_per_expert: assignments per expert, as the router chose them, before any is dropped.
+        num_tokens: How many tokens were routed.
+        tokens_per_expert: Assignments per expert, as the router chose them, before any is dropped; sums of weights
+            where a router mixes tokens.
         importance: Sum of weights per expert, ``Importance(X)`` of https://arxiv.org/abs/1701.06538 eq. 6.
         load: Smooth estimate of the assignments per expert, ``Load(X)`` of the same paper, eq. 10; the count itself
             where the router draws no noise.
@@ -32,16 +35,16 @@ class RoutingSums:
         threshold: Sum of what learned thresholds miss the batch's own by, https://arxiv.org/abs/1701.06538 appendix F.
     """
 
-    num_tokens: Float[Tensor, ""]
-    tokens_per_expert: Float[Tensor, " experts"]
+    num_tokens: Int[Tensor, ""]
+    tokens_per_expert: Num[Tensor, " experts"]
     importance: Float[Tensor, " experts"]
     load: Float[Tensor, " experts"]
     probs: Float[Tensor, " experts"]
     router_z: Float[Tensor, ""]
     entropy: Float[Tensor, ""]
-    dropped: Float[Tensor, ""]
+    dropped: Int[Tensor, ""]
     group_load: Float[Tensor, " groups"]
-    group_tokens: Float[Tensor, " groups"]
+    group_tokens: Int[Tensor, " groups"]
     threshold: Float[Tensor, ""]
 
     def __add__(self, other: Self) -> Self:
@@ -52,9 +55,13 @@ class RoutingSums:
         """Add up over the processes of a scope, in one reduction."""
         return type(self)(*scope.sum(*(getattr(self, field.name) for field in fields(self))))
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """Apply a function to every sum."""
+        return type(self)(*(function(getattr(self, field.name)) for field in fields(self)))
+
     def detach(self) -> Self:
         """Return the same sums without their graph."""
-        return type(self)(*(getattr(self, field.name).detach() for field in fields(self)))
+        return self.map(Tensor.detach)
 
 
 @dataclass(frozen=True)
@@ -70,12 +77,16 @@ class Routing:
         expert_index: Which expert, in ``[0, num_experts]``; the last value marks a dropped one.
         weight: What multiplies the expert's output for this token; at least float32.
         sums: The batch's additive statistics.
+        logits: The router's logits of every token, without noise; None where a router of your own leaves them out.
+        probs: Its probabilities over all experts; each row sums to 1. None as above.
     """
 
     token_index: Int[Tensor, " assignments"]
     expert_index: Int[Tensor, " assignments"]
     weight: Float[Tensor, " assignments"]
     sums: RoutingSums
+    logits: Float[Tensor, "tokens experts"] | None = None
+    probs: Float[Tensor, "tokens experts"] | None = None
 
     @property
     def num_experts(self) -> int:
@@ -84,7 +95,8 @@ class Routing:
 
     def detach(self) -> Self:
         """Return the same routing without its graph."""
-        return replace(self, weight=self.weight.detach(), sums=self.sums.detach())
+        logits, probs = (None if tensor is None else tensor.detach() for tensor in (self.logits, self.probs))
+        return replace(self, weight=self.weight.detach(), sums=self.sums.detach(), logits=logits, probs=probs)
 
     def drop(self, dropped_mask: Bool[Tensor, " assignments"]) -> Self:
         """Discard the masked assignments; a token that loses all of them gets zero from the layer."""
@@ -107,12 +119,14 @@ class SoftRouting:
         combine: What multiplies a slot's output for a token; over all slots it sums to 1.
         sums: The batch's additive statistics, where a token counts for each expert by its weight.
         scope: Over which the slots are filled: where a group is spread over processes, these.
+        logits: Of every token, over the slots of all experts.
     """
 
     dispatch: Float[Tensor, "groups group_tokens experts slots"]
     combine: Float[Tensor, "groups group_tokens experts slots"]
     sums: RoutingSums
     scope: BatchScope
+    logits: Float[Tensor, "tokens all_slots"]
 
     @property
     def num_experts(self) -> int:
@@ -126,7 +140,8 @@ class SoftRouting:
 
     def detach(self) -> Self:
         """Return the same routing without its graph."""
-        return replace(self, dispatch=self.dispatch.detach(), combine=self.combine.detach(), sums=self.sums.detach())
+        dispatch, combine, logits = (tensor.detach() for tensor in (self.dispatch, self.combine, self.logits))
+        return replace(self, dispatch=dispatch, combine=combine, logits=logits, sums=self.sums.detach())
 
 
 def soft_routing(
@@ -144,21 +159,21 @@ def soft_routing(
         scope: As in `SoftRouting`.
     """
     weight = combine.sum(-1).flatten(0, 1)
-    per_expert, none, flat = weight.sum(0), logits.new_zeros(()), logits.new_zeros(0)
+    per_expert, count = weight.sum(0), partial(torch.zeros, dtype=torch.int64, device=logits.device)
     sums = RoutingSums(
-        num_tokens=logits.new_full((), len(logits)),
+        num_tokens=count(()) + logits.shape[0],
         tokens_per_expert=per_expert,
         importance=per_expert,
         load=per_expert,
         probs=per_expert,
         router_z=logits.logsumexp(-1).square().sum(),
         entropy=torch.special.entr(weight).sum(),
-        dropped=none,
-        group_load=flat,
-        group_tokens=flat,
-        threshold=none,
+        dropped=count(()),
+        group_load=logits.new_zeros(0),
+        group_tokens=count(0),
+        threshold=logits.new_zeros(()),
     )
-    return SoftRouting(dispatch, combine, sums, scope)
+    return SoftRouting(dispatch, combine, sums, scope, logits)
 
 
 def top_k_routing(
@@ -201,25 +216,25 @@ def flat_routing(
         load: As in `top_k_routing`.
     """
     num_tokens, num_experts = logits.shape
-    none = logits.new_zeros(())
-    tokens_per_expert = _per_expert(torch.ones_like(weight, dtype=logits.dtype), expert_index, num_experts)
+    tokens_per_expert = _per_expert(torch.ones_like(expert_index), expert_index, num_experts)
+    count = partial(torch.zeros, dtype=torch.int64, device=logits.device)
     sums = RoutingSums(
-        num_tokens=logits.new_full((), num_tokens),
+        num_tokens=count(()) + num_tokens,
         tokens_per_expert=tokens_per_expert,
         importance=_per_expert(weight, expert_index, num_experts),
-        load=tokens_per_expert if load is None else load.sum(0),
+        load=tokens_per_expert.to(logits.dtype) if load is None else load.sum(0),
         probs=probs.sum(0),
         router_z=logits.logsumexp(-1).square().sum(),
         entropy=torch.special.entr(probs).sum(),
-        dropped=none,
+        dropped=count(()),
         group_load=logits.new_zeros(0),
-        group_tokens=logits.new_zeros(0),
-        threshold=none,
+        group_tokens=count(0),
+        threshold=logits.new_zeros(()),
     )
-    return Routing(token_index, expert_index, weight, sums)
+    return Routing(token_index, expert_index, weight, sums, logits, probs)
 
 
-def _per_expert(values: Tensor, expert_index: Tensor, num_experts: int) -> Float[Tensor, " experts"]:
+def _per_expert(values: Tensor, expert_index: Tensor, num_experts: int) -> Num[Tensor, " experts"]:
     """Add up values by expert, without those of assignments that were not made."""
     sums = values.new_zeros(num_experts + 1).index_add(0, expert_index, values)
     return sums[:-1].clone()  # A view would confuse torch.compile where its detached twin is kept as well.

@@ -6,6 +6,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gatewright.internals import backward_id, saves_by_hooks
+
+REPLAYED_FORWARDS = 1024
+"""Checkpointed forwards of which a scope remembers the noise key until they run again."""
+
+LOST_KEY = (
+    "Activation checkpointing runs a forward of this layer again, and its noise key is not to be found: either it was "
+    f"more than {REPLAYED_FORWARDS} forwards ago, or torch's generator was not restored. Leave preserve_rng_state=True "
+    "in torch.utils.checkpoint.checkpoint, which is its default, or do without gatewright.seed_noise."
+)
+
 _WORD = 1 << 64
 _GAMMA = 0x9E3779B97F4A7C15
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
@@ -19,11 +30,13 @@ class BatchScope:
 
     Args:
         key: What noise is a function of, beside the token's number: a 64-bit integer. By default one is drawn from
-            torch's generator whenever noise is asked for.
+            torch's generator whenever noise is asked for. Each training forward of a layer has a key of its own: the
+            first one this, the next one a hash of it, and so on.
     """
 
     def __init__(self, key: Int[Tensor, ""] | None = None) -> None:
         self.key = key
+        self._replayed: dict[int, Tensor] = {}
 
     def token_offset(self, num_tokens: int) -> int:
         """Return how many tokens of the global batch stand before this process's."""
@@ -39,22 +52,53 @@ class BatchScope:
 
     def uniform(self, like: Float[Tensor, "tokens columns"], stream: int = 0) -> Float[Tensor, "tokens columns"]:
         """Draw from the open interval (0, 1), in 23-bit steps; another ``stream`` gives other numbers."""
-        return _fraction(self._bits(like, stream) >> 40).to(like.dtype)
+        return _fraction(self._bits(like, stream) >> 40, like.dtype).to(like.dtype)
 
     def normal(self, like: Float[Tensor, "tokens columns"], stream: int = 0) -> Float[Tensor, "tokens columns"]:
         """Draw from the standard normal distribution, within 5.8 deviations: the Box-Muller transform."""
         bits = self._bits(like, stream)
-        radius = (-2 * _fraction(bits >> 40).log()).sqrt()
-        return (radius * (2 * math.pi * _fraction(bits >> 16)).cos()).to(like.dtype)
+        radius = (-2 * _fraction(bits >> 40, like.dtype).log()).sqrt()
+        return (radius * (2 * math.pi * _fraction(bits >> 16, like.dtype)).cos()).to(like.dtype)
 
     def draw_key(self, device: torch.device) -> Int[Tensor, ""]:
         """Draw a key from torch's generator."""
         return torch.randint(2**62, (), device=device)
 
+    def set_key(self, key: int) -> None:
+        """Draw the noise of the next forward from this key."""
+        if self.key is None:
+            self.key = torch.tensor(key, device="cpu")
+        else:
+            self.key.fill_(key)
+
+    def next_forward(self) -> None:
+        """Go on to the key of the next forward, where there is a key."""
+        if self.key is not None:
+            self.key.copy_(splitmix64(self.key + _signed(_GAMMA)))
+
+    def _forward_key(self, device: torch.device) -> Int[Tensor, ""]:
+        """Return the key of this forward; one that activation checkpointing runs again has the key that it had.
+
+        Checkpointing restores torch's generator before it runs a forward again, so the number drawn here is the same
+        then, and finds the key.
+        """
+        if self.key is None:
+            return self.draw_key(device)
+        if torch.compiler.is_compiling() or not saves_by_hooks():
+            return self.key
+        ticket = int(torch.randint(2**62, (), device="cpu"))
+        if backward_id() == -1:
+            self._replayed[ticket] = self.key.clone()
+            if len(self._replayed) > REPLAYED_FORWARDS:
+                del self._replayed[next(iter(self._replayed))]
+        if ticket not in self._replayed:
+            raise RuntimeError(LOST_KEY)
+        return self._replayed[ticket]
+
     def _bits(self, like: Tensor, stream: int) -> Int[Tensor, "tokens columns"]:
         """Hash the key and each entry's place in the global batch: splitmix64, used as a counter-based generator."""
         tokens, columns = like.shape
-        key = self.draw_key(like.device) if self.key is None else self.key
+        key = self._forward_key(like.device)
         first = self.token_offset(tokens) * columns
         counter = torch.arange(first, first + tokens * columns, device=like.device).view(tokens, columns)
         # Exclusive or before the product: torch's inductor would fold a product of the counter alone into its loop
@@ -80,9 +124,9 @@ def noise_key(*numbers: int) -> int:
     return int(key)
 
 
-def _fraction(bits: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Read the lowest 23 bits as a number in (0, 1), which float32 then holds exactly."""
-    return ((bits & 0x7FFFFF).to(torch.float32) + 0.5) * 2.0**-23
+def _fraction(bits: Int[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
+    """Read the lowest 23 bits as a number in (0, 1), in at least float32, which holds it exactly."""
+    return ((bits & 0x7FFFFF).to(torch.promote_types(dtype, torch.float32)) + 0.5) * 2.0**-23
 
 
 def _shifted(bits: Tensor, places: int) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from gatewright.ops import grouped_mm
-from gatewright.ops.grouped_mm import _grouped_mm_loop, _grouped_mm_loop_backward, _torch_takes
+from gatewright.ops.grouped_mm import _compiled_backward, _compiled_loop, _torch_takes
 
 GROUPS = {
     "even": ([3, 3, 3], 0),
@@ -96,5 +96,5 @@ def test_the_loop_is_a_well_behaved_operator(groups):
     with torch.no_grad():
         rows.nan_to_num_()  # opcheck compares with ==
         gradient = torch.randn(len(rows), 2)
-    torch.library.opcheck(_grouped_mm_loop, (rows, weight, ends))
-    torch.library.opcheck(_grouped_mm_loop_backward, (gradient, rows.detach(), weight.detach(), ends))
+    torch.library.opcheck(_compiled_loop, (rows, weight, ends))
+    torch.library.opcheck(_compiled_backward, (gradient, rows.detach(), weight.detach(), ends))

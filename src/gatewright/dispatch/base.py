@@ -1,7 +1,7 @@
 """The trip to the experts and back: rows grouped by expert, then a weighted sum per token."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -59,7 +59,8 @@ class Dispatcher(ABC):
 def group_by_expert(x: Float[Tensor, "tokens *item"], routing: Routing) -> ExpertBatch:
     """Gather one row per assignment; experts in order, arrivals in order within each, dropped assignments last."""
     order = routing.expert_index.argsort(stable=True)
-    grouped = Routing(routing.token_index[order], routing.expert_index[order], routing.weight[order], routing.sums)
+    token_index, expert_index, weight = (v[order] for v in (routing.token_index, routing.expert_index, routing.weight))
+    grouped = replace(routing, token_index=token_index, expert_index=expert_index, weight=weight)
     return ExpertBatch(x.index_select(0, grouped.token_index), count(grouped), grouped)
 
 

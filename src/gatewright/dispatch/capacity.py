@@ -59,9 +59,10 @@ class Capacity(Dispatcher):
     def dispatch(self, x: Float[Tensor, "tokens *item"], routing: Routing, *, training: bool) -> ExpertBatch:
         """Drop what exceeds the capacity, in training only, and group the rest by expert."""
         if training:
-            capacity = self.capacity(len(routing.weight), routing.num_experts)
-            self._warn_of_one_row(capacity, len(routing.weight), routing.num_experts)
-            routing = routing.drop(self._over(routing, capacity, len(x)))
+            num_assignments = routing.weight.shape[0]
+            capacity = self.capacity(num_assignments, routing.num_experts)
+            self._warn_of_one_row(capacity, num_assignments, routing.num_experts)
+            routing = routing.drop(self._over(routing, capacity, x.shape[0]))
         return group_by_expert(x, routing)
 
     def _over(self, routing: Routing, capacity: int, num_tokens: int) -> Bool[Tensor, " assignments"]:
@@ -77,7 +78,7 @@ class Capacity(Dispatcher):
         """Put the assignments in the order in which they are served."""
         token = routing.token_index
         if self.priority == "arrival":
-            return torch.arange(len(token), device=token.device)
+            return torch.arange(token.shape[0], device=token.device)
         reduce = "amax" if self.priority == "largest-weight" else "sum"
         weight = routing.weight.detach()
         priority = weight.new_zeros(num_tokens).scatter_reduce(0, token, weight, reduce)[token]
@@ -116,4 +117,4 @@ def _level_of_caller() -> int:
 
 def _place_in_run(values: Int[Tensor, " sorted"]) -> Int[Tensor, " sorted"]:
     """Number the entries of each run of equal values from 0."""
-    return torch.arange(len(values), device=values.device) - torch.searchsorted(values, values)
+    return torch.arange(values.shape[0], device=values.device) - torch.searchsorted(values, values)

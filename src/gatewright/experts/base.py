@@ -49,6 +49,19 @@ class Experts(nn.Module, ABC):
         """
 
 
+def check_experts(experts: object) -> None:
+    """Refuse what is not a layer's experts.
+
+    Raises:
+        ValueError: If they are not `Experts`.
+    """
+    if not isinstance(experts, Experts):
+        raise ValueError(
+            f"A layer's experts are a gatewright.Experts, which gives each its own rows; got {type(experts).__name__}. "
+            f"Use gatewright.GroupedFeedForward, or wrap modules in gatewright.ModuleExperts. {_FORMS}"
+        )
+
+
 def make_modules(experts: Callable[[], nn.Module] | Iterable[nn.Module], num_experts: int | None) -> list[nn.Module]:
     """Call a factory once per expert, or take the modules given.
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gatewright.experts.base import Experts, Shape
-from gatewright.ops import grouped_mm
+from gatewright.ops import expert_of_rows, grouped_mm
 
 Activation = Literal["gelu", "relu", "swiglu"]
 
@@ -121,11 +121,7 @@ def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None, tokens_per_expert
             ".to(dtype), or run under torch.autocast."
         )
     product = grouped_mm(rows, weight, tokens_per_expert)
-    return product if bias is None else product + _bias_rows(bias, tokens_per_expert, len(rows))
-
-
-def _bias_rows(bias: Tensor, tokens_per_expert: Tensor, num_rows: int) -> Tensor:
-    """Give each row its expert's bias, and rows past the last group zeros."""
-    ends = tokens_per_expert.cumsum(0)
-    expert = torch.searchsorted(ends, torch.arange(num_rows, device=bias.device), right=True)
-    return F.pad(bias, (0, 0, 0, 1)).index_select(0, expert)
+    if bias is None:
+        return product
+    expert = expert_of_rows(tokens_per_expert.cumsum(0), rows.shape[0])
+    return product + F.pad(bias, (0, 0, 0, 1)).index_select(0, expert)

@@ -1,15 +1,15 @@
 """Any `nn.Module` as an expert: equal or different ones, on items of any shape."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gatewright.experts.base import Experts, Shape, make_modules, output_for_zeros, output_shape_of
+from gatewright.internals import is_batched
+from gatewright.ops import expert_of_rows
 
 _RESUME = "_gatewright_resume_batch_statistics"
 
@@ -55,13 +55,37 @@ class ModuleExperts(Experts):
     def forward(
         self, rows: Float[Tensor, "assignments *item"], tokens_per_expert: Int[Tensor, " experts"]
     ) -> Float[Tensor, "assignments *out"]:
-        """Call each expert that has rows once, on its rows."""
+        """Call each expert that has rows once, on its rows.
+
+        Where it cannot be read how many these are, under `torch.func.vmap` and in an exported program, each expert is
+        called on every row, and what others' rows make of it is left out.
+
+        Raises:
+            RuntimeError: If it cannot be read, and a BatchNorm would take the statistics of rows that are others'.
+        """
+        if torch.compiler.is_exporting() or is_batched(tokens_per_expert):
+            return self._on_every_row(rows, tokens_per_expert)
         counts = tokens_per_expert.tolist()
-        groups = rows.split([*counts, len(rows) - sum(counts)])
+        groups = rows.split([*counts, rows.shape[0] - sum(counts)])
         pairs = zip(self.experts, groups, strict=False)
-        outputs = [expert(group) for expert, group in pairs if len(group) or self._call_idle]
+        outputs = [expert(group) for expert, group in pairs if group.shape[0] or self._call_idle]
         idle = [p for expert, n in zip(self.experts, counts, strict=True) if n == 0 for p in expert.parameters()]
-        return _with_zero_gradient(self._join(outputs, groups[-1]), [groups[-1], *idle])
+        return self._join(outputs, groups[-1], [groups[-1], *idle])
+
+    def _on_every_row(self, rows: Tensor, tokens_per_expert: Tensor) -> Tensor:
+        if self.training and any(isinstance(module, _BatchNorm) for module in self.experts.modules()):
+            raise RuntimeError(
+                "A BatchNorm inside an expert takes the statistics of its expert's rows, and in training under "
+                "torch.func.vmap or torch.export it cannot be read which these are. Call model.eval() first, or use "
+                "GroupNorm or LayerNorm."
+            )
+        index = expert_of_rows(tokens_per_expert.cumsum(0), rows.shape[0])
+        outputs = [expert(rows) for expert in self.experts]
+        joined = torch.zeros_like(outputs[0])
+        for expert, output in enumerate(outputs):
+            own = (index == expert).view(-1, *[1] * (output.dim() - 1))
+            joined = torch.where(own, output, joined)
+        return joined
 
     def call_idle(self, item_shape: Shape) -> None:
         """Call experts without rows too, from now on, because something in them waits for their copies elsewhere.
@@ -89,13 +113,15 @@ class ModuleExperts(Experts):
                 kept.add_module(str(index), expert)
         self.experts, self.num_experts = kept, len(kept)
 
-    def _join(self, outputs: list[Tensor], dropped: Tensor) -> Tensor:
-        """Concatenate the outputs, with zeros for rows that no expert saw."""
-        if not outputs:
-            return dropped.new_zeros(len(dropped), *self.output_shape(tuple(dropped.shape[1:])))
-        if len(dropped) == 0:
-            return torch.cat(outputs)
-        return torch.cat([*outputs, outputs[0].new_zeros(len(dropped), *outputs[0].shape[1:])])
+    def _join(self, outputs: list[Tensor], dropped: Tensor, unused: list[Tensor]) -> Tensor:
+        """Concatenate the outputs, with zeros for rows that no expert saw; unused tensors get a gradient of zero."""
+        shape = outputs[0].shape[1:] if outputs else self.output_shape(tuple(dropped.shape[1:]))
+        like = outputs[0] if outputs else dropped
+        parts = [*outputs, like.new_zeros(dropped.shape[0], *shape)]
+        if trained := [tensor for tensor in unused if tensor.requires_grad]:
+            nothing = torch.cat([tensor.reshape(-1)[:0].to(like.dtype) for tensor in trained])
+            parts.append(nothing.reshape(0, *shape))  # No rows, but a way for a gradient.
+        return torch.cat(parts)
 
 
 def _use_running_statistics_for_one_value(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -108,25 +134,3 @@ def _use_running_statistics_for_one_value(norm: nn.Module, args: tuple[Tensor, .
 def _resume_batch_statistics(norm: nn.Module, args: tuple[Tensor, ...], output: Tensor | None) -> None:
     if norm.__dict__.pop(_RESUME, False):
         norm.training = True
-
-
-def _with_zero_gradient(rows: Tensor, unused: list[Tensor]) -> Tensor:
-    trained = [tensor for tensor in unused if tensor.requires_grad]
-    if not trained or not torch.is_grad_enabled():
-        return rows
-    passed: Tensor = _ZeroGradient.apply(rows, *trained)  # type: ignore[no-untyped-call]
-    return passed
-
-
-class _ZeroGradient(torch.autograd.Function):
-    """Pass rows through, and give unused tensors a gradient of zeros."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, *unused: Tensor) -> Tensor:
-        ctx.save_for_backward(*unused)
-        return rows.view_as(rows)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        return gradient, *(torch.zeros_like(tensor) for tensor in ctx.saved_tensors)

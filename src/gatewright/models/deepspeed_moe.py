@@ -70,8 +70,9 @@ class DeepSpeedMoE(RoutedLayer):
         """Mix experts by DeepSpeed's gate, and record the choice that it makes without noise."""
         items = self.flat_items(x).flatten(1)
         output: Tensor = self.theirs(items)[0]
-        self.record(self.route_features(items, items.shape[:1]))
-        return self.like_batch(output, x)
+        output = self.like_batch(output, x)
+        self.record(self.route_features(items, items.shape[:1]), output)
+        return output
 
 
 class Slots(nn.Module):

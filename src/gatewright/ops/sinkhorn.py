@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gatewright.internals import is_batched
+
 
 def sinkhorn(
     logits: Float[Tensor, "tokens experts"], tolerance: float = 1e-3, max_iterations: int = 100
@@ -21,26 +23,35 @@ def sinkhorn(
         tolerance: The iteration ends where no entry of ``log v`` changes by more.
         max_iterations: The iteration ends here at the latest.
     """
-    log_v: Tensor = _sinkhorn(logits.detach(), tolerance, max_iterations)
+    rounds = _compiled_sinkhorn if torch.compiler.is_compiling() else _sinkhorn
+    log_v: Tensor = rounds(logits.detach(), tolerance, max_iterations)
+    return log_v
+
+
+def _sinkhorn(logits: Tensor, tolerance: float, max_iterations: int) -> Tensor:
+    num_tokens, num_experts = logits.shape
+    log_v = torch.zeros_like(logits[:0].sum(0))
+    if num_tokens == 0:
+        return log_v
+    log_share = math.log(num_tokens / num_experts)
+    # The device knows whether it has ended, and to ask is to wait for it: rounds after the end change nothing.
+    may_ask = logits.device.type == "cpu" and not is_batched(logits)
+    running = torch.ones((), dtype=torch.bool, device=logits.device)
+    for _ in range(max_iterations):
+        change = log_share - (logits + log_v).log_softmax(-1).logsumexp(0)
+        log_v = torch.where(running, log_v + change, log_v)
+        running = running & (change.abs().max() > tolerance)
+        if may_ask and not running:
+            break
     return log_v
 
 
 # An operator of its own, because torch.compile cannot trace a loop whose length depends on the data.
 @torch.library.custom_op("gatewright::sinkhorn", mutates_args=())
-def _sinkhorn(logits: Tensor, tolerance: float, max_iterations: int) -> Tensor:
-    num_tokens, num_experts = logits.shape
-    log_v = logits.new_zeros(num_experts)
-    if num_tokens == 0:
-        return log_v
-    log_share = math.log(num_tokens / num_experts)
-    for _ in range(max_iterations):
-        change = log_share - (logits + log_v).log_softmax(-1).logsumexp(0)
-        log_v += change
-        if change.abs().max() <= tolerance:
-            break
-    return log_v
+def _compiled_sinkhorn(logits: Tensor, tolerance: float, max_iterations: int) -> Tensor:
+    return _sinkhorn(logits, tolerance, max_iterations)
 
 
-@_sinkhorn.register_fake
+@_compiled_sinkhorn.register_fake
 def _(logits: Tensor, tolerance: float, max_iterations: int) -> Tensor:
     return logits.new_empty(logits.shape[1])

@@ -1,7 +1,5 @@
 """The scope of a batch that is spread over processes."""
 
-import copy
-
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
@@ -31,10 +29,11 @@ class ProcessScope(BatchScope):
         return int(counts[: self.group.rank()].sum())
 
     def sum(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """Add up each tensor over the processes, in one reduction, with a gradient."""
-        total = all_reduce(torch.cat([value.reshape(-1) for value in values]), self.group)
-        parts = total.split([value.numel() for value in values])
-        return tuple(part.view_as(value) for part, value in zip(parts, values, strict=True))
+        """Add up each tensor over the processes, in one reduction, with a gradient; counts travel as float64, exact."""
+        wide = not all(value.is_floating_point() for value in values)
+        flat = torch.cat([value.reshape(-1).to(torch.float64 if wide else value.dtype) for value in values])
+        parts = all_reduce(flat, self.group).split([value.numel() for value in values])
+        return tuple(part.view_as(value).to(value.dtype) for part, value in zip(parts, values, strict=True))
 
     def gather(self, values: Float[Tensor, "tokens *item"]) -> Float[Tensor, "global_tokens *item"]:
         """Concatenate over the processes in rank order, with a gradient."""
@@ -47,5 +46,5 @@ class ProcessScope(BatchScope):
         return key
 
     def __deepcopy__(self, memo: dict[int, object]) -> "ProcessScope":
-        """A copy of a model belongs to the same processes."""
-        return copy.copy(self)
+        """A copy of a model belongs to the same processes, and draws noise of its own."""
+        return ProcessScope(self.group, None if self.key is None else self.key.clone(), device=self.device)

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from gatewright.routing import Routing, RoutingSums, SoftRouting
@@ -105,7 +105,7 @@ class ExpertBias(nn.Module):
             raise ValueError(f"bias_rate is finite and at least 0; got {rate}. DeepSeek uses 0.001.")
         self.rate = rate
         self.register_buffer("bias", torch.zeros(num_experts, dtype=torch.float32))
-        self.register_buffer("load", torch.zeros(num_experts, dtype=torch.float32), persistent=False)
+        self.register_buffer("load", torch.zeros(num_experts, dtype=torch.int64), persistent=False)
         self._forwards_left = FORGOTTEN_STEPS
 
     def forward(self, scores: Float[Tensor, "tokens experts"]) -> Float[Tensor, "tokens experts"]:
@@ -125,7 +125,7 @@ class ExpertBias(nn.Module):
     def end_step(self, scope: BatchScope) -> None:
         """Move every bias by one step, from the load of all processes, and begin to count anew."""
         (load,) = scope.sum(self.load)
-        self.bias.add_(self.rate * (load.mean() - load).sign())
+        self.bias.add_((load.sum() - len(load) * load).sign().to(self.bias.dtype), alpha=self.rate)
         self.load.zero_()
         self._forwards_left = 0
 
@@ -144,18 +144,51 @@ class ExpertBias(nn.Module):
         return self
 
 
-def even_gate(dim: int, num_experts: int) -> nn.Linear:
-    """Make a gate whose first logits are small, so that no expert is favoured from the start, as in `TopK`."""
-    gate, std = nn.Linear(dim, num_experts, bias=False), (0.1 / dim) ** 0.5
+class Gate(nn.Linear):
+    """The linear layer inside a router: it computes in at least float32, whatever autocast or its parameters say.
+
+    float64 stays float64. A router calls it as a module, so hooks, adapters and wrappers work as on any other layer,
+    and any module from ``(tokens, dim)`` to ``(tokens, experts)`` may take its place: see `gate_logits`.
+    """
+
+    def forward(self, input: Num[Tensor, "*batch dim"]) -> Float[Tensor, "*batch choices"]:  # noqa: A002 - torch's name
+        """Return the logits."""
+        dtype = torch.promote_types(torch.promote_types(input.dtype, self.weight.dtype), torch.float32)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        with torch.autocast(input.device.type, enabled=False):
+            return F.linear(input.to(dtype), self.weight.to(dtype), bias)
+
+
+def zero_gate(dim: int, num_choices: int, *, bias: bool = False) -> Gate:
+    """Make a gate of zeros, as https://arxiv.org/abs/1701.06538 appendix A starts its own."""
+    gate = Gate(dim, num_choices, bias=bias)
+    for parameter in gate.parameters():
+        nn.init.zeros_(parameter)
+    return gate
+
+
+def even_gate(dim: int, num_choices: int, *, bias: bool = False) -> Gate:
+    """Make a gate whose first logits are small, so that no expert is favoured from the start.
+
+    Switch's initialisation scaled by 0.1 (https://arxiv.org/abs/2101.03961 section 2.4), cut at two deviations.
+    """
+    gate, std = zero_gate(dim, num_choices, bias=bias), (0.1 / dim) ** 0.5
     nn.init.trunc_normal_(gate.weight, std=std, a=-2 * std, b=2 * std)
     return gate
 
 
-def gate_logits(features: Float[Tensor, "tokens dim"], gate: nn.Linear) -> Float[Tensor, "tokens experts"]:
-    """Apply a gate in at least float32, whatever autocast or the parameters say; float64 stays float64."""
-    dtype = torch.promote_types(torch.promote_types(features.dtype, gate.weight.dtype), torch.float32)
+def gate_logits(features: Num[Tensor, "tokens dim"], gate: nn.Module) -> Float[Tensor, "tokens experts"]:
+    """Call a gate, and return logits of at least float32.
+
+    A `Gate` computes in at least float32 by itself. Another module in its place computes in the type of its own
+    parameters, also under autocast.
+    """
+    if not isinstance(gate, Gate):
+        own = (parameter.dtype for parameter in gate.parameters() if parameter.is_floating_point())
+        features = features.to(next(own, torch.float32))
     with torch.autocast(features.device.type, enabled=False):
-        return F.linear(features.to(dtype), gate.weight.to(dtype))
+        logits: Tensor = gate(features)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def load_probability(

@@ -44,7 +44,8 @@ class Biased(Router):
         normalize: Whether the k chosen weights are divided by their sum. With top_k=1 the task then does not teach the
             gate; a warning says so.
         scale: Factor on the weights; 2.5 in DeepSeek-V3.
-        bias_rate: Step of the bias; 0 leaves it as it is.
+        bias_rate: Step of the expert bias; 0 leaves it as it is.
+        gate_bias: Whether the gate adds a bias, zero at first, as gpt-oss's does.
 
     Raises:
         ValueError: If top_k is above num_experts, a size is below 1, score is unknown, or scale or bias_rate is out of
@@ -61,6 +62,7 @@ class Biased(Router):
         normalize: bool = True,
         scale: float = 1.0,
         bias_rate: float = 0.001,
+        gate_bias: bool = False,
     ) -> None:
         super().__init__(dim, num_experts, top_k)
         check_score(score)
@@ -68,7 +70,7 @@ class Biased(Router):
         if normalize and top_k == 1 < num_experts:
             warnings.warn(TASK_GRADIENT_HINT.format(router="Biased"), stacklevel=2)
         self.score, self.normalize, self.scale = score, normalize, scale
-        self.gate = even_gate(dim, num_experts)
+        self.gate = even_gate(dim, num_experts, bias=gate_bias)
         self.expert_bias = ExpertBias(num_experts, bias_rate)
 
     def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:

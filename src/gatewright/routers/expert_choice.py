@@ -30,6 +30,7 @@ class ExpertChoice(Router):
         top_k: Experts per token on average: the capacity factor ``c`` of the first paper.
         normalize: Whether a token's weights are divided by their sum, as in the second paper, instead of being scores.
             A token of one expert then has weight 1 and does not teach the gate.
+        gate_bias: Whether the gate adds a bias, zero at first, as gpt-oss's does.
 
     Raises:
         ValueError: If top_k is above num_experts or a size is below 1.
@@ -37,10 +38,12 @@ class ExpertChoice(Router):
 
     default_losses = MappingProxyType({"threshold": 0.1})
 
-    def __init__(self, dim: int, num_experts: int, top_k: int = 2, *, normalize: bool = False) -> None:
+    def __init__(
+        self, dim: int, num_experts: int, top_k: int = 2, *, normalize: bool = False, gate_bias: bool = False
+    ) -> None:
         super().__init__(dim, num_experts, top_k)
         self.normalize = normalize
-        self.gate = even_gate(dim, num_experts)
+        self.gate = even_gate(dim, num_experts, bias=gate_bias)
         self.threshold = nn.Parameter(torch.full((num_experts,), 1 / num_experts))
 
     def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
@@ -49,13 +52,13 @@ class ExpertChoice(Router):
         scores = logits.softmax(-1)
         margin = scores.detach() - self.threshold.to(scores.dtype)
         if not self.training:
-            everyone = torch.arange(len(scores), device=scores.device)[:, None].expand_as(scores)
+            everyone = torch.arange(scores.shape[0], device=scores.device)[:, None].expand_as(scores)
             return self._routing(logits, scores, margin > 0, everyone)
         every = scope.gather(scores.detach())
-        count = even_share(len(every), self.num_experts, self.top_k)
-        first = scope.token_offset(len(scores))
-        chosen_mask = largest_mask(every, count)[first : first + len(scores)]
-        best = scores.detach().masked_fill(~chosen_mask, -1.0).topk(min(count, len(scores)), dim=0).indices
+        num_tokens, first = scores.shape[0], scope.token_offset(scores.shape[0])
+        count = even_share(every.shape[0], self.num_experts, self.top_k)
+        chosen_mask = largest_mask(every, count)[first : first + num_tokens]
+        best = scores.detach().masked_fill(~chosen_mask, -1.0).topk(min(count, num_tokens), dim=0).indices
         routing = self._routing(logits, scores, chosen_mask, best)
         return replace(routing, sums=replace(routing.sums, threshold=threshold_miss(margin, chosen_mask)))
 

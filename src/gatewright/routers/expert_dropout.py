@@ -56,7 +56,7 @@ class ExpertDropout(Router):
         routing: Routing = self.router(features, scope)
         if not self.training or self.rate == 0:
             return routing
-        noise = scope.uniform(routing.weight.new_empty(len(features), self.num_experts), STREAM)
+        noise = scope.uniform(routing.weight.new_empty(features.shape[0], self.num_experts), STREAM)
         # An assignment that was not made is not discarded either.
         dropped_mask = F.pad(noise, (0, 1), value=1.0)[routing.token_index, routing.expert_index] < self.rate
         return replace(routing, weight=routing.weight / (1 - self.rate)).drop(dropped_mask)

@@ -31,7 +31,7 @@ class Hashed(Router):
 
     def __init__(self, dim: int, num_experts: int, top_k: int = 1, *, seed: int = 0) -> None:
         super().__init__(dim, num_experts, top_k)
-        self.seed = seed
+        self.seed, self._key = seed, noise_key(seed)
 
     def forward(self, features: Integer[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
         """Route every token by its key; nothing is random, so the scope has no part in it."""
@@ -40,13 +40,13 @@ class Hashed(Router):
                 f"Hashed routes by integer keys; pass them as moe(x, features=keys). Got features of {features.dtype}."
             )
         expert_index = self._hashes(features).topk(self.top_k).indices
-        logits = torch.zeros(len(features), self.num_experts, device=features.device)
-        weight = torch.full_like(expert_index, 1 / self.top_k, dtype=logits.dtype)
+        logits = torch.zeros(features.shape[0], self.num_experts, dtype=torch.float32, device=features.device)
+        weight = torch.full_like(expert_index, 1 / self.top_k, dtype=torch.float32)
         return top_k_routing(expert_index, weight, logits, logits.scatter(1, expert_index, weight))
 
     def _hashes(self, keys: Integer[Tensor, "tokens dim"]) -> Int[Tensor, "tokens experts"]:
         """Hash one number after the other into what came before; no two experts of a key get the same."""
-        hashed = torch.full_like(keys[:, 0], noise_key(self.seed), dtype=torch.int64)
+        hashed = torch.full_like(keys[:, 0], self._key, dtype=torch.int64)
         for column in keys.to(torch.int64).unbind(1):
             hashed = splitmix64(hashed ^ column)
         return splitmix64(hashed[:, None] ^ torch.arange(self.num_experts, device=keys.device))

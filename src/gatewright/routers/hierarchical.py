@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gatewright.routers.base import MIN_NOISE_STD, Router, gate_logits, largest, load_probability
+from gatewright.routers.base import MIN_NOISE_STD, Router, gate_logits, largest, load_probability, zero_gate
 from gatewright.routing import Routing, RoutingSums, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope
 
@@ -45,20 +45,20 @@ class NoisyGates(nn.Module):
         dim: Size of the features.
         num_gates: How many gates choose independently.
         num_choices: How many choices each of them has.
+        bias: Whether the gates add a bias, beside their noise.
     """
 
-    def __init__(self, dim: int, num_gates: int, num_choices: int) -> None:
+    def __init__(self, dim: int, num_gates: int, num_choices: int, *, bias: bool = False) -> None:
         super().__init__()
         self.num_gates, self.num_choices = num_gates, num_choices
-        self.gate: nn.Linear | None = None
+        self.gate: nn.Module | None = None
         if num_choices > 1:
-            self.gate, self.noise = (nn.Linear(dim, num_gates * num_choices, bias=False) for _ in range(2))
-            nn.init.zeros_(self.gate.weight)
-            nn.init.zeros_(self.noise.weight)
+            self.gate = zero_gate(dim, num_gates * num_choices, bias=bias)
+            self.noise = zero_gate(dim, num_gates * num_choices)
 
     def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope, stream: int) -> Noisy:
         """Return the logits, https://arxiv.org/abs/1701.06538 eq. 4; with noise in training only."""
-        shape = (len(features), self.num_gates, self.num_choices)
+        shape = (features.shape[0], self.num_gates, self.num_choices)
         if self.gate is None:
             certain = features.new_zeros(shape, dtype=torch.promote_types(features.dtype, torch.float32))
             return Noisy(certain, certain, certain)
@@ -86,6 +86,7 @@ class Hierarchical(Router):
         top_k: Experts per token: ``top_k / top_k_groups`` in each chosen group.
         num_groups: How many groups of equal size.
         top_k_groups: Groups per token; by default 2 as in the paper, or 1 where there is one.
+        gate_bias: Whether every gate adds a bias, zero at first, as gpt-oss's does; the paper's have none.
 
     Raises:
         ValueError: If sizes do not fit: groups of equal size, no more of them chosen than there are, and top_k shared
@@ -95,7 +96,14 @@ class Hierarchical(Router):
     default_losses = MappingProxyType({"importance": 0.1, "load": 0.1})
 
     def __init__(
-        self, dim: int, num_experts: int, top_k: int = 4, *, num_groups: int = 1, top_k_groups: int | None = None
+        self,
+        dim: int,
+        num_experts: int,
+        top_k: int = 4,
+        *,
+        num_groups: int = 1,
+        top_k_groups: int | None = None,
+        gate_bias: bool = False,
     ) -> None:
         super().__init__(dim, num_experts, top_k)
         self.num_groups, self.top_k_groups = num_groups, min(2, num_groups) if top_k_groups is None else top_k_groups
@@ -106,8 +114,8 @@ class Hierarchical(Router):
         if self.top_k_in_group == 1 < self.group_size:
             remedy = f"top_k={2 * self.top_k_groups}"
             warnings.warn(LEVEL_HINT.format("one expert per chosen group", "secondary", remedy), stacklevel=2)
-        self.primary = NoisyGates(dim, 1, num_groups)
-        self.secondary = NoisyGates(dim, num_groups, self.group_size)
+        self.primary = NoisyGates(dim, 1, num_groups, bias=gate_bias)
+        self.secondary = NoisyGates(dim, num_groups, self.group_size, bias=gate_bias)
 
     def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
         """Route every token, with noise of both levels in training only."""
@@ -131,12 +139,12 @@ class Hierarchical(Router):
         self, sums: RoutingSums, group_index: Int[Tensor, "tokens top_k"], primary: Noisy, chosen: Noisy
     ) -> RoutingSums:
         """Give both levels' loads: what each would be sent under fresh noise, and in evaluation what it is sent."""
-        is_chosen = sums.probs.new_zeros(len(group_index), self.num_groups).scatter(1, group_index, 1.0)
-        group_tokens = is_chosen.sum(0)
+        is_chosen = torch.zeros_like(primary.logits[:, 0], dtype=torch.int64).scatter(1, group_index, 1)
+        group_tokens, dtype = is_chosen.sum(0), sums.probs.dtype
         if not self.training:
-            return replace(sums, group_load=group_tokens, group_tokens=group_tokens)
-        group_load = primary.load(self.top_k_groups).sum((0, 1)).to(group_tokens.dtype)
-        load = chosen.load(self.top_k_in_group).to(group_tokens.dtype).flatten(0, 1)
+            return replace(sums, group_load=group_tokens.to(dtype), group_tokens=group_tokens)
+        group_load = primary.load(self.top_k_groups).sum((0, 1)).to(dtype)
+        load = chosen.load(self.top_k_in_group).to(dtype).flatten(0, 1)
         load = sums.probs.new_zeros(self.num_groups, self.group_size).index_add(0, group_index.flatten(), load)
         return replace(sums, load=load.flatten(), group_load=group_load, group_tokens=group_tokens)
 

@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from gatewright.routers.base import (
     MIN_NOISE_STD,
@@ -14,6 +14,7 @@ from gatewright.routers.base import (
     gate_logits,
     largest,
     load_probability,
+    zero_gate,
 )
 from gatewright.routing import Routing, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope
@@ -36,6 +37,7 @@ class NoisyTopK(Router):
         num_experts: How many experts there are.
         top_k: Experts per token, any from 1 to num_experts. With 1 the weight is always 1 and the task does not teach
             the gate; a warning says so.
+        gate_bias: Whether ``W_gate`` has a bias beside it, zero at first, as gpt-oss's gate does; the paper has none.
 
     Raises:
         ValueError: If top_k is above num_experts or a size is below 1.
@@ -43,14 +45,11 @@ class NoisyTopK(Router):
 
     default_losses = MappingProxyType({"importance": 0.1, "load": 0.1})
 
-    def __init__(self, dim: int, num_experts: int, top_k: int = 2) -> None:
+    def __init__(self, dim: int, num_experts: int, top_k: int = 2, *, gate_bias: bool = False) -> None:
         super().__init__(dim, num_experts, top_k)
         if top_k == 1 < num_experts:
             warnings.warn(TASK_GRADIENT_HINT.format(router="NoisyTopK"), stacklevel=2)
-        self.gate = nn.Linear(dim, num_experts, bias=False)
-        self.noise = nn.Linear(dim, num_experts, bias=False)
-        nn.init.zeros_(self.gate.weight)
-        nn.init.zeros_(self.noise.weight)
+        self.gate, self.noise = zero_gate(dim, num_experts, bias=gate_bias), zero_gate(dim, num_experts)
 
     def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
         """Route every token, with noise in training only."""

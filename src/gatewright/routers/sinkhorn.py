@@ -39,6 +39,7 @@ class Sinkhorn(Router):
         score: What turns logits into weights, over all experts and not normalised over the chosen.
         tolerance: By what factor, ``exp(tolerance)``, a column of Pi may miss its sum.
         max_iterations: Most iterations for it, of one pass over the global batch's logits each.
+        gate_bias: Whether the gate adds a bias, zero at first, as gpt-oss's does.
 
     Raises:
         ValueError: If top_k is above num_experts, a size or max_iterations is below 1, tolerance is not positive or
@@ -54,6 +55,7 @@ class Sinkhorn(Router):
         score: Score = "softmax",
         tolerance: float = 1e-3,
         max_iterations: int = 100,
+        gate_bias: bool = False,
     ) -> None:
         super().__init__(dim, num_experts, top_k)
         check_score(score)
@@ -63,7 +65,7 @@ class Sinkhorn(Router):
                 "The defaults are 0.001 and 100."
             )
         self.score, self.tolerance, self.max_iterations = score, tolerance, max_iterations
-        self.gate = even_gate(dim, num_experts)
+        self.gate = even_gate(dim, num_experts, bias=gate_bias)
 
     def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
         """Route every token: by the plan in training, by its logits in evaluation."""

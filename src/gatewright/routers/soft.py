@@ -4,14 +4,24 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from gatewright.routers.base import Router
+from gatewright.routers.base import Gate, Router, gate_logits
 from gatewright.routing import SoftRouting, soft_routing
 from gatewright.scope import ONE_PROCESS, BatchScope
 
 EPSILON = 1e-6
+
+
+class CosineGate(Gate):
+    """A gate whose logits are cosines: features, and its rows, are divided by their lengths first."""
+
+    def forward(self, input: Num[Tensor, "*batch dim"]) -> Float[Tensor, "*batch choices"]:  # noqa: A002 - torch's name
+        """Return the cosines."""
+        dtype = torch.promote_types(torch.promote_types(input.dtype, self.weight.dtype), torch.float32)
+        with torch.autocast(input.device.type, enabled=False):
+            return F.linear(_unit(input.to(dtype)), _unit(self.weight.to(dtype)))
 
 
 class Soft(Router):
@@ -47,7 +57,7 @@ class Soft(Router):
                 "group of the whole batch use group_size=None."
             )
         self.slots_per_expert, self.group_size = slots_per_expert, group_size
-        self.gate = nn.Linear(dim, num_experts * slots_per_expert, bias=False)
+        self.gate = CosineGate(dim, num_experts * slots_per_expert, bias=False)
         self.scale = nn.Parameter(torch.ones(()))
         nn.init.normal_(self.gate.weight, std=dim**-0.5)
 
@@ -57,7 +67,8 @@ class Soft(Router):
         Raises:
             ValueError: If the number of tokens is not a multiple of group_size.
         """
-        logits, slots = self._logits(features), (self.num_experts, self.slots_per_expert)
+        cosines, slots = gate_logits(features, self.gate), (self.num_experts, self.slots_per_expert)
+        logits = self.scale.to(cosines.dtype) * cosines
         if self.group_size is None:
             grouped, dispatch = logits[None], softmax_over_batch(logits, scope)[None]
         else:
@@ -65,22 +76,15 @@ class Soft(Router):
             dispatch = grouped.softmax(1)
         return soft_routing(logits, dispatch.unflatten(2, slots), grouped.softmax(2).unflatten(2, slots), scope)
 
-    def _logits(self, features: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens slots"]:
-        """Compute ``scale X Phi`` in at least float32, whatever autocast or the parameters say."""
-        dtype = torch.promote_types(torch.promote_types(features.dtype, self.gate.weight.dtype), torch.float32)
-        with torch.autocast(features.device.type, enabled=False):
-            cosines = F.linear(_unit(features.to(dtype)), _unit(self.gate.weight.to(dtype)))
-            return self.scale.to(dtype) * cosines
-
     def _grouped(
         self, logits: Float[Tensor, "tokens slots"], group_size: int
     ) -> Float[Tensor, "groups group_tokens slots"]:
-        if len(logits) % group_size:
+        if logits.shape[0] % group_size:
             raise ValueError(
-                f"The number of tokens is a multiple of group_size ({group_size}); got {len(logits)}. Pass whole "
+                f"The number of tokens is a multiple of group_size ({group_size}); got {logits.shape[0]}. Pass whole "
                 "groups, or choose another group_size: 1 for tokens on their own, None for the batch as one group."
             )
-        grouped: Tensor = logits.unflatten(0, (len(logits) // group_size, group_size))
+        grouped: Tensor = logits.unflatten(0, (logits.shape[0] // group_size, group_size))
         return grouped
 
     def extra_repr(self) -> str:
@@ -97,7 +101,7 @@ def softmax_over_batch(logits: Float[Tensor, "tokens slots"], scope: BatchScope)
     return (logits - total).exp()
 
 
-def _unit(vectors: Float[Tensor, "vectors dim"]) -> Float[Tensor, "vectors dim"]:
+def _unit(vectors: Float[Tensor, "*vectors dim"]) -> Float[Tensor, "*vectors dim"]:
     """Divide each vector by its length, as algorithm 2 does: a vector of zeros stays one."""
     lengths: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors / (lengths + EPSILON)

@@ -5,13 +5,14 @@ from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from gatewright.routers.base import (
     TASK_GRADIENT_HINT,
     Router,
     Score,
     check_score,
+    even_gate,
     gate_logits,
     normalized,
     score_logits,
@@ -37,6 +38,7 @@ class TopK(Router):
         normalize: Whether the k chosen weights are divided by their sum.
         jitter: In training, features are multiplied by uniform noise in ``[1 - jitter, 1 + jitter]``, as in Switch's
             code; 1e-2 there.
+        gate_bias: Whether the gate adds a bias, zero at first, as gpt-oss's does.
 
     Raises:
         ValueError: If top_k is above num_experts, a size is below 1, jitter is outside ``[0, 1)`` or score is unknown.
@@ -54,6 +56,7 @@ class TopK(Router):
         score_after_top_k: bool = False,
         normalize: bool = False,
         jitter: float = 0.0,
+        gate_bias: bool = False,
     ) -> None:
         super().__init__(dim, num_experts, top_k)
         check_score(score)
@@ -62,10 +65,7 @@ class TopK(Router):
         if top_k == 1 < num_experts and (normalize or (score == "softmax" and score_after_top_k)):
             warnings.warn(TASK_GRADIENT_HINT.format(router="TopK"), stacklevel=2)
         self.score, self.score_after_top_k, self.normalize, self.jitter = score, score_after_top_k, normalize, jitter
-        self.gate = nn.Linear(dim, num_experts, bias=False)
-        # Switch's initialisation scaled by 0.1, cut at two deviations: no expert is favoured from the start.
-        std = (0.1 / dim) ** 0.5
-        nn.init.trunc_normal_(self.gate.weight, std=std, a=-2 * std, b=2 * std)
+        self.gate = even_gate(dim, num_experts, bias=gate_bias)
 
     def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
         """Route every token; jitter in training only."""

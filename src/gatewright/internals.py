@@ -1,0 +1,75 @@
+"""Torch's private interfaces that the core reads, in one place; checked on torch 2.11 and 2.13."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+from torch._functorch import pyfunctorch
+from torch.autograd import forward_ad
+
+
+def backward_id() -> int:
+    """Return the number of the backward pass that runs now, or -1 where none does."""
+    return torch._C._current_graph_task_id()
+
+
+def backward_keeps_graph() -> bool:
+    """Whether the backward pass that runs now leaves its graph for another one (``retain_graph``)."""
+    return torch._C._autograd._get_current_graph_task_keep_graph()
+
+
+def saves_by_hooks() -> bool:
+    """Whether tensors for backward are saved by hooks, as non-reentrant activation checkpointing does."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
+def in_transform() -> bool:
+    """Whether a transform of `torch.func` runs, such as ``grad``, ``jvp`` or ``vmap``."""
+    return not torch.compiler.is_compiling() and _functorch.peek_interpreter_stack() is not None
+
+
+def in_forward_mode() -> bool:
+    """Whether derivatives are computed in forward mode, by `torch.func.jvp` or `torch.autograd.forward_ad`."""
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether `torch.func.vmap` hides a dimension of the tensor, so that its values cannot be read."""
+    while in_transform() and _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.is_batchedtensor(tensor):
+            return True
+        tensor = _functorch.get_unwrapped(tensor)
+    return False
+
+
+def outlived_transform(tensor: Tensor) -> bool:
+    """Whether the tensor belongs to a transform that has returned, and is of no use any more."""
+    if torch.compiler.is_compiling() or not _functorch.is_functorch_wrapped_tensor(tensor):
+        return False
+    return (
+        _functorch.is_dead_tensor_wrapper(tensor)  # type: ignore[attr-defined]
+        or _functorch.maybe_get_level(tensor) > _level()
+    )
+
+
+def without_transforms(tensor: Tensor) -> Tensor:
+    """Return the values behind a transform's tensor, summed over the dimensions that ``vmap`` hides."""
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        hidden = _functorch.maybe_get_bdim(tensor) if _functorch.is_batchedtensor(tensor) else None
+        tensor = _functorch.get_unwrapped(tensor)
+        tensor = tensor if hidden is None else tensor.sum(hidden)
+    return tensor
+
+
+@contextmanager
+def outside_transforms() -> Iterator[None]:
+    """Compute as if no transform ran, on tensors that belong to none."""
+    with pyfunctorch.temporarily_clear_interpreter_stack():
+        yield
+
+
+def _level() -> int:
+    level: int | None = _functorch.maybe_current_level()
+    return 0 if level is None else level

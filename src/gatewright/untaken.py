@@ -1,0 +1,63 @@
+"""Auxiliary losses that nobody has taken yet, and whether a backward pass can still come to them."""
+
+import weakref
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from gatewright.internals import backward_id, backward_keeps_graph, outlived_transform
+from gatewright.routing import RoutingSums
+
+
+class Mark:
+    """What is known of one forward's output: which backward pass came to it, and whether anybody holds on to it.
+
+    Args:
+        output: What the layer returned.
+    """
+
+    def __init__(self, output: Tensor) -> None:
+        self.reached_by, self.is_over = -1, False
+        hook = partial(self._note)  # The graph holds on to it, and nothing else does.
+        if output.requires_grad:
+            output.register_hook(hook)
+        self._hook = weakref.ref(hook)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the output's graph is still there; it never is where there is none."""
+        return self._hook() is not None
+
+    @property
+    def is_being_differentiated(self) -> bool:
+        """Whether the backward pass that runs now came through the output, or one did whose graph it goes on with."""
+        return self.reached_by == backward_id() or (self.reached_by != -1 and not self.is_over)
+
+    def _note(self, gradient: Tensor) -> None:
+        self.reached_by, self.is_over = backward_id(), not backward_keeps_graph()
+
+
+@dataclass(frozen=True)
+class Untaken:
+    """Sums of a training forward whose losses nobody has taken yet.
+
+    Args:
+        sums: Of its batch.
+        mark: Of its output. None of a compiled forward and of one in a transform of `torch.func`, which leave none.
+    """
+
+    sums: RoutingSums
+    mark: Mark | None
+
+    def is_spent(self) -> bool:
+        """Whether there is nothing left to differentiate: the graph was freed, or the transform has returned."""
+        return outlived_transform(self.sums.probs) or (self.mark is not None and self.mark.is_over)
+
+    def is_abandoned(self) -> bool:
+        """Whether no backward pass can come to them: they are spent, or nobody holds on to the output."""
+        return self.is_spent() or (self.mark is not None and not self.mark.is_held)
+
+    def is_forgotten(self) -> bool:
+        """Whether these losses wait while a backward pass comes through the output."""
+        return self.mark is None or self.mark.is_being_differentiated
