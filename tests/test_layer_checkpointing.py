@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from gatewright import ModuleExperts, MoE, NoisyTopK, aux_loss
+from gatewright import ExpertDropout, GroupedFeedForward, ModuleExperts, MoE, NoisyTopK, aux_loss, seed_noise
 from gatewright.losses import LOSSES
 from tests import compare
 from tests.cases import SOFT_CASES, make_moe, make_soft_moe
@@ -123,3 +123,31 @@ def test_evaluation_under_reentrant_checkpointing_is_no_concern():
     moe, x = make_moe("noisy-top-k").eval(), X.clone().requires_grad_()
     checkpoint(moe, x, use_reentrant=True).sum().backward()
     assert x.grad.any()
+
+
+def two_keyed_forwards(run, twice=False):
+    """Gradients of two forwards with noise of their own, and one backward."""
+    torch.manual_seed(0)
+    moe = MoE(ExpertDropout(NoisyTopK(8, 4), 0.2), GroupedFeedForward(4, 8, 16))
+    nn.init.normal_(moe.router.router.gate.weight)
+    total = torch.zeros(())
+    for step_index in range(2):
+        seed_noise(moe, 0, step_index)
+        output = run(moe, X)
+        output = run(moe, output) if twice else output
+        total = total + output.square().sum() + aux_loss(moe)
+    total.backward()
+    return {name: parameter.grad for name, parameter in moe.named_parameters()}
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice in a forward"])
+def test_a_forward_keeps_its_noise_when_it_runs_again(twice):
+    assert_close(two_keyed_forwards(checkpointed, twice), two_keyed_forwards(plainly, twice))
+
+
+def test_noise_that_cannot_be_found_again_is_an_error():
+    def without_generator(model, x):
+        return checkpoint(model, x, use_reentrant=False, preserve_rng_state=False)
+
+    with pytest.raises(RuntimeError, match="preserve_rng_state=True"):
+        two_keyed_forwards(without_generator)

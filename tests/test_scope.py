@@ -109,3 +109,25 @@ def test_losses_are_of_the_global_sums():
     moe(x)
     for name, loss in moe.take_losses().items():
         assert_close(loss, alone[name])
+
+
+def test_every_forward_of_a_layer_has_noise_of_its_own():
+    moe, x, chosen = make_moe("noisy-top-k"), torch.randn(32, 8), []
+    for _ in range(2):
+        seed_noise(moe, 0, 5)
+        for _ in range(2):
+            moe(x)
+            chosen.append(moe.routing.expert_index)
+    first, second, first_again, second_again = chosen
+    assert not first.equal(second)
+    assert first.equal(first_again)
+    assert second.equal(second_again)
+
+
+def test_noise_is_computed_in_the_type_it_is_asked_in():
+    """float32 numbers are those of float64, rounded; no float64 number is a float32 one by accident."""
+    wide, narrow = torch.empty(400, 5, dtype=torch.float64), torch.empty(400, 5)
+    for draw in (scope(1).normal, scope(1).uniform):
+        assert_close(draw(wide).float(), draw(narrow), rtol=1e-5, atol=1e-6)
+    drawn = scope(1).normal(wide)
+    assert (drawn != drawn.float().double()).float().mean() > 0.9
