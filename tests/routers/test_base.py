@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from gatewright import NoisyTopK, TopK
-from gatewright.routers.base import Router, gate_logits
+from gatewright import Biased, ExpertChoice, GroupLimited, Hierarchical, NoisyTopK, Sinkhorn, TopK
+from gatewright.routers.base import Gate, Router, gate_logits
+from tests.cases import ROUTER_CASES, SOFT_CASES, make_router
 
 
 @pytest.mark.parametrize("features", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -16,7 +17,7 @@ from gatewright.routers.base import Router, gate_logits
 @pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
 def test_gate_logits_lose_nothing_beyond_what_they_are_given(features, gate, autocast):
     """Whatever is already rounded stays so, but products and sums are exact to the wider type."""
-    x, linear = torch.randn(5, 64, dtype=features), nn.Linear(64, 3, bias=False, dtype=gate)
+    x, linear = torch.randn(5, 64, dtype=features), Gate(64, 3, bias=False, dtype=gate)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         logits = gate_logits(x, linear)
     exact = x.double() @ linear.weight.double().t()
@@ -27,7 +28,7 @@ def test_gate_logits_lose_nothing_beyond_what_they_are_given(features, gate, aut
 
 def test_autocast_is_on_again_after_the_gate():
     with torch.autocast("cpu", torch.bfloat16):
-        gate_logits(torch.randn(2, 4), nn.Linear(4, 3, bias=False))
+        gate_logits(torch.randn(2, 4), Gate(4, 3, bias=False))
         assert torch.is_autocast_enabled("cpu")
 
 
@@ -47,3 +48,79 @@ def warn():
 def test_the_warning_points_at_the_callers_line(run_unhooked):
     """Without the run-time checks, which stand between a call and its function."""
     assert run_unhooked(warn) == [__file__, __file__]
+
+
+class LowRank(nn.Module):
+    """An adapter round a linear layer, as LoRA puts it there."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.down, self.up = (
+            base,
+            nn.Linear(base.in_features, 2, bias=False),
+            nn.Linear(2, base.out_features),
+        )
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+def gates_of(router):
+    return [(name, module) for name, module in router.named_modules() if isinstance(module, Gate)]
+
+
+@pytest.mark.parametrize("case", [*ROUTER_CASES, *SOFT_CASES])
+def test_every_gate_is_called_as_a_module(case):
+    """Hooks fire, and an adapter round it counts and learns."""
+    router = make_router(case, 8, 9, 2) if case in ROUTER_CASES else SOFT_CASES[case](8, 3)
+    for gate in router.children():
+        nn.init.normal_(gate.weight) if isinstance(gate, Gate) else None
+    fired = []
+    for name, gate in gates_of(router):
+        gate.register_forward_hook(lambda module, args, output, name=name: fired.append(name))
+        parent, _, attribute = name.rpartition(".")
+        setattr(router.get_submodule(parent), attribute, LowRank(gate))
+    torch.manual_seed(0)
+    features = torch.randint(9, (6, 8)) if case == "hashed" else torch.randn(6, 8)
+    routing = router(features)
+    assert len(fired) == len(gates_of(router))
+    assert fired or case == "hashed"
+    if fired:
+        (routing.logits.square().sum() + routing.weight.square().sum() + routing.sums.load.sum()).backward()
+        adapters = [module for module in router.modules() if isinstance(module, LowRank)]
+        assert all(adapter.up.bias.grad.any() for adapter in adapters)
+
+
+def test_another_module_may_be_the_gate_and_its_bias_counts():
+    router = TopK(8, 4, 1).eval()
+    router.gate = nn.Linear(8, 4)
+    nn.init.zeros_(router.gate.weight)
+    router.gate.bias.data = torch.tensor([0.0, 0.0, 5.0, 0.0])
+    assert router(torch.randn(6, 8)).sums.tokens_per_expert.tolist() == [0, 0, 6, 0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert router(torch.randn(6, 8).bfloat16()).logits.dtype == torch.float32
+    router.gate = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 4)).bfloat16()
+    assert router(torch.randn(6, 8)).logits.dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor:UserWarning")
+def test_dynamic_quantization_of_a_routers_model():
+    router = TopK(8, 4).eval()
+    router.gate = nn.Linear(8, 4)
+    quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(router), {nn.Linear})
+    x = torch.randn(6, 8)
+    assert_close(quantized(x).logits, router(x).logits, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("router", [Biased, ExpertChoice, GroupLimited, Hierarchical, NoisyTopK, Sinkhorn, TopK])
+def test_a_gate_bias_is_an_option_and_starts_at_zero(router):
+    router = router(8, 6, 2, gate_bias=True).eval()
+    (bias,) = [parameter for name, parameter in router.named_parameters() if name.endswith("gate.bias")]
+    assert not bias.any()
+    nn.init.constant_(bias[:1], 3.0)
+    for name, parameter in router.named_parameters():
+        if name.endswith("weight"):
+            nn.init.zeros_(parameter)
+    logits = router(torch.randn(5, 8)).logits
+    assert_close(logits, bias.detach().expand(5, 6) if bias.numel() == 6 else logits)
+    assert (logits[:, 0] == 3).all()

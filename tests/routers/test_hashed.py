@@ -130,3 +130,20 @@ def test_numbers_that_are_not_integers_are_refused(dtype):
 
 def test_it_prints_its_seed():
     assert "top_k=1, seed=3" in repr(Hashed(1, 5, seed=3))
+
+
+def test_weights_and_counts_do_not_follow_the_default_type():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        routing = Hashed(1, 1)(torch.arange(2000)[:, None])
+    finally:
+        torch.set_default_dtype(before)
+    assert routing.sums.tokens_per_expert.tolist() == [2000]
+    assert routing.weight.dtype == routing.sums.probs.dtype == torch.float32
+
+
+def test_counts_are_exact_beyond_what_float32_holds():
+    num_tokens = 2**24 + 5
+    sums = Hashed(1, 1)(torch.zeros(num_tokens, 1, dtype=torch.int64)).sums
+    assert sums.tokens_per_expert.item() == sums.num_tokens.item() == num_tokens
