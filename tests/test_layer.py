@@ -218,3 +218,53 @@ def test_it_prints_its_parts():
     assert "dispatcher=Capacity(1.0, min_capacity=4, priority='arrival'), losses={'load': 0.5}" in text
     assert "TopK" in text
     assert "GroupedFeedForward" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((nn.Linear(8, 4), GroupedFeedForward(4, 8, 8)), r"got Linear. Pass one, such as gatewright.TopK"),
+        ((TopK(8, 4), nn.ModuleList([nn.Linear(8, 8)])), r"got ModuleList. Use gatewright.GroupedFeedForward, or wrap"),
+        ((TopK(8, 4), [nn.Linear(8, 8)] * 4), r"got list."),
+        ((TopK(8, 4), GroupedFeedForward(4, 8, 8), "capacity"), r"got 'capacity'. Leave it out"),
+    ],
+)
+def test_parts_of_another_kind_are_named(unchecked, arguments, says):
+    router, experts, *dispatcher = arguments
+    with pytest.raises(ValueError, match=says):
+        MoE(router, experts, dispatcher=dispatcher[0] if dispatcher else None)
+
+
+def test_logits_and_probabilities_of_the_last_forward_can_be_read():
+    moe, x = make_moe("top-k", top_k=2), torch.randn(2, 3, 8)
+    moe(x)
+    assert_close(moe.routing.logits, x.flatten(0, 1) @ moe.router.gate.weight.detach().t())
+    assert_close(moe.routing.probs, moe.routing.logits.softmax(-1))
+    assert not moe.routing.logits.requires_grad
+
+
+def test_a_loss_of_ones_own_is_a_function():
+    def unsure(sums):
+        return sums.entropy / sums.num_tokens
+
+    moe = MoE(TopK(8, 4), GroupedFeedForward(4, 8, 8), losses={"load_balance": 0.5, unsure: 0.25})
+    moe(torch.randn(6, 8))
+    total = aux_loss(moe)
+    assert_close(total.detach(), 0.5 * moe.loss_values["load_balance"] + 0.25 * moe.loss_values["unsure"])
+    total.backward()
+    assert moe.router.gate.weight.grad.any()
+
+
+def test_a_transformers_fast_path_is_told_what_to_do():
+    block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    block.linear1 = MoE(TopK(8, 4), ModuleExperts(lambda: nn.Linear(8, 16), 4))
+    assert not hasattr(block.linear1, "weight")
+    x = torch.randn(2, 3, 8)
+    assert block(x).shape == x.shape
+    with torch.no_grad(), pytest.raises(AttributeError, match=r"set_fastpath_enabled\(False\)"):
+        block.eval()(x)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        assert block(x).shape == x.shape
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)

@@ -1,0 +1,58 @@
+"""Programs exported from a layer in evaluation: the same outputs, at any batch size.
+
+Each check runs in a process without the import hook (see `run_unhooked` in conftest.py).
+"""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from gatewright import ModuleExperts, MoE, TopK
+from tests.cases import ROUTER_CASES, make_merged, make_moe, make_soft_moe
+from tests.compare import arguments
+
+
+def agrees_at_other_sizes(build, *parts):
+    layer = build(*parts).eval()
+    example = arguments(layer, torch.randn(6, 8))
+    batch = torch.export.Dim("batch")
+    dynamic = tuple({0: batch} for _ in example)
+    program = torch.export.export(layer, example, dynamic_shapes=dynamic).module()
+    for num_tokens in (2, 6, 13):
+        inputs = arguments(layer, torch.randn(num_tokens, 8))
+        assert_close(program(*inputs), layer(*inputs))
+
+
+@pytest.mark.parametrize("router", ROUTER_CASES)
+def test_an_exported_layer_takes_batches_of_any_size(run_unhooked, router):
+    for experts in ("grouped-swiglu-bias", "modules"):
+        run_unhooked(agrees_at_other_sizes, make_moe, router, experts)
+
+
+def test_soft_and_merged_layers_are_exported_too(run_unhooked):
+    run_unhooked(agrees_at_other_sizes, make_soft_moe, "soft-per-token")
+    run_unhooked(agrees_at_other_sizes, make_soft_moe, "soft-per-token", "modules")
+    run_unhooked(agrees_at_other_sizes, make_merged, "top-k")
+
+
+def images_agree():
+    def expert():
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 10))
+
+    moe = MoE(TopK(75, 4, 2), ModuleExperts(expert, 4), item_shape=(3, 5, 5)).eval()
+    dynamic = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(moe, (torch.randn(4, 3, 5, 5),), dynamic_shapes=dynamic).module()
+    images = torch.randn(7, 3, 5, 5)
+    assert_close(program(images), moe(images))
+
+
+def test_convolutional_experts_of_whole_images(run_unhooked):
+    run_unhooked(images_agree)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("build", [make_moe, make_merged])
+def test_tracing_by_example_is_refused(build):
+    with pytest.raises(RuntimeError, match=r"torch\.export\.export"):
+        torch.jit.trace(build().eval(), torch.randn(6, 8))
