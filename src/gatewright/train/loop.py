@@ -40,6 +40,7 @@ from gatewright.train.folder import (
 from gatewright.train.join import join_processes
 from gatewright.train.pace import Pace
 from gatewright.train.progress import Progress
+from gatewright.train.provenance import DataSplit, describe_data
 from gatewright.train.result import describe_result, hardware, layer_metrics, versions, write_json
 from gatewright.train.saving import Saver
 from gatewright.train.signals import Interrupted, StopRequest
@@ -71,6 +72,7 @@ class Run:
     config: RunConfig
     output: Path
     splits: ImageSplits
+    data: list[DataSplit]
     engine: TorchEngine
     tracker: Tracker
     position: Position
@@ -111,6 +113,8 @@ def train(config: RunConfig, *, resume: bool = False) -> tuple[dict[str, Any], P
         with tracked(config, output, position.tracking_id, processes) as tracker:
             position.tracking_id = tracker.run_id or position.tracking_id
             splits = load_images(config.data)
+            data = describe_data(config.data, splits)
+            tracker.log_data(data)
             if saved:
                 check_same_images(splits.train, saved["class_names"], saved["image_shape"])
             checkpoints = output / "checkpoints"
@@ -121,7 +125,7 @@ def train(config: RunConfig, *, resume: bool = False) -> tuple[dict[str, Any], P
             if processes.rank == 0:  # Only now: settings that do not fit leave no run behind, and spoil none.
                 save_config(config, output / CONFIG)
             with Saver(checkpoints, processes, in_background=config.checkpoint_in_background) as saver:
-                run = Run(config, output, splits, engine, tracker, position, saver, Pace(engine.model, processes))
+                run = Run(config, output, splits, data, engine, tracker, position, saver, Pace(engine.model, processes))
                 train_epochs(run)
             try:
                 return conclude(run), output
