@@ -81,7 +81,7 @@ def describe_origin(config: "RunConfig", recipe: "RunConfig | None", data: list[
         "command": command(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": [asdict(split) for split in data],
-        "changes": changed_settings(config, recipe) if recipe else {},
+        "changes": changed_settings(config, recipe) if recipe else None,
     }
 
 
