@@ -6,8 +6,8 @@ from html import escape
 
 # With more columns than this the cells of a coloured table are narrow and their numbers are left out.
 MAX_WORDED_COLUMNS = 16
-# From this share on a cell is dark enough for light letters.
-DARK = 0.55
+# From this share on a cell is coloured enough for letters of the other brightness, in light and in dark.
+DARK = 0.7
 
 
 def bar(text: str, share: float, highest: float) -> str:

@@ -14,6 +14,7 @@ from gatewright.report.elements import bar, heat_table, pairs, table
 from gatewright.report.facts import (
     FAVOURITES,
     LOAD,
+    ExpertFacts,
     class_label,
     count,
     expert_facts,
@@ -98,15 +99,7 @@ def _layer(name: str, layer: Mapping[str, Any], result: Mapping[str, Any], curve
     yield f"<h3>{ON_THE_TEST_SET}</h3><p>{escape(layer_summary(layer))}.</p>"
     facts = expert_facts(torch.tensor(layer["tokens_per_expert"]), by_class, tokens, class_names)
     highest = max(expert.share for expert in facts) or 1
-    dead = '<span class="dead">dead: no test image</span>'
-    rows = (
-        [
-            str(expert.index),
-            bar(expert.share_text, expert.share, highest),
-            dead if expert.dead else escape(expert.favourites_text),
-        ]
-        for expert in facts
-    )
+    rows = ([str(expert.index), bar(expert.share_text, expert.share, highest), _favourites(expert)] for expert in facts)
     yield table(["expert", LOAD, FAVOURITES], rows)
     yield '<div class="side"><div>'
     if by_class is not None and tokens is not None:
@@ -118,6 +111,12 @@ def _layer(name: str, layer: Mapping[str, Any], result: Mapping[str, Any], curve
     yield "</div><div>"
     yield from _load_in_training(name, curves)
     yield "</div></div>"
+
+
+def _favourites(expert: ExpertFacts) -> str:
+    if expert.dead:
+        return '<span class="dead">dead: no test image</span>'
+    return escape(expert.favourites_text) or ("hardly an image" if expert.share < 0.01 else "")
 
 
 def _load_in_training(name: str, curves: Curves) -> Iterable[str]:
