@@ -64,3 +64,8 @@ def test_what_a_run_changes_of_its_recipe():
 def test_the_command_can_be_typed_again(program, said, monkeypatch):
     monkeypatch.setattr(sys, "argv", [program, "train", "digits", "--output", "my run"])
     assert command() == said
+
+
+def test_the_command_keeps_no_password(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gatewright", "train", "digits", "--tracking.uri", "https://me:secret@host/x"])
+    assert command() == "gatewright train digits --tracking.uri https://host/x"

@@ -83,11 +83,11 @@ def _heading(title: str, result: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _training(curves: Curves) -> Iterable[str]:
+    if not curves:
+        return
     drawn = {quantity: partial(draw_panel, quantity=quantity, curves=curves) for quantity in PANELS}
     charts = [_chart(quantity, draw, 2.9, columns=1) for quantity, draw in drawn.items()]
-    yield "<h2>Training</h2>"
-    if curves:
-        yield f'<p>{LOSSES}</p><div class="charts">{"".join(charts)}</div>'
+    yield f'<h2>Training</h2><p>{LOSSES}</p><div class="charts">{"".join(charts)}</div>'
 
 
 def _layer(name: str, layer: Mapping[str, Any], result: Mapping[str, Any], curves: Curves) -> Iterable[str]:
@@ -103,14 +103,17 @@ def _layer(name: str, layer: Mapping[str, Any], result: Mapping[str, Any], curve
     yield table(["expert", LOAD, FAVOURITES], rows)
     yield '<div class="side"><div>'
     if by_class is not None and tokens is not None:
-        shares = (by_class / tokens[:, None]).tolist()
-        yield "<h3>Percent of each class's test images that reach an expert</h3>"
-        words = [[f"{100 * share:.0f}" for share in row] for row in shares]
-        experts = [str(expert.index) for expert in facts]
-        yield heat_table("class \\ expert", [class_label(name) for name in class_names], experts, shares, words)
+        yield from _class_by_expert((by_class / tokens[:, None]).tolist(), class_names)
     yield "</div><div>"
     yield from _load_in_training(name, curves)
     yield "</div></div>"
+
+
+def _class_by_expert(shares: Sequence[Sequence[float]], class_names: Sequence[str]) -> Iterable[str]:
+    yield "<h3>Percent of each class's test images that reach an expert</h3>"
+    words = [[f"{100 * share:.0f}" for share in row] for row in shares]
+    experts = [str(index) for index in range(len(shares[0]))]
+    yield heat_table("class \\ expert", [class_label(name) for name in class_names], experts, shares, words)
 
 
 def _favourites(expert: ExpertFacts) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -63,10 +64,11 @@ def _digest(images: ImageSet) -> str:
 
 
 def command() -> str:
-    """Return the command that started this process, as one types it."""
+    """Return the command that started this process, as one types it, without the password of a URI."""
     program = Path(sys.argv[0])
     ours = program.name == "gatewright" or program.parent.name == "gatewright"  # the script, or python -m gatewright
-    return shlex.join([*(["gatewright"] if ours else ["python", str(program)]), *sys.argv[1:]])
+    words = [*(["gatewright"] if ours else ["python", str(program)]), *sys.argv[1:]]
+    return shlex.join(re.sub(r"//[^/@]*@", "//", word) for word in words)
 
 
 def describe_origin(config: "RunConfig", recipe: "RunConfig | None", data: list[DataSplit]) -> dict[str, Any]:
