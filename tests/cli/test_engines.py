@@ -64,6 +64,6 @@ def test_tracked_loads_are_those_of_the_global_batch(tmp_path):
         status, _, errors = finish(start("train", "digits", *words.split(), folder=tmp_path))
         assert status == 0, errors
         found.append(logged(tmp_path / output)[0]["values"])
-    one, two = ({name: value for name, value in values.items() if name.startswith("layers/")} for values in found)
+    one, two = ({name: value for name, value in values.items() if name.startswith("train/layers/")} for values in found)
     assert one == pytest.approx(two, abs=1e-5)
     assert any("/load/" in name for name in one)

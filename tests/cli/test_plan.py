@@ -56,6 +56,21 @@ def test_a_recipe_takes_the_flags_of_train(gatewright):
     assert float(state[0].split()[0]) == pytest.approx(2 * float(weights.split()[0]), rel=1e-3)
 
 
+def test_the_hardware_is_said_and_a_small_model_takes_time(gatewright):
+    _, output, _ = gatewright("plan", "digits")
+    assert "Prediction for digits: 1 process, ep size 1" in output
+    assert "an H100's peak, unless given" in output
+    assert cells(output, "assumed device") == ["989 TFLOP/s"]
+    (step,) = cells(output, "step time")
+    assert step.endswith(" ms")  # not half a microsecond: each operation takes a while to start
+    assert "assumed links" not in output
+    given = ["--device.flops", "2e12", "--links.between", "1e9", "--memory-per-rank", "80e9"]
+    _, output, _ = gatewright("plan", *SIZES.split(), *given)
+    assert cells(output, "assumed device") == ["2 TFLOP/s", "2 TFLOP/s"]  # beside both predictions
+    assert "H100" not in output
+    assert cells(output, "between nodes") == ["1 GB/s"]
+
+
 def test_optimizers_keep_what_they_keep(gatewright):
     def kept(*flags):
         return float(cells(gatewright("plan", "digits", *flags)[1], "optimizer")[0].split()[0])

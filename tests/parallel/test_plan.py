@@ -10,6 +10,7 @@ from gatewright.models import DigitsConfig, ImageClassifier, ResNetsConfig
 from gatewright.parallel import feed_forward_sizes, measure_sizes, plan
 from gatewright.parallel.measure import saved_bytes
 from gatewright.parallel.plan import predict_memory, routed_bytes
+from gatewright.parallel.sizes import LAYER_OPERATIONS
 from tests.parallel import plans
 
 CLOSE = 0.1
@@ -162,6 +163,29 @@ def test_what_is_saved_is_counted_once_and_without_parameters():
     assert (found.inside, found.outside) == (0, 4 * 7 * (3 + 5))  # the input, and what Tanh returns and Linear takes
     assert found.flops == (0, 2 * 7 * (3 * 5 + 5 * 2))
     assert saved_bytes(model, torch.randn(7, 3), "1").trip is not None
+
+
+@pytest.mark.parametrize("num_experts", [2, 32])
+def test_operations_of_grouped_experts_do_not_grow_with_their_number(num_experts):
+    model = MoE(TopK(16, num_experts, 2), GroupedFeedForward(num_experts, 16, 16))
+    found = saved_bytes(model, torch.randn(64, 16, requires_grad=True))
+    assert sum(found.operations) == pytest.approx(LAYER_OPERATIONS, rel=0.2)
+
+
+def test_operations_of_a_network_are_counted():
+    found = saved_bytes(torch.nn.Sequential(torch.nn.Tanh(), torch.nn.ReLU(), torch.nn.Tanh()), torch.rand(3), "1")
+    assert found.operations == (1, 2)
+    few, many = (
+        measure_sizes(
+            on_meta(DigitsConfig(num_experts=count, top_k=2), (1, 8, 8)),
+            lambda count: torch.rand(count, 1, 8, 8),
+            tokens=64,
+            state=doubled,
+        )
+        for count in (2, 40)
+    )
+    assert few.expert.operations == pytest.approx(many.expert.operations, abs=2)
+    assert few.expert.operations > 1
 
 
 def test_networks_that_a_plan_is_not_for_are_refused():

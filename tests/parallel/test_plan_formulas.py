@@ -80,6 +80,15 @@ def test_a_step_adds_up(matrices, factor):
     assert found.traffic.total == found.traffic.all_to_all + found.traffic.expert_reduction
 
 
+def test_a_small_step_takes_as_long_as_its_operations_take_to_start():
+    sizes = replace(SIZES, dense=Part(operations=30), expert=Part(operations=5), tokens=8)
+    found = plan(sizes, 2, 2, device=Device(launch=1e-3)).seconds
+    assert found.compute == found.launch == pytest.approx(2 * 1e-3 * (30 + 8 * 5))  # 8 of the 16 experts are there
+    assert plan(sizes, 2, 2, device=Device(launch=0.0)).seconds.compute == 0
+    large = plan(replace(SIZES, tokens=10**9), 1, 1).seconds
+    assert large.compute > large.launch > 0
+
+
 def test_arithmetic_over_travel_depends_on_the_hidden_size_alone():
     def ratio(**sizes):
         defaults = {"tokens": 64, "dim": 32, "ffn": 2048, "num_experts": 8, "top_k": 2, "matrices": 3, "row_bytes": 2}
@@ -121,7 +130,7 @@ def test_the_smallest_number_of_processes_is_the_smallest(memory, ranks_per_node
         (lambda: feed_forward_sizes(tokens=8, dim=0, ffn=8, num_experts=2, top_k=1), "dim, ffn and row_bytes are at"),
         (lambda: Links(inside=0), "a link more than 0 bytes per second; got 8, 0 inside"),
         (lambda: Links(between_latency=-1.0), "latencies are not negative; got 'flat', 0.0 and -1.0"),
-        (lambda: Device(efficiency=1.5), r"efficiency in \(0, 1\]; got"),
+        (lambda: Device(efficiency=1.5), r"efficiency in \(0, 1\] and a launch time"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gatewright.report.facts import duration, expert_facts
+from gatewright.report.facts import class_label, count, duration, expert_facts, routing_summary
 
 
 @pytest.mark.parametrize(
@@ -33,10 +33,40 @@ def test_an_image_that_goes_to_two_experts_counts_for_both():
     """Ten images of a class, each sent to two of three experts."""
     seen = torch.tensor([[10, 7, 3], [0, 4, 4]])
     facts = expert_facts(seen.sum(0), seen, torch.tensor([10, 4]), ["cat", "dog"])
-    assert [expert.favourites_text for expert in facts] == ["cat 100%", "dog 100%, cat 70%", "dog 100%, cat 30%"]
+    assert [expert.favourites_text.replace("\N{NO-BREAK SPACE}", " ") for expert in facts] == [
+        "cat 100%",
+        "dog 100%, cat 70%",
+        "dog 100%, cat 30%",
+    ]
 
 
 def test_shares_sum_to_one():
     facts = expert_facts(torch.tensor([1, 2, 5]), None, None, [])
     assert [expert.share for expert in facts] == [0.125, 0.25, 0.625]
     assert not any(expert.dead for expert in facts)
+
+
+def test_a_class_whose_name_is_a_number_is_called_a_class():
+    assert [class_label(name) for name in ("3", "1000", "cat", "3D", "猫")] == [
+        "class 3",
+        "class 1000",
+        "cat",
+        "3D",
+        "猫",
+    ]
+
+
+def test_one_is_singular():
+    assert [count(number, "epoch") for number in (0, 1, 2, 1500)] == ["0 epochs", "1 epoch", "2 epochs", "1,500 epochs"]
+
+
+def test_little_is_not_nothing():
+    facts = expert_facts(torch.tensor([1, 0, 99_999]), None, None, [])
+    assert [expert.share_text for expert in facts] == ["<0.1%", "0.0%", "100.0%"]
+
+
+def test_what_a_router_routes(result):
+    layer = result["layers"]["net/moe & co"]
+    assert routing_summary(layer, 200) == "Router NoisyTopK: 1 of 3 experts for each image."
+    assert routing_summary(layer, 50).endswith("for each token, of which an image has 4.")
+    assert routing_summary({name: layer[name] for name in layer if name != "router"}, 200) == ""

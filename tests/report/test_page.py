@@ -1,27 +1,30 @@
 import json
+import re
 from html.parser import HTMLParser
 
 import pytest
 
-from gatewright.report import write_pictures, write_report
+from gatewright.report import write_report
 
-VOID = {"meta", "img"}
+pytest.importorskip("matplotlib")
+
+VOID = {"meta"}
 
 
 class Page(HTMLParser):
-    """Checks that tags are balanced, and keeps the texts and pictures."""
+    """Checks that tags are balanced, and keeps the texts and the drawings."""
 
     def __init__(self, text):
         super().__init__()
-        self.open_tags, self.texts, self.pictures, self.tags = [], [], [], set()
+        self.source, self.open_tags, self.texts, self.tags, self.drawings = text, [], [], set(), []
         self.feed(text)
         self.close()
         assert self.open_tags == []
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
-        if tag == "img":
-            self.pictures.append(dict(attrs))
+        if tag == "svg":
+            self.drawings.append(dict(attrs))
         if tag not in VOID:
             self.open_tags.append(tag)
 
@@ -29,34 +32,80 @@ class Page(HTMLParser):
         assert self.open_tags.pop() == tag
 
     def handle_data(self, data):
-        self.texts.append(data)
+        if self.open_tags[-1:] != ["style"]:
+            self.texts.append(data.replace("\N{NO-BREAK SPACE}", " "))
 
 
-def test_the_page_without_pictures(run_folder):
+def test_the_page_says_what_it_shows(run_folder):
     path = write_report(run_folder)
     page = Page(path.read_text())
     assert path == run_folder / "report.html"
-    assert page.pictures == []
-    assert not page.tags & {"b", "script", "cpu"}
-    for text in ("digits <script>, seed 3", "97.50%", "<b>dog</b>", "dead", "Layer net/moe & co", "Some <CPU>"):
+    assert not page.tags & {"b", "script", "cpu", "img", "link"}
+    for text in (
+        "digits <script>, seed 3",
+        "97.50%",
+        "of 200 test images are classified right",
+        "pets (/data/pets): 1,000 training, 200 test images",
+        "optim.lr 0.1 (recipe: 0.001)",
+        "1 epoch in 1 min 15 s",
+        "gatewright train digits --optim.lr 0.1",
+        "2026-01-02 03:04 UTC",
+        "net/moe & co",
+        "Router NoisyTopK: 1 of 3 experts for each image.",
+        "On the test set, without augmentation or noise of the router",
+        "In training, with augmentation and noise of the router",
+        "class 7",
+        "Some <CPU>",
+    ):
         assert text in page.texts
     assert "cat 100%, <b>dog</b> 50%, [red]fox 50%" in page.texts
 
 
-def test_the_page_holds_its_pictures(run_folder):
-    pytest.importorskip("matplotlib")
-    write_pictures(run_folder)
+def test_dead_experts_are_told_apart_by_the_images_that_did_not_reach_them(run_folder):
+    """Expert 1 got no test image, and none in training either: that was not logged as dead, then it is."""
     page = Page(write_report(run_folder).read_text())
-    assert len(page.pictures) == 4
-    assert all(picture["src"].startswith("data:image/png;base64,iVBORw0KGgo") for picture in page.pictures)
-    assert all(
-        200 < int(picture["style"].removeprefix("width: ").removesuffix("px")) < 1000 for picture in page.pictures
-    )
-    assert all(picture["alt"] for picture in page.pictures)
+    assert "dead: no test image" in page.texts
+    assert any(text.startswith("At the last logged step every expert got something.") for text in page.texts)
+    dead = {"step": 180, "time": 0.0, "values": {"train/layers/net/moe & co/dead_experts": 1}}
+    with (run_folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(dead) + "\n")
+    page = Page(write_report(run_folder).read_text())
+    assert any(text.startswith("At the last logged step 1 expert of 3 got nothing.") for text in page.texts)
 
 
-def test_a_dense_run_on_named_hardware(run_folder, result):
-    result |= {"layers": {}, "hardware": "a big <machine>"}
+def test_the_page_is_one_file_for_light_and_dark_and_for_phones(run_folder):
+    page = Page(write_report(run_folder).read_text())
+    assert len(page.drawings) == 4  # loss, accuracy, learning rate, load
+    assert all(drawing["aria-label"] for drawing in page.drawings)
+    assert re.search(r"https?:|url\((?!#)|@import|src=", page.source) is None
+    assert "prefers-color-scheme: dark" in page.source
+    assert "width=device-width" in page.source
+    colours = {name for name in re.findall(r"var\((--[\w-]+)\)", page.source) if name != "--share"}
+    assert all(f"{name}:" in page.source for name in colours)
+
+
+def test_names_in_other_scripts_are_text(run_folder, result):
+    result["test_accuracy_per_class"] = dict.fromkeys(["猫", "சிங்கம்", "قطة", "🐈"], 0.5)
+    (run_folder / "result.json").write_text(json.dumps(result))
+    assert {"猫", "சிங்கம்", "قطة", "🐈"} <= set(Page(write_report(run_folder).read_text()).texts)
+
+
+def test_of_many_classes_the_mistakes_are_listed(run_folder, result):
+    names = [f"kind {index}" for index in range(40)]
+    confusion = [[5 * (row == column) for column in range(40)] for row in range(40)]
+    confusion[3][8] = 4
+    result |= {"layers": {}, "confusion": confusion, "test_accuracy_per_class": dict.fromkeys(names, 0.9)}
     (run_folder / "result.json").write_text(json.dumps(result))
     page = Page(write_report(run_folder).read_text())
+    place = page.texts.index("The most frequent mistakes")
+    assert [text for text in page.texts[place:] if text.strip()][4:7] == ["4", "kind 3", "kind 8"]
+
+
+def test_a_dense_run_on_named_hardware_without_what_older_runs_did_not_write(run_folder, result):
+    for name in ("data", "changes", "command", "finished"):
+        del result[name]
+    (run_folder / "metrics.jsonl").unlink()
+    (run_folder / "result.json").write_text(json.dumps(result | {"layers": {}, "hardware": "a big <machine>"}))
+    page = Page(write_report(run_folder).read_text())
     assert "a big <machine>" in page.texts
+    assert page.drawings == []

@@ -7,7 +7,6 @@ import torch
 
 from gatewright.report import plot_class_by_expert, plot_confusion, plot_load_over_time, plot_training_curves
 from gatewright.report.figure import DOTS_PER_INCH
-from gatewright.report.plots import read_metrics
 
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("matplotlib")
@@ -89,11 +88,13 @@ def test_curves_of_a_run_that_logged_nothing_or_diverged(tmp_path):
     check_picture(plot_training_curves(metrics, tmp_path / "nan.png"), 4, 10)
 
 
-def test_a_resumed_run_is_read_once(tmp_path):
-    metrics = write_lines(tmp_path / "metrics.jsonl", (1, {"loss": 3.0}), (2, {"loss": 2.0}))
-    with metrics.open("a") as file:
-        file.write('{"step": 3, "va\n' + json.dumps({"step": 2, "time": 0.0, "values": {"loss": 1.5}}) + "\n")
-    assert read_metrics(metrics) == {"loss": {1: 3.0, 2: 1.5}}
+@pytest.mark.parametrize("name", ["猫", "சிங்கம்", "قطة", "🐈"])
+def test_names_in_other_scripts_leave_no_empty_boxes(name, tmp_path):
+    """matplotlib warns of a character that no font has, and warnings are errors here."""
+    names = ["cat", name]
+    check_picture(plot_confusion(torch.eye(2, dtype=torch.long), names, tmp_path / "confusion.png"), 2, 10)
+    counts = torch.ones(2, 2, dtype=torch.long)
+    check_picture(plot_class_by_expert(counts, counts.sum(1), names, tmp_path / "classes.png", "Classes"), 2, 10)
 
 
 def test_pyplot_is_left_alone(tmp_path, monkeypatch):

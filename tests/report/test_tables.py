@@ -11,7 +11,7 @@ console = pytest.importorskip("rich.console")
 def printed(table):
     screen = console.Console(width=160, record=True, file=io.StringIO())
     screen.print(table)
-    return screen.export_text()
+    return screen.export_text().replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_shares_favourites_and_the_dead(result):
@@ -44,5 +44,14 @@ def test_experts_without_classes_or_tokens():
 
 def test_the_result_in_a_few_lines(result):
     text = printed(result_table(result))
-    for part in ("digits <script>, seed 3", "97.50%", "4 epochs in 1 min 15 s", "1,234,567", "345,678", "1 dead"):
+    for part in (
+        "digits <script>, seed 3",
+        "97.50%",
+        "1 epoch in 1 min 15 s",
+        "1,234,567",
+        "345,678",
+        "1 dead on the test set",
+    ):
         assert part in text
+    assert "pets (/data/pets): 1,000 training, 200 test images" in text
+    assert "optim.lr 0.1 (recipe: 0.001)" in text

@@ -80,16 +80,16 @@ def test_order_does_not_matter():
 
 
 def test_accuracies_are_those_of_the_confusion():
-    found = Evaluation(torch.tensor([[3, 1, 0], [2, 2, 0], [0, 0, 0]]), {})
+    found = Evaluation(torch.tensor([[3, 1, 0], [2, 2, 0], [0, 0, 0]]), {}, 0.0)
     assert found.accuracy == pytest.approx(5 / 8)
     assert found.accuracy_per_class.tolist() == [0.75, 0.5, 0.0]
-    assert Evaluation(torch.zeros(2, 2, dtype=torch.int64), {}).accuracy == 0.0
+    assert Evaluation(torch.zeros(2, 2, dtype=torch.int64), {}, 0.0).accuracy == 0.0
 
 
 def test_no_images_are_no_accuracy():
     nobody = ImageSet(IMAGES.images[:0], IMAGES.labels[:0], IMAGES.class_names)
     found = evaluate(digits_model(), nobody, batch_size=8)
-    assert (found.accuracy, found.layers) == (0.0, {})
+    assert (found.accuracy, found.layers, found.loss) == (0.0, {}, 0.0)
 
 
 @torch.no_grad()
@@ -102,7 +102,9 @@ def test_flipping_averages_the_two_views_and_counts_the_experts_of_one():
     expected = torch.zeros(4, 4, dtype=torch.int64)
     expected.index_put_((IMAGES.labels, probs.argmax(-1)), torch.tensor(1), accumulate=True)
     assert torch.equal(found.confusion, expected)
+    assert found.loss == pytest.approx(float(nn.functional.nll_loss((probs / 2).log(), IMAGES.labels)), rel=1e-5)
     plain = evaluate(model, IMAGES, batch_size=10)
+    assert plain.loss == pytest.approx(float(nn.functional.cross_entropy(model(pixels), IMAGES.labels)), rel=1e-5)
     assert not torch.equal(probs.argmax(-1), model(pixels).argmax(-1))
     assert torch.equal(found.layers["network.mixture"].class_by_expert, plain.layers["network.mixture"].class_by_expert)
 

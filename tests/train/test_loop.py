@@ -31,7 +31,7 @@ REQUIRED = {
     "versions",
     "hardware",
 }
-FOR_THE_REPORT = {"confusion", "processes", "tracking"}
+FOR_THE_REPORT = {"confusion", "processes", "tracking", "test_loss", "command", "finished", "data", "changes"}
 
 
 def test_the_result_has_what_it_must(finished):
@@ -56,6 +56,9 @@ def test_the_result_has_what_it_must(finished):
         "dead_experts",
         "class_by_expert",
         "tokens_per_class",
+        "layer",
+        "router",
+        "top_k",
     }
 
 
@@ -100,7 +103,7 @@ def test_the_metrics_are_those_of_every_layer(finished):
     _, output, _ = finished
     steps = [line for line in logged(output) if "train/task_loss" in line["values"]]
     assert [line["step"] for line in steps] == sorted({*range(5, 43, 5), 21, 42})  # and the last of each epoch
-    layer = "layers/network.mixture/"
+    layer = "train/layers/network.mixture/"
     loads = {f"{layer}load/{index:02d}" for index in range(4)}
     names = {"load_cv", "max_over_mean_load", "drop_rate", "router_entropy", "dead_experts", "importance_loss"}
     names = {layer + name for name in names | {"load_loss"}} | loads
@@ -119,8 +122,34 @@ def test_the_test_set_is_looked_at_once_and_at_the_end(finished):
     _, output, result = finished
     lines = [line["values"] for line in logged(output)]
     assert [sum(name in line for line in lines) for name in ("test/accuracy", "holdout/accuracy")] == [1, 2]
-    assert lines[-1] == {"test/accuracy": result["test_accuracy"]}
+    assert lines[-1]["test/accuracy"] == result["test_accuracy"]
+    assert lines[-1]["test/loss"] == result["test_loss"] < lines[-2]["holdout/loss"] + 1
     assert all("test" not in name for line in lines[:-1] for name in line)
+
+
+def test_load_and_dead_experts_name_the_images_that_they_are_of(finished):
+    """They differ: in training images are augmented and the router adds noise."""
+    _, output, result = finished
+    lines, layer = [line["values"] for line in logged(output)], result["layers"]["network.mixture"]
+    (tested,) = (line for line in lines if "test/accuracy" in line)
+    assert tested["test/layers/network.mixture/dead_experts"] == len(layer["dead_experts"])
+    assert tested["test/layers/network.mixture/load_cv"] == pytest.approx(layer["load_cv"])
+    assert any("holdout/layers/network.mixture/load/00" in line for line in lines)
+    names = {name for line in lines for name in line if "layers/" in name}
+    assert {name.partition("/")[0] for name in names} == {"train", "holdout", "test"}
+
+
+def test_the_result_says_where_it_came_from(finished, tmp_path):
+    config, _, result = finished
+    assert {part["split"]: part["num_images"] for part in result["data"]} == {
+        "training": 1294,
+        "held-out": 144,
+        "test": 359,
+    }
+    assert datetime.fromisoformat(result["finished"]).utcoffset().total_seconds() == 0
+    assert (bool(result["command"]), result["changes"]) == (True, None)
+    few = digits_config(tmp_path / "few", data=FIVE_STEPS)
+    assert train(few, recipe=config)[0]["changes"]["data.batch_size"] == {"run": 256, "recipe": 64}
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_one_others(finished, tmp_path):
@@ -163,13 +192,13 @@ def test_a_dense_run_has_no_layers(tmp_path):
     result, output = train(digits_config(tmp_path / "run", recipe="digits-dense", data=FIVE_STEPS, log_interval=1))
     assert result["layers"] == {}
     assert result["num_active_parameters"] == result["num_parameters"]
-    assert not any(name.startswith("layers/") for line in logged(output) for name in line["values"])
+    assert not any("layers/" in name for line in logged(output) for name in line["values"])
 
 
 def test_a_capacity_drops_in_training_and_not_in_evaluation(tmp_path):
     model = {"dispatch": "capacity", "capacity_factor": 0.5}
     result, output = train(digits_config(tmp_path / "run", model=model, data=FIVE_STEPS, log_interval=1))
-    rates = [line["values"].get("layers/network.mixture/drop_rate") for line in logged(output)]
+    rates = [line["values"].get("train/layers/network.mixture/drop_rate") for line in logged(output)]
     assert all(0.4 < rate < 0.8 for rate in rates if rate is not None)
     assert result["layers"]["network.mixture"]["dropped_fraction"] == 0
 

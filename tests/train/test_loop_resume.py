@@ -91,9 +91,9 @@ def test_a_run_in_parts_across_the_split_ends_as_the_whole(tmp_path):
         for index in range(2)
     ]
     assert len(differences(*experts)) > 5  # after the split they went ways of their own
-    assert [line["step"] for line in logged(output) if "layers/network.mixture.mixture/load_cv" in line["values"]] == [
-        *range(5, 13)
-    ]
+    assert [
+        line["step"] for line in logged(output) if "train/layers/network.mixture.mixture/load_cv" in line["values"]
+    ] == [*range(5, 13)]
 
 
 def test_resuming_with_settings_that_do_not_fit_spoils_nothing(tmp_path):

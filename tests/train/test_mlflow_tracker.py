@@ -1,13 +1,15 @@
 import json
 import math
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from gatewright.train import train
 from gatewright.train.tracking import TrackingConfig, start_tracking
 from tests.train.mlflow_server import history
-from tests.train.runs import logged
+from tests.train.runs import FIVE_STEPS, digits_config, logged
 
 pytest.importorskip("mlflow")
 
@@ -38,6 +40,27 @@ def test_a_run_is_readable_over_http(server, client, tmp_path, monkeypatch):
     assert client.get_experiment_by_name("http").experiment_id == run.info.experiment_id
     assert tracker.run_id in tracker.location
     assert server.uri in tracker.location
+
+
+def test_a_run_shows_its_metrics_its_data_and_its_source(server, client, tmp_path):
+    """MLflow 3 opens an empty page about language models where the link does not name the view."""
+    config = replace(digits_config(tmp_path / "run", data=FIVE_STEPS, seed=3), tracking=TrackingConfig(uri=server.uri))
+    result, output = train(config)
+    (link,) = (word for word in result["tracking"].split() if word.startswith("http"))
+    assert link.startswith(f"{server.uri}/#/experiments/")
+    page, _, query = link.partition("?")
+    assert page.endswith("/model-metrics")
+    assert query == "workflowType=machine_learning"
+    run = client.get_run(page.split("/")[-2])
+    assert run.info.run_name == "digits-seed3"
+    assert run.data.tags["mlflow.source.name"]
+    assert run.data.tags["mlflow.source.type"] == "LOCAL"
+    assert run.data.tags["gatewright.output"] == str(output)
+    seen = {given.tags[0].value: given.dataset for given in run.inputs.dataset_inputs}
+    rows = {context: json.loads(data_set.profile)["num_rows"] for context, data_set in seen.items()}
+    assert rows == {"training": 1294, "validation": 144, "test": 359}
+    assert {data_set.name for data_set in seen.values()} == {"digits"}
+    assert len({data_set.digest for data_set in seen.values()}) == 3
 
 
 def test_limits_of_mlflow_are_kept(server, client, tmp_path):

@@ -118,7 +118,8 @@ def test_the_description_is_that_of_the_evaluation():
     assert list(described["test_accuracy_per_class"]) == list("abcdefghij")
     layer, use = described["layers"]["network.mixture"], found.layers["network.mixture"]
     tokens = use.sums.tokens_per_expert
-    assert layer == describe_layer(use)
+    assert layer == describe_layer(use) | {"layer": "MoE", "router": "NoisyTopK", "top_k": 2}
+    assert described["test_loss"] == found.loss
     assert layer["tokens_per_expert"] == tokens.tolist()
     assert layer["load_cv"] == pytest.approx(float(tokens.std(correction=0) / tokens.mean()))
     assert layer["dead_experts"] == [index for index, count in enumerate(tokens) if count == 0]
@@ -128,10 +129,10 @@ def test_the_description_is_that_of_the_evaluation():
 def test_the_metrics_of_a_layer_are_named_and_are_numbers():
     layer = MoE(TopK(8, 12, 2), GroupedFeedForward(12, 8, 4)).eval()
     layer(torch.rand(1, 8))
-    values = layer_metrics("a.b", layer.routing.sums)
+    values = layer_metrics("a.b", layer.routing.sums, "train")
     assert {type(value) for value in values.values()} == {float}
-    assert values["layers/a.b/dead_experts"] == 10
-    assert [values[f"layers/a.b/load/{index:02d}"] for index in (10, 11)] == pytest.approx(
+    assert values["train/layers/a.b/dead_experts"] == 10
+    assert [values[f"train/layers/a.b/load/{index:02d}"] for index in (10, 11)] == pytest.approx(
         (layer.routing.sums.tokens_per_expert / 2)[10:].tolist()
     )
 

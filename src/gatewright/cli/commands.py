@@ -109,7 +109,7 @@ def train_command(words: list[str]) -> None:
         launch(replace(arguments.run, output=str(output)), [*words, "--output", str(output)])
         return
     resume = arguments.resume or was_restarted(Path(arguments.run.output or ""))
-    result, output = train(arguments.run, resume=resume)
+    result, output = train(arguments.run, resume=resume, recipe=RECIPES[recipe]())
     if int(os.environ.get("RANK", 0)) > 0:
         return
     console = Console(markup=False)  # A name may hold brackets.

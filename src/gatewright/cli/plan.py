@@ -1,5 +1,6 @@
 """What ``gatewright plan`` does: read sizes from a recipe or from flags, predict, and print."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -208,16 +209,20 @@ def _print(name: str, sizes: Sizes, processes: int, ep_size: int, asked: Questio
         world, ep = smallest(sizes, asked.memory_per_rank, ranks_per_node=nodes, imbalance=rho)
         found.append(predict(world, ep, imbalance=None if rho is None else min(rho, ep)))
     console = Console(markup=False)
-    console.print(_table(name, found[0]))
+    console.print(_table(name, found[0], asked))
     for fewest in found[1:]:
         fits = f"Fewest processes of {_bytes(asked.memory_per_rank or 0)} each: {fewest.processes}"
         console.print(f"\n{fits}, with ep size {fewest.ep_size}.", highlight=False, soft_wrap=True)
-        console.print(_table(name, fewest))
-    print("A prediction from formulas, not a measurement; how far off it has been: docs/plan.md.")
+        console.print(_table(name, fewest, asked))
+    print(
+        "A prediction from formulas, not a measurement, for the hardware assumed above, whatever this machine is.\n"
+        "Its times leave out much that a real step does; docs/plan.md says how far off they have been."
+    )
 
 
-def _table(name: str, found: Plan) -> Table:
-    title = f"Prediction for {name}: {found.processes} processes, ep size {found.ep_size}"
+def _table(name: str, found: Plan, asked: Question) -> Table:
+    count = "1 process" if found.processes == 1 else f"{found.processes} processes"
+    title = f"Prediction for {name}: {count}, ep size {found.ep_size}"
     table = Table("of the busiest process", "", "what it is", title=title)
     memory, traffic, seconds = found.memory, found.traffic, found.seconds
     rows: list[tuple[str, str, str]] = [
@@ -230,8 +235,8 @@ def _table(name: str, found: Plan) -> Table:
         ("  all-to-all", _bytes(traffic.all_to_all), "rows and their gradients, if routing is uniform"),
         ("  dense gradients", _bytes(traffic.dense_reduction), f"to reduce {_bytes(traffic.dense_reduced)}"),
         ("  expert gradients", _bytes(traffic.expert_reduction), f"to reduce {_bytes(traffic.expert_reduced)}"),
-        ("step time", _seconds(seconds.step), ""),
-        ("  computing", _seconds(seconds.compute), f"imbalance between processes {found.imbalance:.3g}"),
+        ("step time", _seconds(seconds.step), "at least, on the hardware assumed below"),
+        ("  computing", _seconds(seconds.compute), _bound(found)),
         ("  all-to-all", _seconds(seconds.all_to_all), ""),
         ("  reductions", _seconds(seconds.reduction), ""),
         ("  optimizer", _seconds(seconds.update), "" if seconds.update else "--device.memory-bandwidth not given"),
@@ -239,7 +244,31 @@ def _table(name: str, found: Plan) -> Table:
     ]
     for row in rows:
         table.add_row(*row)
+    table.add_section()
+    for row in _assumed(found, asked):
+        table.add_row(*row)
     return table
+
+
+def _bound(found: Plan) -> str:
+    """Say what the time of computing is made of."""
+    if found.seconds.compute > found.seconds.launch:
+        return f"arithmetic; imbalance between processes {found.imbalance:.3g}"
+    return "starting operations: their arithmetic takes less"
+
+
+def _assumed(found: Plan, asked: Question) -> Iterable[tuple[str, str, str]]:
+    """Yield what the prediction takes for granted about the hardware, and the flags that say otherwise."""
+    device, links = asked.device, asked.links
+    origin = "an H100's peak, unless given: " if device.flops == Device().flops else ""
+    yield "assumed device", f"{device.flops / 1e12:,.4g} TFLOP/s", f"{origin}--device.flops"
+    yield "  share of it reached", f"{device.efficiency:.0%}", "--device.efficiency"
+    bandwidth = "not counted" if math.isinf(device.memory_bandwidth) else f"{_bytes(device.memory_bandwidth)}/s"
+    yield "  memory bandwidth", bandwidth, "--device.memory-bandwidth"
+    yield "  to start an operation", _seconds(device.launch), "measured on a CPU, unless given: --device.launch"
+    if found.processes > 1:
+        yield "assumed links", f"{_bytes(links.inside)}/s", f"inside a node of {links.ranks_per_node}: --links.inside"
+        yield "  between nodes", f"{_bytes(links.between)}/s", "--links.between"
 
 
 def _bytes(number: float) -> str:

@@ -1,11 +1,14 @@
 """The sizes of any network with a mixture, found by running it on a few items: bytes kept, arithmetic, rows sent."""
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from gatewright.dispatch import Dropless
@@ -26,13 +29,30 @@ class Saved:
         inside: By the part that was asked for.
         outside: By everything else.
         flops: Of that part, and of everything.
+        operations: That PyTorch started for that part, and for everything else.
         trip: Rows that came to that part, and those that it returned.
     """
 
     inside: int = 0
     outside: int = 0
     flops: tuple[int, int] = (0, 0)
+    operations: tuple[int, int] = (0, 0)
     trip: tuple[Tensor, Tensor] | None = None
+
+
+class OperationCounter(TorchDispatchMode):
+    """Counts the operations that PyTorch starts, by what `place` says when each starts."""
+
+    def __init__(self, place: Callable[[], bool]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.place = place
+        self.counts = Counter[bool]()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self.counts[self.place()] += 1
+        return func(*args, **(kwargs or {}))
 
 
 def saved_bytes(network: nn.Module, items: Tensor, part: str | None = None, context: Context | None = None) -> Saved:
@@ -59,7 +79,8 @@ def saved_bytes(network: nn.Module, items: Tensor, part: str | None = None, cont
     module = nn.Identity() if part is None else network.get_submodule(part)
     handles = [module.register_forward_pre_hook(lambda *_: inside.__setitem__(0, True))]
     handles += [module.register_forward_hook(leave)]
-    with (context or contextlib.nullcontext)(), saved_tensors_hooks(pack, lambda tensor: tensor):
+    hooks, operations = saved_tensors_hooks(pack, lambda tensor: tensor), OperationCounter(lambda: inside[0])
+    with (context or contextlib.nullcontext)(), hooks, operations:
         with FlopCounterMode(display=False) as counter:
             output = network(items)
         if any(True for _ in moe_layers(network)):
@@ -67,6 +88,7 @@ def saved_bytes(network: nn.Module, items: Tensor, part: str | None = None, cont
     for handle in handles:
         handle.remove()
     counts = {name: sum(of.values()) for name, of in counter.get_flop_counts().items()}
+    found.operations = operations.counts[True], operations.counts[False]
     found.flops = counts.get(f"{type(network).__name__}.{part}", 0), counts.get("Global", 0)
     found.inside, found.outside = (
         sum(t.untyped_storage().nbytes() for t in kept[where].values()) for where in (True, False)
@@ -101,13 +123,16 @@ def measure_sizes(
     experts = [] if layer is None else list(layer.experts.parameters())
     outer = list(set(network.parameters()) - set(experts))
     rest = Part(parameters=_count(outer), state=state(outer))
-    expert = Part()
+    expert, calls = Part(), [0]
     if layer is not None:
         first = _keep_first(layer)
+        first.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
         expert = Part(parameters=_count(first.parameters()), state=state(first.parameters()))
     _fill(network)
     part = None if layer is None else f"{name}.experts" if name else "experts"
-    few, more = (saved_bytes(network, make_items(count), part, context) for count in (FEW, 2 * FEW))
+    few = saved_bytes(network, make_items(FEW), part, context)
+    expert_operations = few.operations[0] // max(calls[0], 1)  # An expert without rows is not called.
+    more = saved_bytes(network, make_items(2 * FEW), part, context)
     top_k = 1 if few.trip is None else len(few.trip[0]) // FEW
     rows = FEW * top_k
     expert_flops, all_flops = few.flops
@@ -119,9 +144,14 @@ def measure_sizes(
             flops=(all_flops - expert_flops) / FEW,
             saved=dense_saved,
             fixed=max(0.0, few.outside - FEW * dense_saved),
+            operations=few.operations[1],
         ),
         expert=replace(
-            expert, flops=expert_flops / rows, saved=expert_saved, fixed=max(0.0, few.inside - rows * expert_saved)
+            expert,
+            flops=expert_flops / rows,
+            saved=expert_saved,
+            fixed=max(0.0, few.inside - rows * expert_saved),
+            operations=expert_operations,
         ),
         num_experts=1 if layer is None else layer.router.num_experts,
         top_k=top_k,

@@ -20,17 +20,21 @@ class Device:
         flops: Peak arithmetic per second.
         efficiency: Share of it that large matrix products reach.
         memory_bandwidth: Bytes per second, which the optimizer's update waits for; infinite counts no time for it.
+        launch: Seconds that Python and PyTorch take to start one operation. The default was measured on one core of an
+            Intel Xeon, where training steps of small mixtures took 8 to 11 us per operation (docs/plan.md).
     """
 
     flops: float = 989e12
     efficiency: float = 0.5
     memory_bandwidth: float = math.inf
+    launch: float = 8e-6
 
     def __post_init__(self) -> None:
-        if min(self.flops, self.memory_bandwidth) <= 0 or not 0 < self.efficiency <= 1:
+        if min(self.flops, self.memory_bandwidth) <= 0 or not 0 < self.efficiency <= 1 or self.launch < 0:
             raise ValueError(
-                f"A device has flops and memory_bandwidth above 0 and an efficiency in (0, 1]; got {self.flops}, "
-                f"{self.memory_bandwidth} and {self.efficiency}. Give --device.flops as the device's peak."
+                f"A device has flops and memory_bandwidth above 0, an efficiency in (0, 1] and a launch time that is "
+                f"not negative; got {self.flops}, {self.memory_bandwidth}, {self.efficiency} and {self.launch}. "
+                "Give flops as the device's peak."
             )
 
 
@@ -78,7 +82,8 @@ class Seconds:
     """Where a step's time goes.
 
     Args:
-        compute: Forward and backward, on the process with the most rows.
+        compute: Forward and backward, on the process with the most rows: arithmetic, or `launch` where that is more.
+        launch: What it takes to start the step's operations, one after another, however small they are.
         all_to_all: Rows and their gradients on their way.
         reduction: Of gradients.
         update: The optimizer's, which reads and writes every parameter.
@@ -87,6 +92,7 @@ class Seconds:
     """
 
     compute: float
+    launch: float
     all_to_all: float
     reduction: float
     update: float
@@ -234,10 +240,13 @@ def _seconds(
     traffic, replicas = predict_traffic(sizes, processes, ep_size), processes // ep_size
     reduction = all_reduce_seconds(traffic.dense_reduced, processes, links)
     reduction += all_reduce_seconds(traffic.expert_reduced, replicas, links, stride=ep_size)
-    compute, update = dense + rho * experts, _touched(sizes, ep_size) / device.memory_bandwidth
+    # Backward and the update together start about as many operations as forward does, or more.
+    launch = 2 * device.launch * (sizes.dense.operations + local_experts(sizes, ep_size) * sizes.expert.operations)
+    compute, update = max(dense + rho * experts, launch), _touched(sizes, ep_size) / device.memory_bandwidth
     busy = max(compute, travel) if overlap else compute + travel
     return Seconds(
         compute=compute,
+        launch=launch,
         all_to_all=travel,
         reduction=reduction,
         update=update,

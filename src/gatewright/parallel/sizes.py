@@ -6,6 +6,8 @@ INDEX_BYTES = 40
 """Kept per assignment beside its rows: its weight, and the places it came from, as 64-bit integers."""
 ROUTER_ROWS = 3
 """How many numbers per token and expert the router and its losses keep, in float32: logits and two softmaxes."""
+LAYER_OPERATIONS = 100
+"""Operations that PyTorch starts for the forward of one layer of grouped experts behind a `TopK` router, at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +20,7 @@ class Part:
         flops: Of its forward, per row; a multiplication and an addition are two.
         saved: Bytes kept for backward, per row.
         fixed: Bytes kept for backward however many rows there are: weights in half precision, under autocast.
+        operations: Operations that PyTorch starts for its forward, however many rows there are.
     """
 
     parameters: int = 0
@@ -25,6 +28,7 @@ class Part:
     flops: float = 0.0
     saved: float = 0.0
     fixed: float = 0.0
+    operations: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +119,7 @@ def feed_forward_sizes(
             flops=rest.flops + 2 * router,
             saved=rest.saved + layers * (wide * dim + ROUTER_ROWS * 4 * num_experts),
             fixed=rest.fixed,
+            operations=rest.operations + layers * LAYER_OPERATIONS,
         ),
         expert=Part(
             parameters=weights,

@@ -8,9 +8,12 @@ from jaxtyping import Int, Real
 from torch import Tensor
 
 NUM_FAVOURITES = 3
+NO_BREAK = "\N{NO-BREAK SPACE}"
 # What the columns are called.
 LOAD = "share of the load"
 FAVOURITES = "favourite classes, and the share of their images that reaches it"
+# What a layer is, by the name of its class.
+KINDS = {"MergedMoE": "Merged experts", "DeepSpeedMoE": "DeepSpeed's mixture of experts"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +37,25 @@ class ExpertFacts:
         return self.share == 0
 
     @property
+    def share_text(self) -> str:
+        """The share in percent, where a little is not nothing."""
+        return "<0.1%" if 0 < self.share < 0.0005 else f"{self.share:.1%}"
+
+    @property
     def favourites_text(self) -> str:
-        """The favourites in one line."""
-        return ", ".join(f"{name} {share:.0%}" for name, share in self.favourites)
+        """The favourites in one line, which does not break within one of them."""
+        said = (f"{class_label(name)} {share:.0%}".replace(" ", NO_BREAK) for name, share in self.favourites)
+        return ", ".join(said)
+
+
+def class_label(name: str) -> str:
+    """Say that a number is the name of a class, where it could be read as a number."""
+    return f"class {name}" if name.isnumeric() else name
+
+
+def count(number: int, noun: str) -> str:
+    """Write a number with its noun, in the plural but for one."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def expert_facts(
@@ -69,22 +88,54 @@ def _favourites(shares: Sequence[float], class_names: Sequence[str]) -> tuple[tu
 def result_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the (label, value) pairs that sum up a `result.json`."""
     parameters = f"{result['num_parameters']:,}, of which {result['num_active_parameters']:,} work on an image"
-    facts = [
-        ("recipe", f"{result['recipe']}, seed {result['seed']}"),
+    facts = [("recipe", f"{result['recipe']}, seed {result['seed']}")]
+    facts += [("data", data_summary(result["data"]))] if "data" in result else []
+    facts += (
+        [("changed from the recipe", changes_summary(result["changes"]))] if result.get("changes") is not None else []
+    )
+    facts += [
         ("test accuracy", f"{result['test_accuracy']:.2%}"),
-        ("training", f"{result['epochs']} epochs in {duration(result['train_seconds'])}"),
+        ("training", f"{count(result['epochs'], 'epoch')} in {duration(result['train_seconds'])}"),
         ("parameters", parameters),
         ("arithmetic", f"{result['active_flops_per_image'] / 1e6:,.3g} million operations per image"),
     ]
-    return facts + [(f"layer {name}", layer_summary(layer)) for name, layer in result["layers"].items()]
+    return facts + [(f"experts of {name}", layer_summary(layer)) for name, layer in result["layers"].items()]
+
+
+def data_summary(data: Sequence[Mapping[str, Any]]) -> str:
+    """Say which images the run used, and where they came from."""
+    parts = ", ".join(f"{part['num_images']:,} {part['split']}" for part in data)
+    return f"{data[0]['name']} ({data[0]['source']}): {parts} images"
+
+
+def changes_summary(changes: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say which settings are not the recipe's own, and what these are."""
+    said = (f"{name} {change['run']} (recipe: {change['recipe']})" for name, change in changes.items())
+    return "; ".join(said) or "nothing"
+
+
+def layer_kind(layer: Mapping[str, Any]) -> str:
+    """Say what a layer with a router is."""
+    return KINDS.get(layer.get("layer", "MoE"), "Mixture of experts")
+
+
+def routing_summary(layer: Mapping[str, Any], num_images: int) -> str:
+    """Say what a layer's router does, where the result names the router."""
+    if "router" not in layer:
+        return ""
+    num_tokens = sum(layer["tokens_per_class"] or [0]) // max(num_images, 1)
+    item = "image" if num_tokens <= 1 else f"token, of which an image has {num_tokens}"
+    num_experts = count(len(layer["tokens_per_expert"]), "expert")
+    return f"Router {layer['router']}: {layer['top_k']} of {num_experts} for each {item}."
 
 
 def layer_summary(layer: Mapping[str, Any]) -> str:
-    """Say in one line how evenly a layer's experts are used."""
+    """Say in one line how evenly the test images use a layer's experts."""
     num_experts, num_dead = len(layer["tokens_per_expert"]), len(layer["dead_experts"])
     return (
-        f"{num_experts} experts, {num_dead or 'none'} dead; busiest {layer['max_over_mean_load']:.2f} times the mean, "
-        f"load CV {layer['load_cv']:.2f}; {layer['dropped_fraction']:.1%} dropped"
+        f"{count(num_experts, 'expert')}, {num_dead or 'none'} dead on the test set; the busiest has "
+        f"{layer['max_over_mean_load']:.2f} times the mean, load CV {layer['load_cv']:.2f}; "
+        f"{layer['dropped_fraction']:.1%} dropped"
     )
 
 

@@ -1,128 +1,178 @@
-"""One page about a run that can be mailed: a single HTML file with the pictures inside."""
+"""One page about a run that can be mailed: a single HTML file with everything inside, at home in light and dark."""
 
-import base64
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gatewright.report.facts import FAVOURITES, LOAD, expert_facts, layer_summary, result_facts
-from gatewright.report.figure import DOTS_PER_INCH
-from gatewright.report.pictures import picture_path
+from gatewright.report.curves import PANELS, Curves, draw_load, draw_panel, load_curves, read_metrics
+from gatewright.report.elements import bar, heat_table, pairs, table
+from gatewright.report.facts import (
+    FAVOURITES,
+    LOAD,
+    ExpertFacts,
+    class_label,
+    count,
+    expert_facts,
+    layer_kind,
+    layer_summary,
+    result_facts,
+    routing_summary,
+)
+from gatewright.report.figure import label, legend_below, new_figure, svg
 
-STYLE = """
-:root { --ink: #1c2733; --soft: #5b6875; --line: #dde3e9; --blue: #0072b2; --red: #d55e00 }
-body { margin: 0 auto; max-width: 62rem; padding: 2rem 1.2rem 4rem; color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif }
-h1 { font-size: 1.7rem; margin: 0 } h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem }
-p { margin: .3rem 0; color: var(--soft) }
-.accuracy { font-size: 3rem; font-weight: 650; color: var(--blue); line-height: 1.2; margin-top: .6rem }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .92rem; margin: .6rem 0 }
-th, td { text-align: left; padding: .28rem 1.1rem .28rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
-th { color: var(--soft); font-weight: 550 } td.number { font-variant-numeric: tabular-nums; white-space: nowrap }
-.bar { display: inline-block; height: .65rem; background: var(--blue); margin-left: .7rem; border-radius: 2px }
-.dead { color: var(--red); font-weight: 650 } img { max-width: 100%; height: auto; margin: .8rem 0; display: block }
-"""
-BAR_REM = 9
-CSS_DOTS_PER_INCH = 96
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# A chart is as wide as a phone, in inches, so that its letters are legible there.
+CHART_WIDTH = 4.0
+MAX_CONFUSION_CLASSES = 30
+NUM_MISTAKES = 20
+LOSSES = (
+    "The training loss is that of augmented images, with label smoothing if the run uses it, and is smoothed over its "
+    "pale raw line. The other losses are those of unchanged images, without label smoothing."
+)
+ON_THE_TEST_SET = "On the test set, without augmentation or noise of the router"
+IN_TRAINING = "In training, with augmentation and noise of the router"
+TWO_LOADS = (
+    "These are shares of the training batches and not those on the test set: an expert may be used in training and get "
+    "no test image, or the other way round."
+)
 
 
 def write_report(output: Path) -> Path:
-    """Write `report.html` into a run's folder, from its `result.json` and the pictures beside it.
+    """Write `report.html` into a run's folder, from its `result.json` and its `metrics.jsonl`.
 
     Args:
         output: The run's folder.
     """
     result = json.loads((output / "result.json").read_text(encoding="utf-8"))
+    metrics = output / "metrics.jsonl"
+    curves = read_metrics(metrics) if metrics.is_file() else {}
     title = f"{result['recipe']}, seed {result['seed']}"
     parts = [
         *_heading(title, result),
-        *_section("Training", _picture(output / "curves.png", "Loss, accuracy and learning rate over the steps")),
-        *_section("Classes", *_classes(output, result["test_accuracy_per_class"])),
-        *(part for name, layer in result["layers"].items() for part in _layer(output, name, layer, result)),
-        *_section("Made with", _pairs(_as_mapping(result["hardware"]).items()), _pairs(result["versions"].items())),
+        *_training(curves),
+        *(part for name, layer in result["layers"].items() for part in _layer(name, layer, result, curves)),
+        *_classes(result),
+        *_origin(result),
     ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-    page = f"<!DOCTYPE html>\n<html lang=en><head>{head}<style>{STYLE}</style></head>\n<body>\n"
-    path = output / "report.html"
-    partial = output / ".report.html"
-    partial.write_text(page + "\n".join(parts) + "\n</body></html>\n", encoding="utf-8")
-    partial.replace(path)
+    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+    viewport = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = f'<meta charset="utf-8">{viewport}<title>{escape(title)}</title><style>\n{style}</style>'
+    page = f"<!DOCTYPE html>\n<html lang=en><head>{head}</head>\n<body>\n"
+    path, partial_path = output / "report.html", output / ".report.html"
+    partial_path.write_text(page + "\n".join(parts) + "\n</body></html>\n", encoding="utf-8")
+    partial_path.replace(path)
     return path
 
 
 def _heading(title: str, result: Mapping[str, Any]) -> Iterable[str]:
     yield f"<h1>{escape(title)}</h1>"
-    yield f'<div class="accuracy">{result["test_accuracy"]:.2%}</div><p>of the test images are classified right</p>'
-    yield _pairs((key, value) for key, value in result_facts(result) if key not in ("recipe", "test accuracy"))
+    images = sum(map(sum, result.get("confusion") or []))
+    of = f"of {count(images, 'test image')}" if images else "of the test images"
+    yield f'<div class="accuracy">{result["test_accuracy"]:.2%}</div><p>{of} are classified right</p>'
+    shown = [(key, value) for key, value in result_facts(result) if key not in ("recipe", "test accuracy")]
+    if "command" in result:
+        shown += [("command", result["command"]), ("finished", f"{result['finished'][:16].replace('T', ' ')} UTC")]
+    yield pairs(shown)
 
 
-def _section(title: str, *parts: str) -> Iterable[str]:
-    yield f"<h2>{escape(title)}</h2>"
-    yield from parts
+def _training(curves: Curves) -> Iterable[str]:
+    if not curves:
+        return
+    drawn = {quantity: partial(draw_panel, quantity=quantity, curves=curves) for quantity in PANELS}
+    charts = [_chart(quantity, draw, 2.9, columns=1) for quantity, draw in drawn.items()]
+    yield f'<h2>Training</h2><p>{LOSSES}</p><div class="charts">{"".join(charts)}</div>'
 
 
-def _classes(output: Path, accuracies: Mapping[str, float]) -> Iterable[str]:
-    rows = [[escape(name), _bar(accuracy, 1)] for name, accuracy in accuracies.items()]
-    yield _table(["class", "test accuracy"], rows)
-    yield _picture(output / "confusion.png", "Images by true and predicted class")
-
-
-def _layer(output: Path, name: str, layer: Mapping[str, Any], result: Mapping[str, Any]) -> Iterable[str]:
-    counts = layer["class_by_expert"]
-    facts = expert_facts(
-        torch.tensor(layer["tokens_per_expert"]),
-        torch.tensor(counts) if counts else None,
-        torch.tensor(layer["tokens_per_class"]) if counts else None,
-        list(result["test_accuracy_per_class"]),
-    )
+def _layer(name: str, layer: Mapping[str, Any], result: Mapping[str, Any], curves: Curves) -> Iterable[str]:
+    counts, class_names = layer["class_by_expert"], list(result["test_accuracy_per_class"])
+    tokens = torch.tensor(layer["tokens_per_class"]) if counts else None
+    by_class = torch.tensor(counts) if counts else None
+    yield f"<h2>{escape(layer_kind(layer))} <code>{escape(name)}</code></h2>"
+    yield f"<p>{escape(routing_summary(layer, sum(map(sum, result.get('confusion') or []))))}</p>"
+    yield f"<h3>{ON_THE_TEST_SET}</h3><p>{escape(layer_summary(layer))}.</p>"
+    facts = expert_facts(torch.tensor(layer["tokens_per_expert"]), by_class, tokens, class_names)
     highest = max(expert.share for expert in facts) or 1
-    rows = [
-        [
-            str(expert.index),
-            _bar(expert.share, highest),
-            '<span class="dead">dead</span>' if expert.dead else escape(expert.favourites_text),
-        ]
-        for expert in facts
-    ]
-    yield from _section(f"Layer {name}", f"<p>{escape(layer_summary(layer))}</p>")
-    yield _table(["expert", LOAD, FAVOURITES], rows)
-    yield _picture(picture_path(output, "load", name), f"Load of the experts of {name} over the steps")
-    yield _picture(
-        picture_path(output, "classes", name), f"Share of each class's images that reaches each expert of {name}"
-    )
+    rows = ([str(expert.index), bar(expert.share_text, expert.share, highest), _favourites(expert)] for expert in facts)
+    yield table(["expert", LOAD, FAVOURITES], rows)
+    yield '<div class="side"><div>'
+    if by_class is not None and tokens is not None:
+        yield from _class_by_expert((by_class / tokens[:, None]).tolist(), class_names)
+    yield "</div><div>"
+    yield from _load_in_training(name, curves)
+    yield "</div></div>"
 
 
-def _bar(share: float, highest: float) -> str:
-    bar = f'<span class="bar" style="width: {BAR_REM * share / highest:.2f}rem"></span>'
-    return f"{share:.1%}{bar if share else ''}"
+def _class_by_expert(shares: Sequence[Sequence[float]], class_names: Sequence[str]) -> Iterable[str]:
+    yield "<h3>Percent of each class's test images that reach an expert</h3>"
+    words = [[f"{100 * share:.0f}" for share in row] for row in shares]
+    experts = [str(index) for index in range(len(shares[0]))]
+    yield heat_table("class \\ expert", [class_label(name) for name in class_names], experts, shares, words)
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table; the headings and rows are HTML already."""
-    head = "".join(f"<th>{heading}</th>" for heading in headings)
-    body = "".join("<tr>" + "".join(f'<td class="number">{cell}</td>' for cell in row) + "</tr>\n" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+def _favourites(expert: ExpertFacts) -> str:
+    if expert.dead:
+        return '<span class="dead">dead: no test image</span>'
+    return escape(expert.favourites_text) or ("hardly an image" if expert.share < 0.01 else "")
 
 
-def _pairs(pairs: Iterable[tuple[str, object]]) -> str:
-    rows = "".join(f"<tr><th>{escape(str(key))}</th><td>{escape(str(value))}</td></tr>\n" for key, value in pairs)
-    return f"<table>{rows}</table>"
+def _load_in_training(name: str, curves: Curves) -> Iterable[str]:
+    found = load_curves(curves, name)
+    if found is None:
+        return
+    steps, loads = found
+    dead = int(curves.get(f"train/layers/{name}/dead_experts", {}).get(steps[-1], 0))
+    yield f"<h3>{IN_TRAINING}</h3>"
+    idle = f"{count(dead, 'expert')} of {loads.shape[1]} got nothing" if dead else "every expert got something"
+    yield f"<p>At the last logged step {idle}. {TWO_LOADS}</p>"
+    draw = partial(draw_load, steps=steps, loads=loads)
+    yield _chart("share of the assignments (%)", draw, 3.5, columns=2)
 
 
-def _as_mapping(hardware: Mapping[str, object] | str) -> Mapping[str, object]:
-    return {"hardware": hardware} if isinstance(hardware, str) else hardware
+def _chart(title: str, draw: Callable[["Axes"], None], height: float, columns: int) -> str:
+    figure = new_figure(CHART_WIDTH, height)
+    axes = figure.add_subplot()
+    draw(axes)
+    label(axes, x="optimizer step")
+    legend_below(axes, columns)
+    drawing = svg(figure, f"{title} over the optimizer steps")
+    return f"<figure><figcaption>{escape(title[0].upper() + title[1:])}</figcaption>{drawing}</figure>"
 
 
-def _picture(path: Path, description: str) -> str:
-    """Return an image with its data inside, or nothing where it was not drawn."""
-    if not path.is_file():
-        return ""
-    picture = path.read_bytes()
-    # A PNG says its width at byte 16. Shown at the same scale, all pictures have letters of the same size.
-    width = int.from_bytes(picture[16:20], "big") * CSS_DOTS_PER_INCH // DOTS_PER_INCH
-    data = base64.b64encode(picture).decode("ascii")
-    return f'<img alt="{escape(description)}" style="width: {width}px" src="data:image/png;base64,{data}">'
+def _classes(result: Mapping[str, Any]) -> Iterable[str]:
+    accuracies = result["test_accuracy_per_class"]
+    yield '<h2>Classes of the test set</h2><div class="side"><div><h3>Accuracy of each class</h3>'
+    yield table(["class", "accuracy"], ([escape(class_label(n)), bar(f"{a:.1%}", a, 1)] for n, a in accuracies.items()))
+    yield "</div><div>"
+    if result.get("confusion"):
+        yield from _confusion(result["confusion"], list(accuracies))
+    yield "</div></div>"
+
+
+def _confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str]) -> Iterable[str]:
+    """Show all of a few classes, and of many classes what is mistaken most often."""
+    names = [class_label(name) for name in class_names]
+    if len(names) > MAX_CONFUSION_CLASSES:
+        cells = ((n, i, j) for i, row in enumerate(confusion) for j, n in enumerate(row) if i != j and n)
+        rows = ([str(n), escape(names[i]), escape(names[j])] for n, i, j in sorted(cells, reverse=True)[:NUM_MISTAKES])
+        yield "<h3>The most frequent mistakes</h3>"
+        yield table(["images", "of", "taken for"], rows)
+        return
+    yield "<h3>Images by true class (rows) and predicted class (columns)</h3>"
+    shares = [[number / sum(row) if sum(row) else float("nan") for number in row] for row in confusion]
+    words = [[str(number) if number else "" for number in row] for row in confusion]
+    yield heat_table("true \\ predicted", names, class_names, shares, words)
+
+
+def _origin(result: Mapping[str, Any]) -> Iterable[str]:
+    hardware = result["hardware"]
+    yield '<h2>Made with</h2><div class="side">'
+    yield pairs({"hardware": hardware}.items() if isinstance(hardware, str) else hardware.items())
+    yield pairs(result["versions"].items())
+    yield "</div>"

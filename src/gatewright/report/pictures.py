@@ -6,14 +6,8 @@ from pathlib import Path
 
 import torch
 
-from gatewright.report.plots import (
-    Curves,
-    plot_class_by_expert,
-    plot_confusion,
-    plot_load_over_time,
-    plot_training_curves,
-    read_metrics,
-)
+from gatewright.report.curves import Curves, load_curves, read_metrics
+from gatewright.report.plots import plot_class_by_expert, plot_confusion, plot_load_over_time, plot_training_curves
 
 
 def write_pictures(output: Path) -> list[Path]:
@@ -33,7 +27,7 @@ def write_pictures(output: Path) -> list[Path]:
         if layer["class_by_expert"]:
             counts = torch.tensor(layer["class_by_expert"])
             tokens = torch.tensor(layer["tokens_per_class"])
-            path, title = picture_path(output, "classes", name), f"Classes and experts, layer {name}"
+            path, title = picture_path(output, "classes", name), f"Classes and experts on the test set: {name}"
             written.append(plot_class_by_expert(counts, tokens, class_names, path, title))
     return written
 
@@ -45,11 +39,8 @@ def picture_path(output: Path, kind: str, layer_name: str) -> Path:
 
 
 def _load_over_time(output: Path, layer_name: str, curves: Curves) -> list[Path]:
-    prefix = f"layers/{layer_name}/load/"
-    names = sorted((name for name in curves if name.startswith(prefix)), key=lambda name: int(name[len(prefix) :]))
-    if not names:
+    found = load_curves(curves, layer_name)
+    if found is None:
         return []
-    steps = sorted(curves[names[0]])
-    loads = torch.tensor([[curves[name][step] for name in names] for step in steps])
-    title = f"Load over time, layer {layer_name}"
-    return [plot_load_over_time(steps, loads, picture_path(output, "load", layer_name), title)]
+    title = f"Load in training, with the router's noise: {layer_name}"
+    return [plot_load_over_time(*found, picture_path(output, "load", layer_name), title)]

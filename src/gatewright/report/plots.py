@@ -1,8 +1,5 @@
 """Pictures of a run and of what its experts do. Each function writes one PNG and returns its path."""
 
-import json
-import re
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,14 +7,15 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float, Int, Real
 from torch import Tensor
 
+from gatewright.report.curves import PANELS, draw_load, draw_panel, read_metrics
 from gatewright.report.figure import (
     COLOURS,
-    GREY,
     MAX_ANNOTATED_COLUMNS,
     MAX_ROOMY_CLASSES,
     draw_shares,
     label,
     legend_beside,
+    legible,
     name_rows,
     new_figure,
     save,
@@ -26,24 +24,12 @@ from gatewright.report.figure import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Metric -> optimizer step -> value.
-Curves = dict[str, dict[int, float]]
-
 # Behind a word that a line may cross.
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-# What belongs into which panel: "loss", "train/task_loss", "val_accuracy", but not a layer's auxiliary losses.
-CURVES = {
-    "loss": r"(\w+[/.])?((task|train|val|test|holdout)_)?(loss|cross_entropy)",
-    "accuracy (%)": r"(\w+[/.])?((train|val|test|holdout)_)?(accuracy|acc)",
-    "learning rate": r"(\w+[/.])?(lr|learning_rate)",
-}
 
 
 def plot_load_over_time(steps: Sequence[int], loads: Float[Tensor, "points experts"], path: Path, title: str) -> Path:
-    """Draw each expert's share of the assignments against the optimizer step.
-
-    Up to eight experts have a colour each. Of more, the four busiest and the four idlest at the end have one. The
-    legend gives the last share.
+    """Draw each expert's share of the assignments in training against the optimizer step, as `draw_load` does.
 
     Args:
         steps: The optimizer step of each point.
@@ -51,29 +37,9 @@ def plot_load_over_time(steps: Sequence[int], loads: Float[Tensor, "points exper
         path: The PNG to write.
         title: The heading.
     """
-    percent = 100 * loads.double().cpu().numpy()
-    num_experts = percent.shape[1]
-    ranking = loads[-1].argsort(descending=True, stable=True).tolist()
-    half = len(COLOURS) // 2
-    named = range(num_experts) if num_experts <= len(COLOURS) else ranking[:half] + ranking[-half:]
     figure = new_figure(9, 4.5)
     axes = figure.add_subplot()
-    for expert in set(range(num_experts)).difference(named):
-        axes.plot(steps, percent[:, expert], color=GREY, linewidth=0.7)
-    for colour, expert in zip(COLOURS, named, strict=False):
-        axes.plot(
-            steps,
-            percent[:, expert],
-            color=colour,
-            linewidth=1.7,
-            label=f"expert {expert} ({percent[-1, expert]:.1f}%)",
-        )
-    if num_experts > len(named):
-        axes.plot([], [], color=GREY, label=f"{num_experts - len(named)} others")
-    even = 100 / num_experts
-    axes.axhline(even, color="black", linestyle="--", linewidth=1.2, label=f"even share ({even:.3g}%)")
-    axes.set_ylim(bottom=0)
-    axes.margins(x=0.01)
+    draw_load(axes, steps, loads)
     label(axes, title=title, x="optimizer step", y="share of assignments (%)")
     legend_beside(axes)
     return save(figure, path)
@@ -145,10 +111,11 @@ def plot_confusion(matrix: Int[Tensor, "classes classes"], class_names: Sequence
     axes = figure.add_subplot()
     texts = [[str(count) if count else "" for count in row] for row in matrix.tolist()]
     draw_shares(axes, percent, texts, "share of the true class (%)")
-    label(axes, title=f"Confusion: {accuracy:.2%} right", x="predicted class", y="true class")
+    label(axes, title=f"Confusion: {accuracy:.2%} of the images right", x="predicted class", y="true class")
     name_rows(axes, class_names)
     size = 9 if num_classes <= MAX_ROOMY_CLASSES else 6
-    axes.set_xticks(range(num_classes), class_names, fontsize=size, rotation=90, parse_math=False)
+    names, fonts = legible(class_names)
+    axes.set_xticks(range(num_classes), names, fontsize=size, fontfamily=fonts, rotation=90, parse_math=False)
     return save(figure, path)
 
 
@@ -161,34 +128,10 @@ def plot_training_curves(metrics_path: Path, path: Path) -> Path:
     """
     curves = read_metrics(metrics_path)
     figure = new_figure(9, 7.5)
-    panels = figure.subplots(len(CURVES), 1, sharex=True, height_ratios=(3, 3, 2))
-    for axes, (quantity, pattern) in zip(panels, CURVES.items(), strict=True):
-        names = [name for name in curves if re.fullmatch(pattern, name)]
-        for colour, name in zip(COLOURS, names, strict=False):
-            steps, values = zip(*sorted(curves[name].items()), strict=True)
-            scale = 100 if "%" in quantity else 1
-            marker = "o" if len(steps) < 40 else ""
-            axes.plot(steps, [scale * value for value in values], color=colour, marker=marker, markersize=4, label=name)
+    panels = figure.subplots(len(PANELS), 1, sharex=True, height_ratios=(3, 3, 2))
+    for axes, quantity in zip(panels, PANELS, strict=True):
+        draw_panel(axes, quantity, curves)
         label(axes, y=quantity)
-        axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
-        if names:
-            legend_beside(axes)
+        legend_beside(axes)
     panels[-1].set_xlabel("optimizer step", fontsize=10)
     return save(figure, path)
-
-
-def read_metrics(path: Path) -> Curves:
-    """Return name -> step -> value of a `metrics.jsonl`.
-
-    A resumed run repeats the steps after its checkpoint: the later line counts. A line that a killed run left
-    unfinished is passed over.
-    """
-    curves: Curves = defaultdict(dict)
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            point = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        for name, value in point["values"].items():
-            curves[name][point["step"]] = float(value)
-    return dict(curves)

@@ -32,7 +32,9 @@ def expert_table(
         class_names: In the order of the rows of `class_by_expert`.
     """
     text = require("rich.text", "train").Text
-    table: Table = require("rich.table", "train").Table(title=text(f"Experts of {name}"), title_justify="left")
+    table: Table = require("rich.table", "train").Table(
+        title=text(f"Experts of {name}, by the test images"), title_justify="left"
+    )
     table.add_column("expert", justify="right")
     table.add_column(LOAD)
     table.add_column(FAVOURITES)
@@ -40,7 +42,7 @@ def expert_table(
     highest = max(expert.share for expert in facts) or 1
     for expert in facts:
         bar = "█" * round(BAR_WIDTH * expert.share / highest)
-        share = text.assemble(f"{expert.share:6.1%} ", (bar, "blue"))
+        share = text.assemble(f"{expert.share_text:>6} ", (bar, "blue"))
         favourites = text("dead", style="bold red") if expert.dead else text(expert.favourites_text)
         table.add_row(str(expert.index), share, favourites)
     return table

@@ -1,9 +1,11 @@
 """Evaluation: every image once, in evaluation mode, and which expert saw which class."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
@@ -54,10 +56,12 @@ class Evaluation:
     Args:
         confusion: Images by true class (rows) and predicted class (columns).
         layers: Use of each MoE layer, by its name in the model.
+        loss: Mean cross-entropy of the images, without label smoothing; 0 where there are none.
     """
 
     confusion: Int[Tensor, "classes classes"]
     layers: dict[str, LayerUse]
+    loss: float
 
     @property
     def accuracy(self) -> float:
@@ -94,6 +98,7 @@ def evaluate(
     num_classes = len(images.class_names)
     device = next(model.parameters()).device
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    total_loss = torch.zeros((), dtype=torch.float64)
     layers: dict[str, LayerUse] = {}
     was_training = model.training
     model.eval()
@@ -101,15 +106,17 @@ def evaluate(
         own = processes.share(len(all_labels))  # In lock-step: a process without images still takes part.
         pixels, labels = batch[own].to(device), all_labels[own]
         with autocast(device, precision):
-            probs = model(pixels).float().softmax(-1)
+            log_probs = model(pixels).float().log_softmax(-1)
             _add_use(layers, model, labels, num_classes)
             if flip:
-                probs = probs + model(pixels.flip(-1)).float().softmax(-1)
-        predicted = probs.argmax(-1).cpu()
+                mirrored = model(pixels.flip(-1)).float().log_softmax(-1)
+                log_probs = torch.logaddexp(log_probs, mirrored) - math.log(2)
+        predicted = log_probs.argmax(-1).cpu()
+        total_loss += F.nll_loss(log_probs.double().cpu(), labels, reduction="sum")
         confusion += torch.bincount(labels * num_classes + predicted, minlength=num_classes**2).view_as(confusion)
     model.train(was_training)
-    processes.sum(confusion, *(tensor for use in layers.values() for tensor in use.tensors()))
-    return Evaluation(confusion, layers)
+    processes.sum(confusion, total_loss, *(tensor for use in layers.values() for tensor in use.tensors()))
+    return Evaluation(confusion, layers, float(total_loss / confusion.sum().clamp(min=1)))
 
 
 def _add_use(layers: dict[str, LayerUse], model: nn.Module, labels: Tensor, num_classes: int) -> None:

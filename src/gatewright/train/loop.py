@@ -40,7 +40,8 @@ from gatewright.train.folder import (
 from gatewright.train.join import join_processes
 from gatewright.train.pace import Pace
 from gatewright.train.progress import Progress
-from gatewright.train.result import describe_result, hardware, layer_metrics, versions, write_json
+from gatewright.train.provenance import DataSplit, describe_data, describe_origin
+from gatewright.train.result import describe_result, evaluation_metrics, hardware, layer_metrics, versions, write_json
 from gatewright.train.saving import Saver
 from gatewright.train.signals import Interrupted, StopRequest
 from gatewright.train.tracked import tracked
@@ -69,8 +70,10 @@ class Run:
     """What one run holds on to."""
 
     config: RunConfig
+    recipe: RunConfig | None
     output: Path
     splits: ImageSplits
+    data: list[DataSplit]
     engine: TorchEngine
     tracker: Tracker
     position: Position
@@ -78,13 +81,14 @@ class Run:
     pace: Pace
 
 
-def train(config: RunConfig, *, resume: bool = False) -> tuple[dict[str, Any], Path]:
+def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None = None) -> tuple[dict[str, Any], Path]:
     """Train a model, evaluate it on the test set once, and write everything into the run's folder.
 
     Args:
         config: The run.
         resume: Go on from the newest checkpoint in the run's folder; on CPU the weights are bit-equal to those of an
             uninterrupted run.
+        recipe: The settings that the recipe itself has; the result and the report say what the run changes of them.
 
     Returns:
         The content of ``result.json``, and the run's folder.
@@ -111,6 +115,7 @@ def train(config: RunConfig, *, resume: bool = False) -> tuple[dict[str, Any], P
         with tracked(config, output, position.tracking_id, processes) as tracker:
             position.tracking_id = tracker.run_id or position.tracking_id
             splits = load_images(config.data)
+            tracker.log_data(data := describe_data(config.data, splits))
             if saved:
                 check_same_images(splits.train, saved["class_names"], saved["image_shape"])
             checkpoints = output / "checkpoints"
@@ -121,7 +126,18 @@ def train(config: RunConfig, *, resume: bool = False) -> tuple[dict[str, Any], P
             if processes.rank == 0:  # Only now: settings that do not fit leave no run behind, and spoil none.
                 save_config(config, output / CONFIG)
             with Saver(checkpoints, processes, in_background=config.checkpoint_in_background) as saver:
-                run = Run(config, output, splits, engine, tracker, position, saver, Pace(engine.model, processes))
+                run = Run(
+                    config,
+                    recipe,
+                    output,
+                    splits,
+                    data,
+                    engine,
+                    tracker,
+                    position,
+                    saver,
+                    Pace(engine.model, processes),
+                )
                 train_epochs(run)
             try:
                 return conclude(run), output
@@ -174,6 +190,7 @@ def conclude(run: Run) -> dict[str, Any]:
         "seed": run.config.seed,
         "epochs": run.config.epochs,
         "train_seconds": round(run.position.train_seconds, 2),
+        **describe_origin(run.config, run.recipe, run.data),
         **describe_result(run.engine.evaluated, evaluation, run.splits.test.class_names, example, run.engine.processes),
         "confusion": evaluation.confusion.tolist(),
         "versions": versions(),
@@ -184,7 +201,7 @@ def conclude(run: Run) -> dict[str, Any]:
     if run.engine.processes.rank > 0:
         return result
     write_json(result, run.output / "result.json")
-    run.tracker.log_metrics({"test/accuracy": evaluation.accuracy}, run.engine.step_count)
+    run.tracker.log_metrics(evaluation_metrics("test", evaluation), run.engine.step_count)
     files = (*write_pictures(run.output), write_report(run.output), *map(run.output.joinpath, ("result.json", CONFIG)))
     for path in files:
         run.tracker.log_artifact(path)
@@ -229,10 +246,10 @@ def _log_step(run: Run, report: StepReport, images_per_second: float) -> None:
     values = {f"train/{name}": value for name, value in asdict(report).items()}
     values["train/images_per_second"] = images_per_second
     for name, layer in moe_layers(run.engine.model):
-        values |= {f"layers/{name}/{loss}_loss": float(value) for loss, value in layer.loss_values.items()}
+        values |= {f"train/layers/{name}/{loss}_loss": float(value) for loss, value in layer.loss_values.items()}
     scopes = {name: layer.scope for name, layer in moe_layers(run.engine.model)}
     for name, sums in run.engine.take_sums().items():
-        values |= layer_metrics(name, sums.over(scopes[name]))  # of the global batch
+        values |= layer_metrics(name, sums.over(scopes[name]), "train")  # of the global batch
     values |= run.pace.metrics()
     run.tracker.log_metrics(values, run.engine.step_count)
 
@@ -243,7 +260,7 @@ def _log_epoch(run: Run) -> str:
     if len(run.splits.holdout) == 0:
         return line
     evaluation = _evaluate(run, run.splits.holdout)
-    run.tracker.log_metrics({"holdout/accuracy": evaluation.accuracy}, run.engine.step_count)
+    run.tracker.log_metrics(evaluation_metrics("holdout", evaluation), run.engine.step_count)
     shares = [load_share(use.sums) for use in evaluation.layers.values()]
     loads = "".join(f"  load {share.min():.1%} to {share.max():.1%}" for share in shares)
     return f"{line}  held-out accuracy {evaluation.accuracy:.2%}{loads}"

@@ -3,12 +3,15 @@
 Only `MlflowClient` is used and no active run is set, so several runs can be open in one process.
 """
 
+import getpass
+import json
 import logging
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from gatewright.extras import require
 from gatewright.train.outbox import Outbox, reason
+from gatewright.train.provenance import DataSplit, command
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,6 +33,14 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
+
+# The page of a run that shows its metrics. Where the view is not named, MLflow 3 shows that of language models.
+METRICS_PAGE = "#/experiments/{experiment_id}/runs/{run_id}/model-metrics?workflowType=machine_learning"
+# Where `mlflow ui` answers unless it is told otherwise.
+LOCAL_SERVER = "http://127.0.0.1:5000"
+
+# MLflow's words for the parts of a data set.
+CONTEXTS = {"training": "training", "held-out": "validation", "test": "test"}
 
 # What a name and a value may be long (mlflow.utils.validation).
 MAX_NAME_LENGTH = 250
@@ -65,6 +77,10 @@ class MlflowRun:
         milliseconds = int(seconds * 1000)
         self._outbox.put("metrics", [(_name(key), value, milliseconds, step) for key, value in metrics.items()])
 
+    def log_data(self, data: Sequence[DataSplit]) -> None:
+        """Queue the parts of the data set, which MLflow shows as the run's data sets."""
+        self._outbox.put("data sets", data)
+
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Queue a file or a folder; it is read when its turn comes."""
         self._outbox.put("files", [(str(path), folder)])
@@ -85,13 +101,17 @@ class MlflowRun:
                 self._client.log_batch(self.run_id, metrics=[Metric(*payload) for payload in payloads])
             case "parameters":
                 self._client.log_batch(self.run_id, params=[Param(*payload) for payload in payloads])
+            case "data sets":
+                self._client.log_inputs(self.run_id, [_data_input(split) for split in payloads])
             case "files":
                 self._client.log_artifact(self.run_id, *payloads[0])
             case "end of run":
                 self._client.set_terminated(self.run_id, *payloads)
 
 
-def open_run(uri: str, *, experiment: str, run_name: str, resume_id: str | None) -> MlflowRun:
+def open_run(
+    uri: str, *, experiment: str, run_name: str, resume_id: str | None, tags: Mapping[str, str] | None = None
+) -> MlflowRun:
     """Create a run, or open the one to resume.
 
     Args:
@@ -99,6 +119,7 @@ def open_run(uri: str, *, experiment: str, run_name: str, resume_id: str | None)
         experiment: Created when it does not exist.
         run_name: The new run's name.
         resume_id: The run to go on with. One that the store does not know is replaced by a new run.
+        tags: The new run's tags, beside those that say what started it.
 
     Raises:
         ConnectionError: The store or server does not answer, or not as MLflow does.
@@ -111,7 +132,7 @@ def open_run(uri: str, *, experiment: str, run_name: str, resume_id: str | None)
             with _quiet("alembic", "mlflow.store.db.utils"):
                 client = mlflow.MlflowClient(tracking_uri=uri)
                 experiment_id = _experiment_id(client, experiment, artifact_location(uri))
-                run_id = _run_id(client, experiment_id, run_name, resume_id)
+                run_id = _run_id(client, experiment_id, run_name, resume_id, tags or {})
         except Exception as error:
             raise ConnectionError(
                 f"cannot log to MLflow at {destination} ({reason(error)}). "
@@ -144,7 +165,9 @@ def _experiment_id(client: "MlflowClient", name: str, location: str | None) -> s
         return str(found.experiment_id)
 
 
-def _run_id(client: "MlflowClient", experiment_id: str, run_name: str, resume_id: str | None) -> str:
+def _run_id(
+    client: "MlflowClient", experiment_id: str, run_name: str, resume_id: str | None, tags: Mapping[str, str]
+) -> str:
     mlflow = require("mlflow", "train")
     if resume_id is not None:
         try:
@@ -154,15 +177,43 @@ def _run_id(client: "MlflowClient", experiment_id: str, run_name: str, resume_id
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             logger.warning("MLflow does not know the run %s: going on in a new one", resume_id)
-    tags = {"gatewright.version": version("gatewright")}
-    return str(client.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id)
+    run = client.create_run(experiment_id, run_name=run_name, tags=_source_tags() | dict(tags))
+    return str(run.info.run_id)
+
+
+def _source_tags() -> dict[str, str]:
+    """Return what MLflow shows as a run's source and user, and the command in full."""
+    called = command()
+    tags = {
+        "gatewright.version": version("gatewright"),
+        "gatewright.command": called,
+        "mlflow.source.name": "gatewright" if called.startswith("gatewright ") else Path(sys.argv[0]).name,
+        "mlflow.source.type": "LOCAL",
+    }
+    with suppress(KeyError, OSError):  # A container may run under a user that has no name.
+        tags["mlflow.user"] = getpass.getuser()
+    return tags
+
+
+def _data_input(split: DataSplit) -> Any:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    data_set = Dataset(
+        split.name,
+        split.digest,
+        source_type="local",
+        source=json.dumps({"uri": split.source}),
+        profile=json.dumps({"num_rows": split.num_images}),
+    )
+    return DatasetInput(data_set, [InputTag("mlflow.data.context", CONTEXTS[split.split])])
 
 
 def _location(destination: str, experiment_id: str, run_id: str) -> str:
+    page = METRICS_PAGE.format(experiment_id=experiment_id, run_id=run_id)
     if destination.startswith(("http://", "https://")):
-        return f"MLflow: {destination.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+        return f"MLflow: {destination.rstrip('/')}/{page}"
     if destination.startswith("sqlite:"):
-        return f"MLflow: mlflow ui --backend-store-uri {shlex.quote(destination)}"
+        return f"MLflow: run mlflow ui --backend-store-uri {shlex.quote(destination)} and open '{LOCAL_SERVER}/{page}'"
     return f"MLflow: run {run_id} at {destination}"
 
 

@@ -17,6 +17,7 @@ from gatewright import metrics
 from gatewright.layer import MoE
 from gatewright.merged import MergedMoE
 from gatewright.models import DeepSpeedMoE
+from gatewright.routed import RoutedLayer
 from gatewright.routing import RoutingSums
 from gatewright.train.evaluate import Evaluation, LayerUse
 from gatewright.train.processes import ALONE, Processes
@@ -41,12 +42,22 @@ def describe_result(
     per_class = zip(class_names, evaluation.accuracy_per_class.tolist(), strict=True)
     return {
         "test_accuracy": evaluation.accuracy,
+        "test_loss": evaluation.loss,
         "test_accuracy_per_class": dict(per_class),
         "num_parameters": num_parameters(model, processes),
         "num_active_parameters": num_active_parameters(model, processes),
         "active_flops_per_image": active_flops_per_image(model, example, processes),
-        "layers": {name: describe_layer(use) for name, use in evaluation.layers.items()},
+        "layers": {
+            name: describe_kind(model.get_submodule(name)) | describe_layer(use)
+            for name, use in evaluation.layers.items()
+        },
     }
+
+
+def describe_kind(layer: nn.Module) -> dict[str, Any]:
+    """Return what `result.json` says of what a layer with a router is."""
+    assert isinstance(layer, RoutedLayer)
+    return {"layer": type(layer).__name__, "router": type(layer.router).__name__, "top_k": layer.router.top_k}
 
 
 def describe_layer(use: LayerUse) -> dict[str, Any]:
@@ -62,8 +73,22 @@ def describe_layer(use: LayerUse) -> dict[str, Any]:
     }
 
 
-def layer_metrics(name: str, sums: RoutingSums) -> dict[str, float]:
-    """Return the tracked metrics of one MoE layer, over the batches that the sums are of."""
+def evaluation_metrics(split: str, evaluation: Evaluation) -> dict[str, float]:
+    """Return the tracked metrics of an evaluation; `split` is ``"holdout"`` or ``"test"``."""
+    values = {f"{split}/accuracy": evaluation.accuracy, f"{split}/loss": evaluation.loss}
+    for name, use in evaluation.layers.items():
+        values |= layer_metrics(name, use.sums, split)
+    return values
+
+
+def layer_metrics(name: str, sums: RoutingSums, split: str) -> dict[str, float]:
+    """Return the tracked metrics of one MoE layer, over the batches that the sums are of.
+
+    Args:
+        name: The layer's name in the model.
+        sums: Of batches of one split.
+        split: ``"train"``, where a router may add noise, or ``"holdout"`` or ``"test"``, where none does.
+    """
     values = {
         "load_cv": metrics.load_cv(sums),
         "max_over_mean_load": metrics.max_over_mean_load(sums),
@@ -72,7 +97,7 @@ def layer_metrics(name: str, sums: RoutingSums) -> dict[str, float]:
         "dead_experts": metrics.dead_experts(sums).sum(),
     }
     values |= {f"load/{index:02d}": share for index, share in enumerate(metrics.load_share(sums))}
-    return {f"layers/{name}/{metric}": float(value) for metric, value in values.items()}
+    return {f"{split}/layers/{name}/{metric}": float(value) for metric, value in values.items()}
 
 
 def num_parameters(model: nn.Module, processes: Processes = ALONE) -> int:

@@ -27,7 +27,8 @@ def tracked(config: RunConfig, output: Path, resume_id: str | None, processes: P
     if processes.rank > 0:
         yield NoTracker()
         return
-    tracker = start_tracking(config.tracking, output=output, run_name=output.name, resume_id=resume_id)
+    name = f"{config.recipe}-seed{config.seed}"
+    tracker = start_tracking(config.tracking, output=output, run_name=name, resume_id=resume_id)
     status: RunStatus = "FAILED"
     try:
         tracker.log_parameters(asdict(config))

@@ -4,12 +4,13 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from gatewright.train.mlflow_tracker import MlflowRun, open_run
+from gatewright.train.provenance import DataSplit
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -56,6 +57,9 @@ class Tracker(Protocol):
     def log_parameters(self, parameters: Mapping[str, object]) -> None:
         """Log the resolved config; nested mappings become `a.b.c`."""
 
+    def log_data(self, data: Sequence[DataSplit]) -> None:
+        """Log which data the run uses."""
+
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log one point of each metric."""
 
@@ -98,6 +102,11 @@ class RunTracker:
         if self._mlflow_run:
             self._mlflow_run.log_parameters(parameters)
 
+    def log_data(self, data: Sequence[DataSplit]) -> None:
+        """Log the parts of the data set to MLflow."""
+        if self._mlflow_run:
+            self._mlflow_run.log_data(data)
+
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Write one line to the file, and tell MLflow."""
         values = {name: float(value) for name, value in metrics.items()}
@@ -126,6 +135,9 @@ class NoTracker:
     location = "tracked by the first process"
 
     def log_parameters(self, parameters: Mapping[str, object]) -> None:
+        """Do nothing."""
+
+    def log_data(self, data: Sequence[DataSplit]) -> None:
         """Do nothing."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
@@ -162,6 +174,7 @@ def start_tracking(config: TrackingConfig, *, output: Path, run_name: str, resum
         experiment=config.experiment,
         run_name=run_name,
         resume_id=resume_id,
+        tags={"gatewright.output": str(output.resolve())},
     )
     return RunTracker(metrics_path, mlflow_run)
 
