@@ -68,6 +68,13 @@ def test_a_shared_expert(ranks, world, ep_size):
     assert_equal(ranks(world, parity.with_shared, ep_size), torch.float64)
 
 
+def test_every_router_goes_under_plain_ddp_that_looks_for_unused_parameters(ranks):
+    routers = [*ROUTER_CASES, *SOFT_CASES]
+    for found in ranks(2, parity.under_plain_ddp, routers):
+        for router in routers:
+            assert (router, found[router]) == (router, ["unused.weight", "unused.bias"])
+
+
 def test_bytes_are_counted_forward_and_backward(ranks):
     for counted, expected in ranks(2, parity.bytes_on_the_way, 2):
         assert counted == expected > 0

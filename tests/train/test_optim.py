@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim import SGD, AdamW
 from torch.testing import assert_close
 
-from gatewright import GroupedFeedForward, MoE, TopK
+from gatewright import GroupedFeedForward, MoE, Soft, TopK
 from gatewright.train import OptimConfig
 from gatewright.train.muon import Muon
 from gatewright.train.optim import (
@@ -212,6 +212,21 @@ def test_a_loaded_state_has_the_names_the_values_and_the_layout_of_the_parameter
             assert other.state[parameter][what].stride() == value.stride()
     assert not other.state[model[0].weight]["exp_avg"].is_contiguous()
     assert "0.weight|step" not in named_state(optimizer, model, leave={model[0].weight})
+
+
+def test_a_state_from_when_the_scale_of_soft_was_a_number_is_taken():
+    model = Soft(4, 3)
+    optimizer = AdamW(model.parameters())
+    named = {
+        "scale|exp_avg": torch.tensor(0.5),
+        "scale|exp_avg_sq": torch.tensor(0.25),
+        "scale|step": torch.tensor(3.0),
+    }
+    load_named_state(optimizer, named, model)
+    model.scale.grad = torch.ones(1)
+    optimizer.step()
+    assert_close(optimizer.state[model.scale]["exp_avg"], torch.tensor([0.55]))
+    assert optimizer.state[model.scale]["step"] == 4
 
 
 def test_a_loaded_state_leaves_out_what_another_optimizer_changes():

@@ -127,6 +127,7 @@ def load_named_state(optimizer: Optimizer, named: dict[str, Tensor], model: nn.M
         like = parameters[owner]
         if like not in own:
             continue
-        if value.shape == like.shape:
+        was_number = what != "step" and value.numel() == like.numel() == 1  # `Soft.scale`, in older checkpoints
+        if value.shape == like.shape or was_number:
             value = torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
         optimizer.state[like][what] = value
