@@ -32,6 +32,7 @@ CUT = {"soft-groups"}  # The parts that processes have of a batch in these runs 
 ENGINES = {
     "DDP, AdamW": {"experts": "modules-different"},
     "DDP, SGD": {"experts": "grouped-relu-bias", "optimizer": "sgd"},
+    "DDP, Muon": {"router": "top-k", "experts": "grouped-relu-bias", "optimizer": "muon"},
     "DDP, averaged weights": {"ema_decay": 0.9},
     "DDP, experts that begin as one": {"split_epoch": 1, "split_at": 10},
     "DDP, BatchNorm in experts": {"experts": "normalized"},
