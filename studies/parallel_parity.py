@@ -4,9 +4,11 @@ For every router and two kinds of experts: the largest difference of outputs, gr
 losses over 2 and 4 gloo processes, in units of the largest entry expected; the largest difference of reported losses,
 gradient norms and final weights of 20 steps in float64, by DDP and by FSDP2; of weights after 12 steps in float32 by
 DeepSpeed, beside the torch engine's. Then other optimizers and layouts in float64; float32 beside the difference that
-a permutation of each batch's rows makes on one process; and runs that go on at another number of processes.
+a permutation of each batch's rows makes on one process; and runs that go on at another number of processes. Names of
+routers as arguments print the lines of these alone.
 """
 
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.cases import NUM_EXPERTS, ROUTER_CASES
+from tests.cases import NUM_EXPERTS, ROUTER_CASES, SOFT_CASES
 from tests.parallel import parity
 from tests.ranks import Ranks
 from tests.train import test_deepspeed_engine as deepspeeds
@@ -26,9 +28,11 @@ from tests.train.test_several_processes import trajectory_of as of_engine
 
 LAYOUTS = [(2, 1), (2, 2), (4, 2), (4, 4)]
 EXPERTS = ["modules-different", "grouped-relu-bias"]
+CUT = {"soft-groups"}  # The parts that processes have of a batch in these runs are no whole groups.
 ENGINES = {
     "DDP, AdamW": {"experts": "modules-different"},
     "DDP, SGD": {"experts": "grouped-relu-bias", "optimizer": "sgd"},
+    "DDP, Muon": {"router": "top-k", "experts": "grouped-relu-bias", "optimizer": "muon"},
     "DDP, averaged weights": {"ema_decay": 0.9},
     "DDP, experts that begin as one": {"split_epoch": 1, "split_at": 10},
     "DDP, BatchNorm in experts": {"experts": "normalized"},
@@ -44,28 +48,35 @@ def worst(results: list[dict[str, float]], names: tuple[str, ...]) -> float:
     return max(result[name] for result in results for name in names)
 
 
-def router_table(ranks: Callable[..., list[Any]]) -> None:
+def router_table(ranks: Callable[..., list[Any]], routers: list[str]) -> None:
     """Print one line per router and kind of experts: one layer, then trajectories on three engines."""
     print("| router | experts | output, gradients, auxiliary; float32 | the same; float64 | DDP | FSDP2 | DeepSpeed |")
     print("|---|---|---|---|---|---|---|")
-    for router in ROUTER_CASES:
+    for router in routers:
         for experts in EXPERTS:
             cells = [one_layer(ranks, router, experts, dtype) for dtype in (torch.float32, torch.float64)]
-            for shard in ("none", "fsdp"):
-                options = {"router": router, "experts": experts, "shard": shard}
-                found = [pair for layout in LAYOUTS[1:] for pair in ranks(layout[0], of_engine, layout[1], options)]
-                cells.append(f"{max(map(max, found)):.0e}")
-            cells.append(by_deepspeed(ranks, router, experts))
+            cells += ["cut"] * 3 if router in CUT else trajectories(ranks, router, experts)
             print(f"| {router} | {experts} | {' | '.join(cells)} |", flush=True)
+
+
+def trajectories(ranks: Callable[..., list[Any]], router: str, experts: str) -> list[str]:
+    """Return the largest differences of runs by DDP, by FSDP2 and by DeepSpeed."""
+    cells = []
+    for shard in ("none", "fsdp"):
+        options = {"router": router, "experts": experts, "shard": shard}
+        found = [pair for layout in LAYOUTS[1:] for pair in ranks(layout[0], of_engine, layout[1], options)]
+        cells.append(f"{max(map(max, found)):.0e}")
+    return [*cells, by_deepspeed(ranks, router, experts)]
 
 
 def one_layer(ranks: Callable[..., list[Any]], router: str, experts: str, dtype: torch.dtype) -> str:
     """Return the largest differences over all layouts."""
-    results = [
-        result
-        for world, ep_size in LAYOUTS
-        for result in ranks(world, parity.layer, router, experts, dtype, NUM_EXPERTS, 13, ep_size)
-    ]
+    results = []
+    for world, ep_size in LAYOUTS:
+        if router in SOFT_CASES:
+            results += ranks(world, parity.soft, router, experts, dtype, ep_size)
+        else:
+            results += ranks(world, parity.layer, router, experts, dtype, NUM_EXPERTS, 13, ep_size)
     return ", ".join(f"{worst(results, names):.0e}" for names in (("output",), ("gradient", "norm"), ("auxiliary",)))
 
 
@@ -145,16 +156,17 @@ def _layout(processes: int, ep_size: int, shard: str) -> str:
     return f"{processes}, ep size {ep_size}" + (", FSDP2" if shard == "fsdp" else "")
 
 
-def main() -> None:
-    """Print all tables."""
+def main(routers: list[str]) -> None:
+    """Print all tables, or the lines of some routers."""
     print(f"torch {torch.__version__}, gloo on CPU\n")
     ranks = Ranks(Path(tempfile.mkdtemp()))
-    router_table(ranks.run)
-    trajectory_table(ranks.run)
-    float32_table(ranks.run)
-    resharding_table(ranks.run)
+    router_table(ranks.run, routers or [*ROUTER_CASES, *SOFT_CASES])
+    if not routers:
+        trajectory_table(ranks.run)
+        float32_table(ranks.run)
+        resharding_table(ranks.run)
     ranks.close()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -101,7 +101,11 @@ def two_layers(dim, ffn):
 
 
 def make_router(case, dim, num_experts, top_k):
-    """A router with random parameters: some start at zero, where every expert ties."""
+    """A router with random parameters: some start at zero, where every expert ties. A dense one takes no top_k."""
+    if case in SOFT_CASES:
+        router = SOFT_CASES[case](dim, num_experts)
+        nn.init.constant_(router.scale, 3.0)  # Weights are then far from even.
+        return router
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Of top-1 weights that are always 1.
         router = ROUTER_CASES[case](dim, num_experts, top_k)
@@ -126,10 +130,8 @@ def make_moe(
 
 
 def make_soft_moe(router="soft", experts="grouped-feed-forward", *, dim=8, num_experts=5):
-    """A layer of a dense router, whose weights are far from even."""
-    moe = MoE(SOFT_CASES[router](dim, num_experts), EXPERT_CASES[experts](num_experts, dim))
-    nn.init.constant_(moe.router.scale, 3.0)
-    return moe
+    """A layer of a dense router."""
+    return MoE(make_router(router, dim, num_experts, None), EXPERT_CASES[experts](num_experts, dim))
 
 
 def make_merged(router="top-k", dim=8, num_experts=NUM_EXPERTS, top_k=2):

@@ -137,7 +137,7 @@ def reference_soft(moe, x, features):
     """What the reference makes of a layer of a dense router."""
     router = moe.router
     group_size = router.group_size or len(x)
-    weights = reference.soft(features, router.gate.weight.t(), router.scale, group_size)
+    weights = reference.soft(features, router.gate.weight.t(), router.scale[0], group_size)
     return reference.soft_mixture(x, *weights, one_by_one(moe.experts), group_size)
 
 

@@ -7,12 +7,18 @@ from safetensors.torch import load_file
 
 from gatewright.models import ImageClassifier
 from gatewright.train import load_config, load_run, train
+from gatewright.train.checkpoint import newest_checkpoint
 from tests.train.runs import FIVE_STEPS, digits_config
 
 
-def test_the_file_holds_the_evaluated_model_and_what_it_is_for(gatewright, tmp_path):
+@pytest.mark.parametrize("experts", ["separate", "split on the way", "still one"])
+def test_the_file_holds_the_evaluated_model_and_what_it_is_for(gatewright, tmp_path, experts):
     """With averaged weights, which are not the last ones, in the model that the file's own settings describe."""
-    _, output = train(digits_config(tmp_path / "run", data=FIVE_STEPS, optim={"ema_decay": 0.5}))
+    split_epoch = 0 if experts == "separate" else 1
+    settings = {"data": FIVE_STEPS, "optim": {"ema_decay": 0.5}, "model": {"split_epoch": split_epoch}}
+    _, output = train(digits_config(tmp_path / "run", epochs=1 + split_epoch, **settings))
+    if experts == "still one":
+        newest_checkpoint(output / "checkpoints").unlink()
     file = tmp_path / "model.safetensors"
     status, said, errors = gatewright("export", output, file)
     assert (status, errors) == (0, "")

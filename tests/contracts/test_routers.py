@@ -207,6 +207,15 @@ def test_the_task_teaches_the_gate_or_a_warning_says_that_it_does_not(case, top_
     assert all(parameter.grad.abs().max() > 1e-4 for parameter in taught) is not bool(caught)
 
 
+def test_every_parameter_has_a_dimension_and_a_part_in_the_output(case):
+    """FSDP2 shards by the first dimension; DDP takes what the output does not depend on for unused."""
+    router = make_router(case, DIM, 5, 2)
+    weight = route(router, features_for(router, 9), training=True).weight
+    if weight.requires_grad:
+        weight.sum().backward()
+    assert [name for name, p in router.named_parameters() if p.grad is None or p.dim() == 0] == []
+
+
 def test_one_expert_needs_no_warning(case, recwarn):
     ROUTER_CASES[case](DIM, 1, 1)
     assert not recwarn

@@ -26,6 +26,13 @@ def make_router(case):
     return make_soft_moe(case).router
 
 
+def test_every_parameter_has_a_dimension_and_a_part_in_the_output(case):
+    """FSDP2 shards by the first dimension; DDP takes what the output does not depend on for unused."""
+    router = make_router(case)
+    router(torch.randn(12, 8)).combine.square().sum().backward()
+    assert [name for name, p in router.named_parameters() if p.grad is None or p.dim() == 0] == []
+
+
 @tokens
 def test_the_record_is_well_formed(case, num_tokens):
     routing = make_router(case)(torch.randn(num_tokens, 8))

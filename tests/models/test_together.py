@@ -97,13 +97,21 @@ def test_a_state_dict_knows_its_side_of_the_split(epoch):
     model, other = together(), together()
     begin_epoch(model, epoch)
     train(model)
-    other.load_state_dict(model.state_dict())
+    state = model.state_dict()
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    other.load_state_dict(state)
     assert other.together is model.together is (epoch == 0)
     x = torch.randn(4, 6)
     assert torch.equal(other.eval()(x), model.eval()(x))
     begin_epoch(other, 2)
     begin_epoch(model, 2)
     assert torch.equal(other(x), model(x))
+
+
+def test_an_older_state_dict_says_it_without_a_tensor():
+    model = together()
+    model.load_state_dict({**model.state_dict(), "_extra_state": False})
+    assert model.together is False
 
 
 def test_an_averaged_copy_splits_too():

@@ -6,6 +6,7 @@ import functools
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from gatewright import Capacity, ModuleExperts, MoE, aux_loss, seed_noise
 from gatewright.parallel import (
@@ -17,7 +18,7 @@ from gatewright.parallel import (
     sum_in_place,
     total_gradient_norm,
 )
-from tests.cases import NUM_EXPERTS, make_moe, make_router, make_soft_moe, run
+from tests.cases import NUM_EXPERTS, ROUTER_CASES, make_moe, make_router, make_soft_moe, run
 
 DIM = 8
 
@@ -189,6 +190,29 @@ def refusals():
             parallelize(model, mesh_of(2))
         except ValueError as error:
             found.append(str(error))
+    return found
+
+
+class Beside(nn.Module):
+    """A layer, and parameters that nothing uses."""
+
+    def __init__(self, router):
+        super().__init__()
+        self.moe, self.unused = make_moe(router) if router in ROUTER_CASES else make_soft_moe(router), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return run(self.moe, x)
+
+
+def under_plain_ddp(routers):
+    """Which parameters have no gradient after two steps with each router under torch's DDP, as a user wraps it."""
+    found = {}
+    for router in routers:
+        model = Beside(router)
+        spread = DistributedDataParallel(model, find_unused_parameters=True)
+        for _ in range(2):
+            (spread(torch.randn(12, DIM)).square().mean() + aux_loss(model)).backward()
+        found[router] = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     return found
 
 

@@ -1,8 +1,11 @@
 """Several processes compute what one does: outputs, gradients, their norm and the auxiliary losses."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from gatewright.routers import ROUTERS
 from tests.cases import EXPERT_CASES, NUM_EXPERTS, ROUTER_CASES, SOFT_CASES
 from tests.parallel import parity
 
@@ -66,6 +69,18 @@ def test_capacity_is_per_rank(ranks):
 @pytest.mark.parametrize(("world", "ep_size"), [(2, 2), (4, 2)])
 def test_a_shared_expert(ranks, world, ep_size):
     assert_equal(ranks(world, parity.with_shared, ep_size), torch.float64)
+
+
+def test_every_router_goes_under_plain_ddp_that_looks_for_unused_parameters(ranks):
+    routers = [*ROUTER_CASES, *SOFT_CASES]
+    for found in ranks(2, parity.under_plain_ddp, routers):
+        for router in routers:
+            assert (router, found[router]) == (router, ["unused.weight", "unused.bias"])
+
+
+def test_the_page_has_a_row_for_every_router():
+    page = (Path(__file__).parents[2] / "docs" / "parallel.md").read_text()
+    assert [name for name in ROUTERS if f"| {name} | modules-different |" not in page] == []
 
 
 def test_bytes_are_counted_forward_and_backward(ranks):

@@ -32,6 +32,14 @@ def test_logits_are_cosines_times_the_scale():
     assert_close(router_z_loss(routing.sums), logits.logsumexp(1).square().mean(), rtol=1e-5, atol=1e-5)
 
 
+def test_a_state_from_when_the_scale_was_a_number_is_taken():
+    model = torch.nn.Sequential(Soft(2, 3))
+    state = {**model.state_dict(), "0.scale": torch.tensor(5.0)}
+    model.load_state_dict(state)
+    assert model[0].scale.tolist() == [5.0]
+    assert state["0.scale"].shape == ()
+
+
 @pytest.mark.parametrize("group_size", [None, 1, 2])
 @pytest.mark.parametrize("scale", [1e4, -1e4, 0.0])
 def test_extreme_logits_and_tokens_without_a_direction_stay_finite(group_size, scale):

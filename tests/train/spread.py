@@ -95,4 +95,4 @@ def largest_difference(state, expected):
     """Over all tensors of two logical model states."""
     assert state.keys() == expected.keys()
     tensors = (name for name in state if isinstance(state[name], torch.Tensor))
-    return max(float((state[name] - expected[name]).abs().max()) for name in tensors)
+    return max(float((state[name].double() - expected[name].double()).abs().max()) for name in tensors)

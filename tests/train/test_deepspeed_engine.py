@@ -84,7 +84,7 @@ def test_the_trajectory_is_the_torch_engines(ranks, tmp_path, world, ep_size, op
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("experts", ["modules", "grouped-relu-bias"])
-@pytest.mark.parametrize("router", ROUTER_CASES)
+@pytest.mark.parametrize("router", [*ROUTER_CASES, "soft", "soft-per-token"])
 def test_the_trajectory_of_every_router_is_the_torch_engines(ranks, tmp_path, router, experts):
     for torchs, deepspeeds in ranks(2, trajectory_with, 2, ADAMW, None, str(tmp_path), experts, router):
         for name, value in deepspeeds.items():

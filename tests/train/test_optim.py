@@ -3,10 +3,12 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD, AdamW, Muon
+from torch.optim import SGD, AdamW
 from torch.testing import assert_close
 
+from gatewright import GroupedFeedForward, MoE, Soft, TopK
 from gatewright.train import OptimConfig
+from gatewright.train.muon import Muon
 from gatewright.train.optim import (
     build_optimizers,
     clip_gradients,
@@ -92,7 +94,7 @@ def test_groups_keep_their_ratio_and_factors_do_not_pile_up():
     for factor in (0.5, 0.25, 1.0, 0.0, 0.5):
         set_learning_rate(optimizers, factor)
         rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-        assert rates == [0.1 * factor, 0.004 * factor, 0.004 * factor]
+        assert rates == [0.1 * factor, 0.1 * factor, 0.004 * factor]
 
 
 @pytest.mark.parametrize(("name", "kinds"), [("adamw", [AdamW]), ("sgd", [SGD]), ("muon", [Muon, AdamW])])
@@ -105,30 +107,47 @@ def test_every_parameter_has_one_optimizer(name, kinds):
     assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
 
+def mixture():
+    """Every kind of parameter that an optimizer may change."""
+    layer = MoE(TopK(8, 4, 2), GroupedFeedForward(4, 8, 16, bias=True))
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.LayerNorm((4, 6, 6)), nn.Linear(4, 8), layer, nn.Embedding(5, 8))
+
+
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
-def test_vectors_do_not_decay_and_the_rest_does(name):
-    model = network()
+def test_biases_and_norms_do_not_decay_and_the_rest_does(name):
+    """Also the biases of stacked experts, which are a matrix, and the weights of a norm over images."""
+    model = mixture()
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     optimizers = build_optimizers(model, OptimConfig(name=name, lr=0.1, weight_decay=0.5, momentum=0.0))
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     for optimizer in optimizers:
         optimizer.step()
+    kept = {"0.bias", "1.weight", "1.bias", "2.bias", "3.experts.bias_in", "3.experts.bias_out"}
     for key, p in model.named_parameters():
-        assert_close(p.detach(), before[key] * (0.95 if p.dim() > 1 else 1.0))
+        assert_close(p.detach(), before[key] * (1.0 if key in kept else 0.95))
 
 
-def test_muon_takes_matrices_and_nothing_else():
-    model = network()
-    muon, adamw = build_optimizers(model, OptimConfig(name="muon", lr=0.1))
-    assert [id(p) for p in muon.param_groups[0]["params"]] == [id(model[3].weight)]
-    assert {group["lr"] for group in adamw.param_groups} == {0.1}  # its own rate where adam_lr is left out
+def test_muon_takes_matrices_and_filters_and_leaves_gates_to_adamw():
+    model = mixture()
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    muon, adamw = (
+        {names[parameter]: group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+        for optimizer in build_optimizers(model, OptimConfig(name="muon", lr=0.1))
+    )
+    assert set(muon) == {"0.weight", "2.weight", "3.experts.weight_in", "3.experts.weight_out"}
+    assert {"3.router.gate.weight", "4.weight", "3.experts.bias_in"} <= set(adamw)
+    assert set(adamw.values()) == {0.1}  # its own rate where adam_lr is left out
     assert len(build_optimizers(nn.Linear(3, 2, bias=False), OptimConfig(name="muon"))) == 1
 
 
 def test_muon_without_matrices_is_refused():
-    with pytest.raises(ValueError, match=r"Muon works on matrices and this model has none. Use --optim.name adamw or"):
-        build_optimizers(nn.Conv2d(3, 4, 3), OptimConfig(name="muon"))
+    expected = (
+        r"Muon changes matrices and filters, and this model has neither; its parameters are embedding, norm\. Use "
+        r"optim\.name adamw or sgd\."
+    )
+    with pytest.raises(ValueError, match=expected):
+        build_optimizers(nn.Sequential(nn.Embedding(3, 4), nn.LayerNorm(4)), OptimConfig(name="muon"))
 
 
 def test_settings_reach_the_optimizer():
@@ -193,3 +212,28 @@ def test_a_loaded_state_has_the_names_the_values_and_the_layout_of_the_parameter
             assert other.state[parameter][what].stride() == value.stride()
     assert not other.state[model[0].weight]["exp_avg"].is_contiguous()
     assert "0.weight|step" not in named_state(optimizer, model, leave={model[0].weight})
+
+
+def test_a_state_from_when_the_scale_of_soft_was_a_number_is_taken():
+    model = Soft(4, 3)
+    optimizer = AdamW(model.parameters())
+    named = {
+        "scale|exp_avg": torch.tensor(0.5),
+        "scale|exp_avg_sq": torch.tensor(0.25),
+        "scale|step": torch.tensor(3.0),
+    }
+    load_named_state(optimizer, named, model)
+    model.scale.grad = torch.ones(1)
+    optimizer.step()
+    assert_close(optimizer.state[model.scale]["exp_avg"], torch.tensor([0.55]))
+    assert optimizer.state[model.scale]["step"] == 4
+
+
+def test_a_loaded_state_leaves_out_what_another_optimizer_changes():
+    """A run of Muon that began when it took other parameters goes on."""
+    model = network()
+    muon, adamw = build_optimizers(model, OptimConfig(name="muon"))
+    load_named_state(muon, {"0.weight|momentum_buffer": torch.ones(4, 3, 3, 3), "3.bias|exp_avg": torch.ones(2)}, model)
+    assert [*muon.state] == [model[0].weight]
+    load_named_state(adamw, {"0.weight|exp_avg": torch.ones(4, 3, 3, 3), "3.bias|exp_avg": torch.ones(2)}, model)
+    assert [*adamw.state] == [model[3].bias]

@@ -66,23 +66,27 @@ def test_in_float32_it_is_as_close_as_the_order_of_the_rows_allows(ranks, world,
     [
         {"router": "noisy-top-k", "experts": "modules-different"},
         {"router": "top-k", "experts": "grouped-relu-bias", "optimizer": "sgd"},
+        {"router": "top-k", "experts": "grouped-relu-bias", "optimizer": "muon"},
         {"router": "noisy-top-k", "experts": "modules", "ema_decay": 0.9},
         {"router": "noisy-top-k", "experts": "modules", "split_epoch": 1, "split_at": 10},
         {"router": "noisy-top-k", "experts": "normalized"},
         {"router": "noisy-top-k", "experts": "normalized", "split_epoch": 1, "split_at": 10},
         {"router": "top-k", "experts": "normalized", "shard": "fsdp"},
         {"router": "noisy-top-k", "experts": "modules-different", "shard": "fsdp"},
+        {"router": "soft", "experts": "modules", "shard": "fsdp"},
         {"router": "top-k", "experts": "grouped-relu-bias", "optimizer": "sgd", "shard": "fsdp"},
     ],
     ids=[
         "adamw",
         "sgd",
+        "muon",
         "averaged",
         "split",
         "normalized",
         "normalized-split",
         "sharded-normalized",
         "sharded-adamw",
+        "sharded-soft",
         "sharded-sgd",
     ],
 )
@@ -140,7 +144,7 @@ def test_copies_of_batch_norm_are_made_equal_and_keep_no_graph(ranks, world, ep_
 @pytest.mark.slow
 @pytest.mark.parametrize("shard", ["none", "fsdp"])
 @pytest.mark.parametrize("experts", ["modules-different", "grouped-relu-bias"])
-@pytest.mark.parametrize("router", ROUTER_CASES)
+@pytest.mark.parametrize("router", [*ROUTER_CASES, "soft", "soft-per-token"])
 def test_twenty_steps_of_every_router_are_those_of_one_process(ranks, router, experts, shard):
     for reports, difference in ranks(4, trajectory_of, 2, {"router": router, "experts": experts, "shard": shard}):
         assert reports < 1e-8

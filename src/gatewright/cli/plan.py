@@ -19,6 +19,8 @@ from gatewright.parallel import Device, Links, Part, Plan, Sizes, feed_forward_s
 from gatewright.recipes import RECIPES
 from gatewright.train import OptimConfig, RunConfig
 from gatewright.train.device import autocast
+from gatewright.train.optim import by_muon
+from gatewright.train.roles import Role, parameter_roles
 
 SHAPES = {"digits": ((1, 8, 8), 10), "cifar10": ((3, 32, 32), 10), "cifar100": ((3, 32, 32), 100)}
 STATE = {"adamw": 2, "sgd": 1, "none": 0}
@@ -163,7 +165,7 @@ def recipe_sizes(asked: RecipeArguments) -> Sizes:
         model,
         lambda count: torch.rand(count, *shape),
         tokens=run.data.batch_size,
-        state=_state_of(run.optim),
+        state=_state_of(run.optim, parameter_roles(model)),
         context=lambda: autocast(torch.device("cpu"), run.precision),
     )
 
@@ -186,7 +188,7 @@ def explicit_sizes(given: SizeArguments) -> Sizes:
     )
 
 
-def _state_of(optim: OptimConfig) -> Callable[[Iterable[nn.Parameter]], int]:
+def _state_of(optim: OptimConfig, roles: dict[nn.Parameter, Role]) -> Callable[[Iterable[nn.Parameter]], int]:
     """Say how many numbers a recipe's optimizer and weight averaging keep for some parameters."""
 
     def state(parameters: Iterable[nn.Parameter]) -> int:
@@ -196,7 +198,7 @@ def _state_of(optim: OptimConfig) -> Callable[[Iterable[nn.Parameter]], int]:
         averaged = int(optim.ema_decay is not None)
         if optim.name == "sgd":
             return averaged + int(optim.momentum > 0)
-        return averaged + (1 if optim.name == "muon" and parameter.dim() == 2 else 2)
+        return averaged + (1 if optim.name == "muon" and by_muon(roles[parameter]) else 2)
 
     return state
 

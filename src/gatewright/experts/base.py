@@ -21,7 +21,10 @@ class Experts(nn.Module, ABC):
 
     num_experts: int
     stacked: ClassVar[bool] = False
-    """Whether parameters hold all experts along their first dimension, instead of being one expert's each."""
+    """Whether parameters hold all experts along their first dimension, instead of being one expert's each.
+
+    What is left is a vector, a matrix ``(inputs, outputs)`` as a grouped product takes it, or a convolution's filter.
+    """
 
     @abstractmethod
     def output_shape(self, item_shape: Shape) -> Shape:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
@@ -61,12 +62,12 @@ class StartTogether(nn.Module):
         assert isinstance(experts, ModuleExperts)
         return experts.experts
 
-    def get_extra_state(self) -> Any:
-        """Keep in the state dict whether the experts are still one."""
-        return self.together
+    def get_extra_state(self) -> Tensor:
+        """Keep in the state dict whether the experts are still one; as a tensor, like all else that is in it."""
+        return torch.tensor(self.together)
 
-    def set_extra_state(self, state: Any) -> None:
-        """Take up where the state dict was saved."""
+    def set_extra_state(self, state: Tensor | bool) -> None:
+        """Take up where the state dict was saved; older ones hold a bool."""
         self.together = bool(state)
 
 

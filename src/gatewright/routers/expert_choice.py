@@ -71,6 +71,8 @@ class ExpertChoice(Router):
     ) -> Routing:
         """List one token for every expert, then another for every one; mark those that it did not choose."""
         weight = normalized(scores * chosen_mask) if self.normalize else scores
+        # Only its loss teaches the threshold. Without a part in the output, be it 0, DDP would take it for unused.
+        weight = weight + 0 * self.threshold.to(weight.dtype)
         expert_index = torch.arange(self.num_experts, device=scores.device).expand_as(token_index)
         not_chosen = ~chosen_mask.gather(0, token_index)
         return flat_routing(

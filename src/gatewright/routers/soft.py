@@ -1,6 +1,6 @@
 """Soft routing: no token is sent anywhere, every slot of every expert gets a weighted mean of all tokens."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +58,7 @@ class Soft(Router):
             )
         self.slots_per_expert, self.group_size = slots_per_expert, group_size
         self.gate = CosineGate(dim, num_experts * slots_per_expert, bias=False)
-        self.scale = nn.Parameter(torch.ones(()))
+        self.scale = nn.Parameter(torch.ones(1))  # FSDP2 and DeepSpeed take no parameter without dimensions.
         nn.init.normal_(self.gate.weight, std=dim**-0.5)
 
     def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> SoftRouting:
@@ -75,6 +75,12 @@ class Soft(Router):
             grouped, scope = self._grouped(logits, self.group_size), ONE_PROCESS
             dispatch = grouped.softmax(1)
         return soft_routing(logits, dispatch.unflatten(2, slots), grouped.softmax(2).unflatten(2, slots), scope)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take a scale without dimensions too, as older checkpoints hold it."""
+        if isinstance(scale := state_dict.get(f"{prefix}scale"), Tensor) and scale.dim() == 0:
+            state_dict[f"{prefix}scale"] = scale.reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _grouped(
         self, logits: Float[Tensor, "tokens slots"], group_size: int

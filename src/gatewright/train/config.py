@@ -24,10 +24,11 @@ class OptimConfig:
     """How weights change.
 
     Args:
-        name: ``"adamw"``; ``"sgd"``, with Nesterov's momentum; or ``"muon"``, for matrices, with AdamW for the rest.
+        name: ``"adamw"``; ``"sgd"``, with Nesterov's momentum; or ``"muon"``, for the matrices of linear layers and
+            experts and the filters of convolutions, with AdamW for gates, embeddings, norms and biases.
         lr: Largest learning rate.
         adam_lr: Learning rate of the parameters that Muon leaves to AdamW; None takes `lr`.
-        weight_decay: Decay of matrices and filters; biases and norms have none.
+        weight_decay: Weight decay of everything but biases and norms, which have none.
         momentum: Of SGD and Muon.
         betas: Of AdamW.
         warmup_epochs: Epochs, or a part of one, in which the rate rises from 0.

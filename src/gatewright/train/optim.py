@@ -1,4 +1,4 @@
-"""Optimizers and the learning rate: torch's own, chosen by name."""
+"""Optimizers, each for the parameters it suits, and the learning rate."""
 
 import math
 from collections.abc import Collection, Iterable
@@ -6,33 +6,52 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim import SGD, AdamW, Muon, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gatewright.train.config import OptimConfig
+from gatewright.train.muon import FORMS, Muon
+from gatewright.train.roles import Role, parameter_roles
 
 
 def build_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
     """Make the optimizers of a model: one, or with Muon two.
 
-    Muon (https://kellerjordan.github.io/posts/muon/) takes matrices only; torch's refuses filters and vectors, which
-    AdamW takes beside it.
+    Muon (https://kellerjordan.github.io/posts/muon/) takes the matrices of linear layers and experts and the filters of
+    convolutions; AdamW takes the rest beside it. Biases and norms do not decay, also where those of all experts are
+    stacked in one parameter.
+
+    Raises:
+        ValueError: If Muon is asked for and the model has neither a matrix nor a filter.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    roles = {parameter: role for parameter, role in parameter_roles(model).items() if parameter.requires_grad}
     # Torch's way of updating many parameters at once takes shards or whole ones, not both.
-    foreach = False if any(isinstance(parameter, DTensor) for parameter in parameters) else None
+    foreach = False if any(isinstance(parameter, DTensor) for parameter in roles) else None
     if config.name == "sgd":
-        groups = _groups(parameters, config.lr, config.weight_decay)
+        groups = _groups(roles, config.lr, config.weight_decay)
         return [SGD(groups, momentum=config.momentum, nesterov=config.momentum > 0, foreach=foreach)]
     if config.name == "adamw":
-        groups = _groups(parameters, config.lr, config.weight_decay)
-        return [AdamW(groups, betas=config.betas, foreach=foreach)]
-    matrices = [parameter for parameter in parameters if parameter.dim() == 2]
-    if not matrices:
-        raise ValueError("Muon works on matrices and this model has none. Use --optim.name adamw or sgd.")
-    rest = [parameter for parameter in parameters if parameter.dim() != 2]
-    adam_lr = config.lr if config.adam_lr is None else config.adam_lr
+        return [AdamW(_groups(roles, config.lr, config.weight_decay), betas=config.betas, foreach=foreach)]
+    return _muon_and_adamw(roles, config)
+
+
+def by_muon(role: Role) -> bool:
+    """Whether Muon changes parameters of a role, where it is the optimizer of a run."""
+    return role in FORMS
+
+
+def _muon_and_adamw(roles: dict[nn.Parameter, Role], config: OptimConfig) -> list[Optimizer]:
+    found = dict.fromkeys(roles.values())
+    forms = {form: [parameter for parameter, role in roles.items() if role == form] for form in filter(by_muon, found)}
+    if not forms:
+        raise ValueError(
+            "Muon changes matrices and filters, and this model has neither; its parameters are "
+            f"{', '.join(found) or 'none'}. Use optim.name adamw or sgd."
+        )
+    matrices = [{"params": parameters, "form": form} for form, parameters in forms.items()]
     muon = Muon(matrices, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    rest = {parameter: role for parameter, role in roles.items() if not by_muon(role)}
+    adam_lr = config.lr if config.adam_lr is None else config.adam_lr
     return [muon, *([AdamW(_groups(rest, adam_lr, config.weight_decay), betas=config.betas)] if rest else [])]
 
 
@@ -70,10 +89,10 @@ def rate_factor(config: OptimConfig, step: int, *, num_steps: int, steps_per_epo
     return 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _groups(parameters: list[nn.Parameter], lr: float, weight_decay: float) -> list[dict[str, object]]:
-    """Split parameters into those that decay and vectors, which do not."""
-    decayed = [parameter for parameter in parameters if parameter.dim() > 1]
-    kept = [parameter for parameter in parameters if parameter.dim() <= 1]
+def _groups(roles: dict[nn.Parameter, Role], lr: float, weight_decay: float) -> list[dict[str, object]]:
+    """Split parameters into those that decay and the biases and norms, which do not."""
+    kept = [parameter for parameter, role in roles.items() if role in ("bias", "norm")]
+    decayed = [parameter for parameter, role in roles.items() if role not in ("bias", "norm")]
     groups = [(decayed, weight_decay), (kept, 0.0)]
     return [{"params": members, "lr": lr, "weight_decay": decay} for members, decay in groups if members]
 
@@ -96,12 +115,19 @@ def named_state(optimizer: Optimizer, model: nn.Module, leave: Collection[Tensor
 
 
 def load_named_state(optimizer: Optimizer, named: dict[str, Tensor], model: nn.Module) -> None:
-    """Give an optimizer such a state, in the memory layout of its parameters, so that resuming is bit-equal."""
+    """Give an optimizer such a state, in the memory layout of its parameters, so that resuming is bit-equal.
+
+    What is kept of parameters that another optimizer changes by now is left out.
+    """
     parameters = dict(model.named_parameters())
+    own = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     optimizer.state.clear()
     for name, value in named.items():
         owner, what = name.rsplit("|", 1)
         like = parameters[owner]
-        if value.shape == like.shape:
+        if like not in own:
+            continue
+        was_number = what != "step" and value.numel() == like.numel() == 1  # `Soft.scale`, in older checkpoints
+        if value.shape == like.shape or was_number:
             value = torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
         optimizer.state[like][what] = value

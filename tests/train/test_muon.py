@@ -1,0 +1,72 @@
+"""A stack of matrices is changed as torch's Muon changes each of them alone."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from gatewright import GroupedFeedForward, ModuleExperts
+from gatewright.train.muon import FORMS, Muon
+
+SETTINGS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.5}
+SHAPES = {
+    "matrix": (7, 3),
+    "filter": (20, 3, 2, 2),
+    "stacked matrix": (4, 5, 9),
+    "stacked filter": (2, 6, 3, 2, 2),
+}
+
+
+def gradients(shape, steps=3):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for _ in range(steps)]
+
+
+def take_steps(optimizer, parameters, steps):
+    """Make a step by each list of gradients."""
+    for each in steps:
+        for parameter, gradient in zip(parameters, each, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+
+
+@pytest.mark.parametrize("form", SHAPES)
+def test_every_matrix_is_changed_as_by_torchs_muon_alone(form):
+    """As `nn.Linear` would hold it, or a convolution's filter with its inputs in a row."""
+    assert set(SHAPES) == set(FORMS)
+    start, steps = torch.randn(SHAPES[form]), gradients(SHAPES[form])
+    stack = nn.Parameter(start.clone())
+    take_steps(Muon([{"params": [stack], "form": form}], **SETTINGS), [stack], [[g] for g in steps])
+    alone = [nn.Parameter(matrix.clone()) for matrix in FORMS[form](start)]
+    take_steps(torch.optim.Muon(alone, **SETTINGS), alone, [list(FORMS[form](g)) for g in steps])
+    assert torch.equal(FORMS[form](stack.detach()), torch.stack(list(alone)).detach())
+
+
+def test_the_layout_of_memory_changes_nothing():
+    start, steps = torch.randn(6, 4, 3, 3), gradients((6, 4, 3, 3))
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        filters = nn.Parameter(start.clone(memory_format=layout))
+        laid_out = [[gradient.contiguous(memory_format=layout)] for gradient in steps]
+        take_steps(Muon([{"params": [filters], "form": "filter"}], **SETTINGS), [filters], laid_out)
+        assert filters.is_contiguous(memory_format=layout)
+        found.append(filters.detach())
+    assert_close(*found)
+
+
+def test_stacked_experts_learn_as_the_same_experts_of_linear_layers():
+    grouped = GroupedFeedForward(3, 6, 10, activation="relu").double()
+    linear = ModuleExperts(lambda: nn.Sequential(nn.Linear(6, 10, False), nn.ReLU(), nn.Linear(10, 6, False)), 3)
+    for place, expert in enumerate(linear.double().experts):
+        expert.load_state_dict({"0.weight": grouped.weight_in[place].T, "2.weight": grouped.weight_out[place].T})
+    optimizers = [
+        Muon([{"params": grouped.parameters(), "form": "stacked matrix"}], **SETTINGS),
+        Muon([{"params": linear.parameters(), "form": "matrix"}], **SETTINGS),
+    ]
+    for x in gradients((16, 6), steps=4):
+        outputs = [experts(x.double(), torch.tensor([5, 8, 3])) for experts in (grouped, linear)]
+        assert_close(*outputs)
+        for output, optimizer in zip(outputs, optimizers, strict=True):
+            optimizer.zero_grad()
+            output.square().mean().backward()
+            optimizer.step()
