@@ -1,3 +1,4 @@
+import json
 import re
 
 import datasets
@@ -139,6 +140,27 @@ def test_other_columns_are_listed(tmp_path, features, columns):
     write_hub_folder(tmp_path)
     write_parquet(tmp_path / "test.parquet", {name: pyarrow.array([], None) for name in features}, features)
     with pytest.raises(ValueError, match=f"test.parquet must have one Image column .* it has {columns}: write it"):
+        read_parquet(find_parquet_files(tmp_path))
+
+
+@pytest.mark.parametrize("column", ["img", "extra"])
+def test_a_feature_type_that_datasets_does_not_know_is_named(tmp_path, column):
+    file = write_hub_folder(tmp_path) / "train.parquet"
+    table = parquet.read_table(file)
+    description = json.loads(table.schema.metadata[b"huggingface"])
+    description["info"]["features"][column] = {"_type": "Hologram"}
+    parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(description)}), file)
+    with pytest.raises(ValueError, match=rf"train.parquet, column {column}: datasets .*'Hologram'.*: install a newer"):
+        read_parquet(find_parquet_files(tmp_path))
+    parquet.write_table(table.replace_schema_metadata({"huggingface": "{no"}), file)
+    with pytest.raises(ValueError, match=r"train.parquet: the description of its columns is no JSON"):
+        read_parquet(find_parquet_files(tmp_path))
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_split_without_rows_is_named(tmp_path, split):
+    write_parquet(write_hub_folder(tmp_path) / f"{split}.parquet", rows([]))
+    with pytest.raises(ValueError, match=rf"1 image or more; .*{split}.parquet has 0 rows: add images, or remove"):
         read_parquet(find_parquet_files(tmp_path))
 
 

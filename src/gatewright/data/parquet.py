@@ -1,5 +1,6 @@
 """Images in parquet files with the schema of the Hugging Face hub."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -76,7 +77,11 @@ def read_parquet(files: SplitFiles) -> ImageSource:
 
 
 def _read_split(files: Sequence[Path], columns: Mapping[Path, _Columns]) -> list[EncodedImage]:
-    return [row for file in files for row in _rows(file, columns[file])]
+    rows = [row for file in files for row in _rows(file, columns[file])]
+    if files and not rows:
+        names = ", ".join(map(str, files))
+        raise ValueError(f"a split has 1 image or more; {names} has 0 rows: add images, or remove the split's files")
+    return rows
 
 
 def _below(folder: Path, file: Path) -> Path:
@@ -104,7 +109,9 @@ def _find_columns(file: Path) -> _Columns:
     """Read which columns hold images and labels from the description that `datasets` leaves in the file."""
     datasets, parquet = require("datasets", "train"), require("pyarrow.parquet", "train")
     with _readable(file):
-        features = datasets.Features.from_arrow_schema(parquet.read_schema(file))
+        schema = parquet.read_schema(file)
+    _check_description(file, schema.metadata or {})
+    features = datasets.Features.from_arrow_schema(schema)
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if len(labels) > 1:
@@ -116,6 +123,25 @@ def _find_columns(file: Path) -> _Columns:
             f"{' or '.join(LABEL_NAMES)}); it has {columns}: write it with the datasets library and these features"
         )
     return _Columns(images[0], labels[0], tuple(features[labels[0]].names))
+
+
+def _check_description(file: Path, metadata: Mapping[bytes, bytes]) -> None:
+    """Refuse a description of the columns that the installed `datasets` cannot read, by the name of the column."""
+    datasets = require("datasets", "train")
+    try:
+        described = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features") or {}
+    except ValueError as error:
+        raise ValueError(
+            f"{file}: the description of its columns is no JSON ({error}): write the file again"
+        ) from error
+    for column, feature in described.items():
+        try:
+            datasets.Features.from_dict({column: feature})
+        except Exception as error:  # of whichever kind the feature's class raises
+            reason = f"datasets {datasets.__version__} cannot read its feature type {_brief(feature)}"
+            raise ValueError(
+                f"{file}, column {column}: {reason}: install a newer datasets, or write the file without the column"
+            ) from error
 
 
 def _rows(file: Path, columns: _Columns) -> Iterator[EncodedImage]:
