@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from gatewright.data import (
 from gatewright.metrics import load_share
 from gatewright.report import write_pictures, write_report
 from gatewright.routed import moe_layers
-from gatewright.train.build import build_engine
+from gatewright.train.build import build_engine, check_image_shape
 from gatewright.train.checkpoint import newest_checkpoint
 from gatewright.train.config import RunConfig, save_config
 from gatewright.train.device import find_device
@@ -110,7 +111,7 @@ def train(config: RunConfig, *, resume: bool = False) -> tuple[dict[str, Any], P
         torch.manual_seed(config.seed)
         with tracked(config, output, position.tracking_id, processes) as tracker:
             position.tracking_id = tracker.run_id or position.tracking_id
-            splits = load_images(config.data)
+            splits = load_images(config.data, check=partial(check_image_shape, config))
             if saved:
                 check_same_images(splits.train, saved["class_names"], saved["image_shape"])
             checkpoints = output / "checkpoints"
