@@ -18,6 +18,7 @@ from gatewright.data import (
     load_images,
     local_files,
     training_batches,
+    write_examples,
 )
 from gatewright.metrics import load_share
 from gatewright.report import write_pictures, write_report
@@ -185,6 +186,8 @@ def conclude(run: Run) -> dict[str, Any]:
     if run.engine.processes.rank > 0:
         return result
     write_json(result, run.output / "result.json")
+    if run.config.data.name != "folder":  # There are no image files to try the model on yet.
+        write_examples(run.splits.test, run.output / "examples")
     run.tracker.log_metrics({"test/accuracy": evaluation.accuracy}, run.engine.step_count)
     files = (*write_pictures(run.output), write_report(run.output), *map(run.output.joinpath, ("result.json", CONFIG)))
     for path in files:
