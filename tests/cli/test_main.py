@@ -93,7 +93,7 @@ def test_help_of_the_commands(gatewright):
         ("train digits --resume --output nowhere", "There is no run to resume at nowhere: name its folder"),
         ("evaluate nowhere", "No run at nowhere: it has no config.yaml. Name a folder that train wrote."),
         ("predict nowhere image.png", "No run at nowhere: it has no config.yaml."),
-        ("predict nowhere", "predict needs at least one image file: gatewright predict RUN IMAGE."),
+        ("predict nowhere", "predict needs at least one image file or folder: gatewright predict RUN IMAGE."),
         ("list recipes", "list takes no arguments; got recipes."),
     ],
 )
@@ -126,6 +126,7 @@ def test_bad_input_gets_a_sentence(gatewright, words, sentence):
         ("train digits --data.path nowhere", ["the digits are embedded", "nowhere"]),
         ("train digits --epochs three", ["Error parsing --epochs", "'three'"]),
         ("evaluate run --flips", ["no flag --flips; did you mean --flip?"]),
+        ("predict run image.png --jsn", ["no flag --jsn; did you mean --json?"]),
         ("train digits --optim.warmup-epochs inf", ["finite and not negative; got 0.05 and inf"]),
         ("train digits --processes 0", ["processes are at least 1; got", "and 0."]),
         ("train digits --tracking.experiment=", ["tracking.experiment is a name, and empty"]),

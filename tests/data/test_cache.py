@@ -6,16 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from gatewright.data import ImageSet
+from gatewright.data import ImageSet, ImageSplits
 from gatewright.data.cache import cache_folder, cache_name, cached
 from tests.data.samples import write_hub_folder
 
 
 def splits(level=1):
     images = torch.full((4, 3, 2, 2), level, dtype=torch.uint8)
-    return ImageSet(images, torch.arange(4), tuple("abcd")), ImageSet(
-        images[:1].clone(), torch.tensor([3]), tuple("abcd")
-    )
+    train = ImageSet(images, torch.arange(4), tuple("abcd"))
+    return ImageSplits(train, train.select(torch.tensor([1, 2])), train.select(torch.tensor([3])))
 
 
 def unexpected():
@@ -23,10 +22,10 @@ def unexpected():
 
 
 def level_of(prepared):
-    train, test = prepared
-    assert (len(train), len(test), train.class_names, test.class_names) == (4, 1, tuple("abcd"), tuple("abcd"))
-    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1, 2, 3], [3])
-    return int(train.images[0, 0, 0, 0])
+    parts = (prepared.train, prepared.holdout, prepared.test)
+    assert [part.labels.tolist() for part in parts] == [[0, 1, 2, 3], [1, 2], [3]]
+    assert {part.class_names for part in parts} == {tuple("abcd")}
+    return int(prepared.train.images[0, 0, 0, 0])
 
 
 def test_the_folder_is_chosen_or_set_or_the_default(monkeypatch):
@@ -91,7 +90,7 @@ def test_an_error_while_preparing_leaves_nothing_and_frees_the_lock(tmp_path):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"can be written to; .*file cannot .*: set --data.cache or GATEWRIGHT_CACHE"):
+    with pytest.raises(OSError, match=r"can be written to; .*file cannot .*: set data.cache or GATEWRIGHT_CACHE"):
         cached(tmp_path / "file" / "set.safetensors", splits)
 
 

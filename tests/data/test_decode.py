@@ -17,6 +17,7 @@ def source(train, test=None):
     """Make a source of image bytes, all of class 0; the test image is the first of training unless given."""
     return ImageSource(
         [EncodedImage(f"train row {row}", data, 0) for row, data in enumerate(train)],
+        [],
         [EncodedImage("test row 0", train[0] if test is None else test, 0)],
         ("only",),
     )
@@ -28,7 +29,9 @@ def tensor(array):
 
 def test_pixels_come_back_exactly():
     arrays = [pixels(seed) for seed in range(4)]
-    train, test = decode_source(source([png(array) for array in arrays[:3]], png(arrays[3])), None)
+    splits = decode_source(source([png(array) for array in arrays[:3]], png(arrays[3])), None)
+    train, test = splits.train, splits.test
+    assert len(splits.holdout) == 0
     assert torch.equal(train.images, torch.stack([tensor(array) for array in arrays[:3]]))
     assert torch.equal(test.images[0], tensor(arrays[3]))
     assert train.class_names == test.class_names == ("only",)
@@ -36,13 +39,14 @@ def test_pixels_come_back_exactly():
 
 def test_a_grey_set_has_one_channel():
     arrays = [pixels(seed, channels=1) for seed in range(2)]
-    train, _ = decode_source(source([png(array) for array in arrays]), None)
+    train = decode_source(source([png(array) for array in arrays]), None).train
     assert torch.equal(train.images[:, 0], torch.from_numpy(np.stack(arrays)))
 
 
 def test_one_colour_image_makes_the_set_rgb():
     grey, colour = pixels(0, channels=1), pixels(1)
-    train, test = decode_source(source([png(grey)], png(colour)), None)
+    splits = decode_source(source([png(grey)], png(colour)), None)
+    train, test = splits.train, splits.test
     assert torch.equal(train.images[0], tensor(grey).expand(3, -1, -1))
     assert torch.equal(test.images[0], tensor(colour))
 
@@ -56,14 +60,31 @@ def test_modes_of_images(mode, channels):
         image = Image.fromarray(pixels(0)).convert(mode)
     buffer = io.BytesIO()
     image.save(buffer, "TIFF")
-    train, _ = decode_source(source([buffer.getvalue()]), None)
+    train = decode_source(source([buffer.getvalue()]), None).train
     assert train.images.shape == (1, channels, image.height, image.width)
 
 
 def test_sixteen_bits_keep_their_high_byte():
     levels = np.array([[0, 255, 256, 511, 40_000, 65_535]], dtype=np.uint16)
-    train, _ = decode_source(source([png(levels)]), None)
+    train = decode_source(source([png(levels)]), None).train
     assert train.images.flatten().tolist() == [0, 0, 1, 1, 156, 255]
+
+
+def test_a_sixteen_bit_pgm_keeps_its_high_byte():
+    levels = np.array([[0, 255, 256, 511, 40_000, 65_535]], dtype=">u2")
+    train = decode_source(source([b"P5 6 1 65535\n" + levels.tobytes()]), None).train
+    assert train.images.shape[1] == 1
+    assert train.images.flatten().tolist() == [0, 0, 1, 1, 156, 255]
+
+
+@pytest.mark.parametrize(("last", "channels"), [((9, 9, 9), 1), ((9, 9, 8), 3)])
+def test_a_palette_of_greys_is_grey(last, channels):
+    image = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8))
+    image.putpalette([200, 200, 200, 7, 7, 7, *last, 1, 2, 3])  # the last colour is not used
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    train = decode_source(source([buffer.getvalue()]), None).train
+    assert train.images[0, :, 0].tolist() == [[200, 7, level] for level in last[:channels]]
 
 
 def test_photographs_are_turned_upright():
@@ -71,25 +92,32 @@ def test_photographs_are_turned_upright():
     exif[0x0112] = 6  # turned by a quarter
     buffer = io.BytesIO()
     image.save(buffer, "PNG", exif=exif)
-    train, _ = decode_source(source([buffer.getvalue()]), None)
+    train = decode_source(source([buffer.getvalue()]), None).train
     assert torch.equal(train.images[0], tensor(pixels(0)).rot90(-1, (1, 2)))
 
 
 def test_sizes_that_differ():
     images = [png(pixels(0)), png(pixels(1)), png(pixels(2, height=7))]
-    with pytest.raises(
-        ValueError, match=r"train row 0 is 5x6 pixels and train row 2 is 5x7: choose .* --data.image-size"
-    ):
+    with pytest.raises(ValueError, match=r"train row 0 is 5x6 pixels and train row 2 is 5x7: set data.image_size"):
         decode_source(source(images), None)
-    train, test = decode_source(source(images), 4)
+    splits = decode_source(source(images), 4)
+    train, test = splits.train, splits.test
     assert train.images.shape == (3, 3, 4, 4)
     assert test.images.shape == (1, 3, 4, 4)
+
+
+def test_the_first_shape_is_checked_before_the_others_are_decoded():
+    def check(shape):
+        raise ValueError(f"refused {shape}")
+
+    with pytest.raises(ValueError, match=r"refused \(3, 6, 5\)"):
+        decode_source(source([png(pixels(0)), b"no image"]), None, check)
 
 
 def test_resizing_cuts_the_overhang_off_evenly():
     wide = np.zeros((4, 12, 3), dtype=np.uint8)
     wide[:, 4:8] = 200
-    train, _ = decode_source(source([png(wide)]), 4)
+    train = decode_source(source([png(wide)]), 4).train
     assert (train.images == 200).all()
 
 
@@ -109,7 +137,7 @@ def test_levels_without_a_range_are_refused():
 
 def test_an_empty_split():
     with pytest.raises(ValueError, match="got 1 training and 0 test images"):
-        decode_source(ImageSource(source([png(pixels(0))]).train, [], ("only",)), None)
+        decode_source(ImageSource(source([png(pixels(0))]).train, [], [], ("only",)), None)
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, (6, 5)), (3, (6, 5)), (3, (8, 4)), (1, (1, 1))])
@@ -125,7 +153,7 @@ def test_one_file_to_the_shape_of_a_model(tmp_path, channels, size):
 def test_one_file_is_decoded_as_in_training(tmp_path):
     file = tmp_path / "image.png"
     file.write_bytes(png(pixels(0, height=9, width=14)))
-    train, _ = decode_source(source([file]), 6)
+    train = decode_source(source([file]), 6).train
     assert torch.equal(decode_image(str(file), channels=3, size=(6, 6)), train.images[0])
 
 

@@ -5,8 +5,9 @@ from gatewright.data.digits import load_digits
 
 
 def test_digits_are_those_of_scikit_learn_at_full_range():
-    train, test = load_digits()
-    assert (len(train), len(test)) == (1438, 359)
+    splits = load_digits()
+    train, test = splits.train, splits.test
+    assert (len(train), len(splits.holdout), len(test)) == (1438, 0, 359)
     assert train.images.shape[1:] == test.images.shape[1:] == (1, 8, 8)
     ink = torch.cat([train.images, test.images]).float() * 16 / 255
     assert ink.round().sum() == load_sklearn_digits().data.sum()
@@ -14,7 +15,7 @@ def test_digits_are_those_of_scikit_learn_at_full_range():
 
 
 def test_test_digits_are_stratified_and_fixed():
-    test = load_digits()[1]
+    test = load_digits().test
     assert test.labels.bincount().tolist() == [36, 36, 35, 37, 36, 36, 37, 35, 35, 36]
-    assert torch.equal(test.images, load_digits()[1].images)
+    assert torch.equal(test.images, load_digits().test.images)
     assert test.class_names == tuple("0123456789")

@@ -50,8 +50,8 @@ class Hub(BaseHTTPRequestHandler):
         self.do_GET()
 
     def tree(self, name, commit):
-        has_parquet = name == "uoft-cs/cifar10" or (name == "owner/converted" and commit == "b" * 40)
-        files = self.server.folder.iterdir() if has_parquet else []
+        has_parquet = name != "owner/text" and (name != "owner/converted" or commit == "b" * 40)
+        files = self.server.folder.glob("train*" if name == "owner/untested" else "*") if has_parquet else []
         return [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f.name} for f in files]
 
     def answer(self, status, headers=(), body=b""):
@@ -97,13 +97,17 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def answers(home, tmp_path_factory):
     with hub(tmp_path_factory.mktemp("hub")) as endpoint:
-        names = ["cifar10", "owner/converted", "owner/missing", "owner/text", "owner/silent"]
+        names = ["cifar10", "owner/converted", "owner/missing", "owner/text", "owner/silent", "owner/untested"]
         return ask(names, home, tmp_path_factory.mktemp("decoded"), endpoint)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "owner/converted"])
 def test_parquet_files_are_fetched_from_the_data_set_or_its_converted_copy(answers, name):
     assert answers[name] == "18 2 6"
+
+
+def test_of_a_data_set_without_a_test_split_a_fifth_is_held_out(answers):
+    assert answers["owner/untested"] == "14 2 4"
 
 
 @pytest.mark.parametrize(

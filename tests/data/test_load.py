@@ -70,6 +70,26 @@ def test_a_folder_of_images(tmp_path):
     assert torch.equal(splits.test.images[4], torch.from_numpy(pixels(111)).movedim(2, 0))
 
 
+def test_a_validation_split_is_held_out_in_place_of_training_images(tmp_path, capsys):
+    write_class_folders(tmp_path / "data", splits=("train", "val", "test"))
+    for holdout in (0.34, 0.0):
+        splits = load_images(replace(hub_config(tmp_path, holdout=holdout), name="folder"))
+        assert [len(part) for part in (splits.train, splits.holdout, splits.test)] == [6, 6, 6]
+        assert torch.equal(splits.holdout.images[4], torch.from_numpy(pixels(111)).movedim(2, 0))
+    assert capsys.readouterr().err == ""
+
+
+def test_what_a_source_notes_is_said_once(tmp_path, capsys):
+    write_class_folders(tmp_path / "data", splits=("train",), per_class=5)
+    (tmp_path / "data" / "train" / "cat" / "._0.png").touch()
+    config = replace(hub_config(tmp_path), name="folder")
+    assert [len(load_images(config).test) for _ in range(2)] == [2, 2]
+    assert capsys.readouterr().err == (
+        f"warning: {tmp_path}/data: left out what is no image of a class: 1 hidden (such as train/cat/._0.png).\n"
+        "warning: there is no test split, so 2 of the 10 images, a fifth of each class, are the test set.\n"
+    )
+
+
 def test_a_broken_image_in_a_good_file_is_named(tmp_path):
     write_hub_folder(tmp_path / "data")
     columns = rows(range(4))
@@ -88,7 +108,7 @@ def test_holding_nothing_or_everything_out(tmp_path):
     write_hub_folder(tmp_path / "data", num_train=3)
     splits = load_images(hub_config(tmp_path, holdout=0.0))
     assert (len(splits.train), len(splits.holdout)) == (3, 0)
-    with pytest.raises(ValueError, match=r"holding out 0.95 of 3 leaves none: lower --data.holdout"):
+    with pytest.raises(ValueError, match=r"holding out 0.95 of 3 leaves none: lower data.holdout"):
         load_images(hub_config(tmp_path, holdout=0.95))
 
 

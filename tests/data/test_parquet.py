@@ -1,3 +1,4 @@
+import json
 import re
 
 import datasets
@@ -22,9 +23,9 @@ def replace(file, column, values):
     [
         (["train.parquet"], ["test.parquet"]),
         (["plain_text/train-00000-of-00001.parquet"], ["plain_text/test-00000-of-00001.parquet"]),
-        (["data/train-0.parquet", "data/train-1.parquet"], ["data/validation-0.parquet"]),
+        (["data/train-0.parquet", "data/train-1.parquet"], ["data/test-0.parquet"]),
         (["default/train/0000.parquet", "default/train/0001.parquet"], ["default/test/0000.parquet"]),
-        (["train1.parquet"], ["val_1.parquet"]),
+        (["Train1.parquet"], ["Testing_1.parquet"]),
     ],
 )
 def test_files_are_found_as_people_and_the_hub_name_them(tmp_path, train, test):
@@ -32,20 +33,49 @@ def test_files_are_found_as_people_and_the_hub_name_them(tmp_path, train, test):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     found = find_parquet_files(tmp_path)
-    assert found == SplitFiles([tmp_path / name for name in train], [tmp_path / name for name in test])
+    assert found == SplitFiles([tmp_path / name for name in train], [], [tmp_path / name for name in test])
 
 
-def test_test_files_go_before_validation_files(tmp_path):
-    for name in ("train.parquet", "test.parquet", "validation.parquet"):
+@pytest.mark.parametrize("name", ["validation", "val", "valid", "dev"])
+def test_validation_files_are_held_out(tmp_path, name):
+    write_hub_folder(tmp_path)
+    write_parquet(tmp_path / f"{name}-0.parquet", rows(range(200, 204)))
+    source = read_parquet(find_parquet_files(tmp_path))
+    assert [len(part) for part in (source.train, source.holdout, source.test)] == [20, 4, 6]
+    assert source.notes == ()
+
+
+def test_without_test_files_some_images_are_the_test_set_and_it_is_said(tmp_path):
+    write_hub_folder(tmp_path)
+    (tmp_path / "test.parquet").rename(tmp_path / "validation.parquet")
+    source = read_parquet(find_parquet_files(tmp_path))
+    assert [len(part) for part in (source.train, source.holdout, source.test)] == [20, 0, 6]
+    assert source.notes == ("there is no test split, so the 6 images of the validation split are the test set",)
+    (tmp_path / "validation.parquet").unlink()
+    source = read_parquet(find_parquet_files(tmp_path))
+    assert [len(part) for part in (source.train, source.holdout, source.test)] == [16, 0, 4]
+    assert sorted(row.label for row in source.test) == [0, 0, 1, 1]
+    assert "so 4 of the 20 images, a fifth of each class, are the test set" in source.notes[0]
+
+
+def test_hidden_files_are_left_out(tmp_path):
+    for name in ("train.parquet", "._train.parquet", "__MACOSX/train.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert find_parquet_files(tmp_path).test == [tmp_path / "test.parquet"]
+    assert find_parquet_files(tmp_path) == SplitFiles([tmp_path / "train.parquet"], [], [])
+
+
+def test_a_split_with_two_names(tmp_path):
+    for name in ("train.parquet", "val.parquet", "validation.parquet"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"files of one split have one name; .* has val, validation: keep or rename"):
+        find_parquet_files(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
         ([], r"needs train\*.parquet, in itself or a folder below; it has none"),
-        (["train.parquet"], r"needs test\*.parquet, in itself or a folder below; it has train.parquet"),
         (["test.parquet", "all.parquet"], r"needs train\*.parquet, .* it has all.parquet, test.parquet"),
     ],
 )
@@ -65,7 +95,7 @@ def test_several_configurations(tmp_path):
     for name in ("full/train.parquet", "small/train.parquet", "full/test.parquet"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    with pytest.raises(ValueError, match=r"train files in several folders .*full, .*small.*: give one as --data.path"):
+    with pytest.raises(ValueError, match=r"train files in several folders .*full, .*small.*: set data.path to one"):
         find_parquet_files(tmp_path)
 
 
@@ -110,6 +140,33 @@ def test_other_columns_are_listed(tmp_path, features, columns):
     write_hub_folder(tmp_path)
     write_parquet(tmp_path / "test.parquet", {name: pyarrow.array([], None) for name in features}, features)
     with pytest.raises(ValueError, match=f"test.parquet must have one Image column .* it has {columns}: write it"):
+        read_parquet(find_parquet_files(tmp_path))
+
+
+@pytest.mark.parametrize("column", ["img", "extra"])
+def test_a_feature_type_that_datasets_does_not_know_is_named(tmp_path, column):
+    file = write_hub_folder(tmp_path) / "train.parquet"
+    table = parquet.read_table(file)
+    description = json.loads(table.schema.metadata[b"huggingface"])
+    description["info"]["features"][column] = {"_type": "Hologram"}
+    parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(description)}), file)
+    with pytest.raises(ValueError, match=rf"train.parquet, column {column}: datasets .*'Hologram'.*: install a newer"):
+        read_parquet(find_parquet_files(tmp_path))
+    parquet.write_table(table.replace_schema_metadata({"huggingface": "{no"}), file)
+    with pytest.raises(ValueError, match=r"train.parquet: the description of its columns is no JSON"):
+        read_parquet(find_parquet_files(tmp_path))
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_split_without_rows_is_named(tmp_path, split):
+    write_parquet(write_hub_folder(tmp_path) / f"{split}.parquet", rows([]))
+    with pytest.raises(ValueError, match=rf"1 image or more; .*{split}.parquet has 0 rows: add images, or remove"):
+        read_parquet(find_parquet_files(tmp_path))
+
+
+def test_one_class_alone_is_refused(tmp_path):
+    write_parquet(write_hub_folder(tmp_path) / "train.parquet", rows(range(3), [1, 1, 1]))
+    with pytest.raises(ValueError, match=r"2 classes or more; .* has 3 images of 1 \(dog\): add the images of another"):
         read_parquet(find_parquet_files(tmp_path))
 
 

@@ -17,19 +17,17 @@ from rich.table import Table
 from gatewright.cli.export import export_command
 from gatewright.cli.flags import flags_of, refuse_unknown_flags, with_options, without_options
 from gatewright.cli.plan import plan_command
-from gatewright.data import BUILT_IN_NAMES, decode_image, load_images
+from gatewright.cli.predict import predict_command
+from gatewright.data import BUILT_IN_NAMES, load_images
 from gatewright.dispatch import DISPATCHERS
 from gatewright.experts import EXPERTS
 from gatewright.losses import LOSSES
 from gatewright.names import known
 from gatewright.recipes import RECIPES
 from gatewright.report import confusion_table, expert_table, result_table
-from gatewright.routed import moe_layers
 from gatewright.routers import ROUTERS
-from gatewright.routing import Routing, SoftRouting
 from gatewright.train import (
     RunConfig,
-    Trained,
     check_same_images,
     evaluate,
     find_output,
@@ -80,19 +78,6 @@ class EvaluateArguments:
     run: tyro.conf.Positional[Path]
     data: DataPath
     flip: bool = False
-
-
-@dataclass(frozen=True)
-class PredictArguments:
-    """Classify image files, and name the experts that saw them.
-
-    Args:
-        run: The run's folder.
-        images: Image files.
-    """
-
-    run: tyro.conf.Positional[Path]
-    images: tyro.conf.Positional[tuple[Path, ...]]
 
 
 def train_command(words: list[str]) -> None:
@@ -179,39 +164,6 @@ def evaluate_command(words: list[str]) -> None:
     print(f"test accuracy {found.accuracy:.2%} of {int(found.confusion.sum())} images")
 
 
-def predict_command(words: list[str]) -> None:
-    """Print each image's three likeliest classes, and the experts that it went to."""
-    arguments = tyro.cli(PredictArguments, prog="gatewright predict", args=words)
-    if not arguments.images:
-        raise ValueError("predict needs at least one image file: gatewright predict RUN IMAGE.")
-    trained = load_run(arguments.run)
-    channels, *size = trained.image_shape
-    for path in arguments.images:
-        image = decode_image(path, channels=channels, size=(size[0], size[1]))
-        print(f"{path}: {_prediction(trained, image[None] / 255)}")
-
-
-@torch.inference_mode()
-def _prediction(trained: Trained, images: torch.Tensor) -> str:
-    top = trained.model(images)[0].float().softmax(-1).topk(min(3, len(trained.class_names)))
-    classes = (
-        f"{trained.class_names[i]} {p:.1%}" for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
-    )
-    experts = (
-        f"{name} experts {', '.join(_chosen(layer.routing))}"
-        for name, layer in moe_layers(trained.model)
-        if layer.routing is not None
-    )
-    return "; ".join([", ".join(classes), *experts])
-
-
-def _chosen(routing: Routing | SoftRouting) -> list[str]:
-    """Name the experts that an image went to; where it went to all of them, with their shares."""
-    if isinstance(routing, Routing):
-        return [str(index) for index in routing.expert_index.tolist()]
-    return [f"{index} {share:.1%}" for index, share in enumerate(routing.weight.mean(0).tolist())]
-
-
 def list_command(words: list[str]) -> None:
     """Print what there is to choose from."""
     if words:
@@ -235,16 +187,17 @@ def _print_experts(console: Console, result: dict[str, Any]) -> None:
 
 def _next_commands(config: RunConfig, output: Path) -> str:
     call, run = program(), shlex.quote(str(output))
+    example = next(map(str, sorted((output / "examples").glob("*.png"))), "IMAGE.png")
     commands = {
         f"evaluate {run} --flip": "with test-time augmentation",
-        f"predict {run} IMAGE.png": "classify a file, and see which experts it goes to",
+        f"predict {run} {shlex.quote(example)}": "classify a file, and see which experts it goes to",
         f"train {config.recipe} --model.num-experts 16": "more experts",
         "list": "other recipes, CIFAR-10 among them",
     }
     return "\n".join(["Next:", *(f"  {call} {words}  # {why}" for words, why in commands.items())])
 
 
-COMMANDS: Mapping[str, Callable[[list[str]], None]] = MappingProxyType(
+COMMANDS: Mapping[str, Callable[[list[str]], int | None]] = MappingProxyType(
     {
         "evaluate": evaluate_command,
         "export": export_command,
@@ -254,4 +207,4 @@ COMMANDS: Mapping[str, Callable[[list[str]], None]] = MappingProxyType(
         "train": train_command,
     }
 )
-"""Every command by name."""
+"""Every command by name; one may return an exit status, and None is 0."""

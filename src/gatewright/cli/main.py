@@ -13,7 +13,7 @@ gatewright {__version__}: train mixtures of experts, and see what the experts do
   gatewright train RECIPE [--output RUN] [--epochs N] [--seed N] ...   train; RECIPE --help lists every setting
   gatewright train RECIPE --output RUN --resume                        go on with a run that was stopped
   gatewright evaluate RUN [--flip] [--data.path FOLDER]                evaluate a run on the whole test set
-  gatewright predict RUN IMAGE [IMAGE ...]                             classify image files, and name their experts
+  gatewright predict RUN IMAGE-OR-FOLDER ... [--top N] [--json]        classify images, and name their experts
   gatewright export RUN FILE.safetensors                               the evaluated model's weights, as one file
   gatewright plan [RECIPE] [--processes N] [--parallel.ep-size N] ...  predict memory, bytes and time per process
   gatewright list                                                      recipes, data sets, routers, experts
@@ -54,7 +54,7 @@ def _run(command: str, words: list[str]) -> int:
     except ModuleNotFoundError as error:
         raise ImportError(f"{error.name} is not installed: pip install 'gatewright[train]'") from error
     try:
-        COMMANDS[known(command, COMMANDS, "command")](words)
+        return COMMANDS[known(command, COMMANDS, "command")](words) or 0
     except Interrupted as stop:
         if int(os.environ.get("RANK", 0)) == 0:  # One process says it for all.
             print(stop, file=sys.stderr)
@@ -62,4 +62,3 @@ def _run(command: str, words: list[str]) -> int:
     except (TrainingDiverged, LostProcess) as error:
         print(f"error: {error}", file=sys.stderr)
         return LOST_PROCESS if isinstance(error, LostProcess) else DIVERGED
-    return 0

@@ -4,6 +4,8 @@ from gatewright.data.augment import augment, random_crop, random_flip, random_tr
 from gatewright.data.batches import evaluation_batches, num_batches, training_batches
 from gatewright.data.config import BUILT_IN_NAMES, AugmentConfig, DataConfig
 from gatewright.data.decode import decode_image
+from gatewright.data.examples import write_examples
+from gatewright.data.folder import find_images
 from gatewright.data.images import ImageSet, ImageSplits, as_floats, channel_statistics
 from gatewright.data.load import load_images, local_files
 
@@ -18,6 +20,7 @@ __all__ = [
     "channel_statistics",
     "decode_image",
     "evaluation_batches",
+    "find_images",
     "load_images",
     "local_files",
     "num_batches",
@@ -25,4 +28,5 @@ __all__ = [
     "random_flip",
     "random_translate",
     "training_batches",
+    "write_examples",
 ]

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from gatewright.data.images import ImageSet
+from gatewright.data.images import ImageSet, ImageSplits
 from gatewright.extras import require
 
-FORMAT = 1  # raise it when the content of the files changes
+FORMAT = 2  # raise it when the content of the files changes
+
+SPLITS = ("train", "holdout", "test")
 
 
 def cache_folder(chosen: str | None) -> Path:
@@ -32,14 +34,14 @@ def cache_name(name: str, image_size: int | None, files: Sequence[Path]) -> str:
     return f"{name.replace('/', '--')}-{key[:16]}.safetensors"
 
 
-def cached(file: Path, prepare: Callable[[], tuple[ImageSet, ImageSet]]) -> tuple[ImageSet, ImageSet]:
-    """Read two image sets from a cache file, or prepare and write them.
+def cached(file: Path, prepare: Callable[[], ImageSplits]) -> ImageSplits:
+    """Read a data set from a cache file, or prepare and write it.
 
     Of several processes that ask at once, one prepares while the others wait. A file that cannot be read is rebuilt.
 
     Args:
         file: of the cache; folders above it are made.
-        prepare: decodes the training and the test set.
+        prepare: decodes the images of all splits.
 
     Raises:
         ImportError: filelock or safetensors is not installed.
@@ -55,11 +57,11 @@ def cached(file: Path, prepare: Callable[[], tuple[ImageSet, ImageSet]]) -> tupl
         if (found := _read(file)) is not None:
             return found
         prepared = prepare()
-        _write(file, *prepared)
+        _write(file, prepared)
     return prepared
 
 
-def _read(file: Path) -> tuple[ImageSet, ImageSet] | None:
+def _read(file: Path) -> ImageSplits | None:
     safetensors = require("safetensors", "train")
     if not file.is_file():
         return None
@@ -67,27 +69,23 @@ def _read(file: Path) -> tuple[ImageSet, ImageSet] | None:
         with safetensors.safe_open(file, framework="pt") as stored:
             class_names = tuple(json.loads(stored.metadata()["class_names"]))
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 it is no dictionary
-        return (
-            ImageSet(tensors["train.images"], tensors["train.labels"], class_names),
-            ImageSet(tensors["test.images"], tensors["test.labels"], class_names),
+        return ImageSplits(
+            *(ImageSet(tensors[f"{split}.images"], tensors[f"{split}.labels"], class_names) for split in SPLITS)
         )
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError):
         return None
 
 
-def _write(file: Path, train: ImageSet, test: ImageSet) -> None:
-    tensors = {
-        "train.images": train.images,
-        "train.labels": train.labels,
-        "test.images": test.images,
-        "test.labels": test.labels,
-    }
+def _write(file: Path, splits: ImageSplits) -> None:
+    parts: dict[str, ImageSet] = {split: getattr(splits, split) for split in SPLITS}
+    tensors = {f"{split}.images": part.images for split, part in parts.items()}
+    tensors |= {f"{split}.labels": part.labels for split, part in parts.items()}
     # Written whole under another name first: no process ever sees half a file, even where locks do not work.
     partial = file.with_name(f"{file.name}.{uuid4().hex}.partial")
     try:
         with _writing_to(file.parent):
             save_file = require("safetensors.torch", "train").save_file
-            save_file(tensors, partial, metadata={"class_names": json.dumps(train.class_names)})
+            save_file(tensors, partial, metadata={"class_names": json.dumps(splits.train.class_names)})
             os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
@@ -100,4 +98,4 @@ def _writing_to(folder: Path) -> Iterator[None]:
         yield
     except (OSError, safetensors.SafetensorError) as error:
         rule = "decoded images are kept in a cache folder that can be written to"
-        raise OSError(f"{rule}; {folder} cannot ({error}): set --data.cache or GATEWRIGHT_CACHE to another") from error
+        raise OSError(f"{rule}; {folder} cannot ({error}): set data.cache or GATEWRIGHT_CACHE to another") from error

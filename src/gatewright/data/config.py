@@ -38,9 +38,10 @@ class DataConfig:
     Attributes:
         name: `digits` (embedded), `cifar10`, `cifar100`, `folder`, or a Hugging Face data set such as `owner/name`.
         path: a folder of parquet files in the hub's schema, or, for `folder`, of images sorted by split and class, or
-            by class alone.
+            by class alone: see docs/data.md.
         image_size: side in pixels to which every image is resized (centre crop); needed when the images differ in size.
-        holdout: share of the training images held out for choosing, in [0, 1); the test set is for the final figure.
+        holdout: share of the training images held out for choosing, in [0, 1), where the data set has no validation
+            split beside its test split; the test set is for the final figure.
         batch_size: images per training batch, 1 or more.
         eval_batch_size: images per evaluation batch, 1 or more.
         cache: folder for decoded images; by default `$GATEWRIGHT_CACHE`, or else `~/.cache/gatewright`.

@@ -1,7 +1,7 @@
 """From image files to tensors of grey levels."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,12 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from gatewright.data.images import ImageSet
+from gatewright.data.images import ImageSet, ImageSplits
 from gatewright.data.sources import EncodedImage, ImageSource
 from gatewright.extras import require
 
+Shape = tuple[int, int, int]
+"""Channels, height and width of an image."""
 MODES = {1: "L", 3: "RGB"}  # number of channels: Pillow's name
 
 
@@ -36,37 +38,53 @@ def decode_image(path: str | Path, *, channels: int, size: tuple[int, int]) -> U
     return _decode(str(path), Path(path), MODES[channels], size)
 
 
-def decode_source(source: ImageSource, image_size: int | None) -> tuple[ImageSet, ImageSet]:
-    """Decode the training and test images, with a progress bar on a terminal.
+def decode_source(
+    source: ImageSource, image_size: int | None, check: Callable[[Shape], None] = lambda shape: None
+) -> ImageSplits:
+    """Decode the images of all splits, with a progress bar on a terminal.
 
     The sets are grey if every image is, and RGB otherwise. Transparency is ignored, and photographs are turned upright.
 
     Args:
         source: the encoded images.
         image_size: side of the square that images are resized to fill; None keeps their size, which must be the same.
+        check: called with the shape of the first image before the others are decoded; it may raise.
 
     Raises:
         ImportError: Pillow is not installed.
         ValueError: an image cannot be decoded, or sizes differ and `image_size` is None; the message names the file.
-            Or a split is empty.
+            Or there are no training or no test images.
     """
     if not source.train or not source.test:
         sizes = f"{len(source.train)} training and {len(source.test)} test images"
-        raise ValueError(f"a data set needs images in both splits; got {sizes}: check the files")
-    encoded = [*source.train, *source.test]
-    size = None if image_size is None else (image_size, image_size)
-    # One thread: for small images Pillow's calls are too short for threads to gain anything.
-    decoded = [_decode(image.place, image.data, None, size) for image in _progress(encoded)]
-    _check_sizes(encoded, decoded)
+        raise ValueError(f"a data set needs training and test images; got {sizes}: add images")
+    encoded = [*source.train, *source.holdout, *source.test]
+    decoded = list(_decode_alike(encoded, None if image_size is None else (image_size, image_size), check))
     channels = max(len(image) for image in decoded)
     images = torch.stack([image.expand(channels, -1, -1) for image in decoded])
     labels = torch.tensor([image.label for image in encoded])
-    train = slice(None, len(source.train))
-    test = slice(len(source.train), None)
-    return (
-        ImageSet(images[train], labels[train], source.class_names),
-        ImageSet(images[test], labels[test], source.class_names),
-    )
+    sizes_of_splits = [len(source.train), len(source.holdout), len(source.test)]
+    parts = zip(images.split(sizes_of_splits), labels.split(sizes_of_splits), strict=True)
+    return ImageSplits(*(ImageSet(*part, source.class_names) for part in parts))
+
+
+def _decode_alike(
+    encoded: Sequence[EncodedImage], size: tuple[int, int] | None, check: Callable[[Shape], None]
+) -> Iterator[UInt8[Tensor, "channels height width"]]:
+    """Decode one image after the other, and stop at the first whose size differs from the first one's."""
+    first: Tensor | None = None
+    # One thread: for small images Pillow's calls are too short for threads to gain anything.
+    for source in _progress(encoded):
+        image = _decode(source.place, source.data, None, size)
+        if first is None:
+            first = image
+            check((image.shape[0], image.shape[1], image.shape[2]))
+        if image.shape[1:] != first.shape[1:]:
+            raise ValueError(
+                f"images must have one size; {encoded[0].place} is {first.shape[2]}x{first.shape[1]} pixels and "
+                f"{source.place} is {image.shape[2]}x{image.shape[1]}: set data.image_size to a side to resize to"
+            )
+        yield image
 
 
 def _decode(
@@ -75,7 +93,8 @@ def _decode(
     image_module, operations = require("PIL.Image", "train"), require("PIL.ImageOps", "train")
     try:
         with image_module.open(io.BytesIO(data) if isinstance(data, bytes) else data) as file:
-            image = _grey_or_rgb(operations.exif_transpose(file))
+            sixteen_bits = file.mode.startswith("I;16") or (file.mode, file.format) == ("I", "PPM")
+            image = _grey_or_rgb(operations.exif_transpose(file), sixteen_bits=sixteen_bits)
     except Exception as error:  # on damaged bytes Pillow's readers raise a dozen unrelated kinds
         raise ValueError(f"{place}: cannot be decoded as an image ({error}): replace or remove it") from error
     image = image.convert(mode or image.mode)
@@ -86,24 +105,22 @@ def _decode(
     return flat.view(image.height, image.width, -1).movedim(2, 0)
 
 
-def _grey_or_rgb(image: Any) -> Any:
+def _grey_or_rgb(image: Any, *, sixteen_bits: bool) -> Any:
     """Convert a Pillow image to mode L if it is grey and to RGB otherwise."""
-    if image.mode.startswith("I;16"):
+    if sixteen_bits:
         # Pillow would cut levels above 255 off; the high byte is what is wanted of 16 bits.
         return image.convert("I").point(lambda level: level * (1 / 256)).convert("L")
     if image.mode in ("I", "F"):
         raise ValueError(f"mode {image.mode}, 32-bit levels without a known range, is not supported")
-    return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+    return image.convert("L" if image.mode in ("1", "L", "LA") or _has_grey_palette(image) else "RGB")
 
 
-def _check_sizes(encoded: Sequence[EncodedImage], decoded: Sequence[Tensor]) -> None:
-    height, width = decoded[0].shape[1:]
-    for source, image in zip(encoded, decoded, strict=True):
-        if image.shape[1:] != (height, width):
-            raise ValueError(
-                f"images must have one size; {encoded[0].place} is {width}x{height} pixels and {source.place} is "
-                f"{image.shape[2]}x{image.shape[1]}: choose a side to resize to with --data.image-size"
-            )
+def _has_grey_palette(image: Any) -> bool:
+    """Tell whether an image with a palette uses none but its greys."""
+    if image.mode not in ("P", "PA"):
+        return False
+    colours = image.convert("RGB").getcolors()  # at most 256
+    return all(red == green == blue for _, (red, green, blue) in colours)
 
 
 def _progress(images: Sequence[EncodedImage]) -> Iterable[EncodedImage]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from gatewright.data.images import ImageSet
+from gatewright.data.images import ImageSet, ImageSplits
 from gatewright.data.split import stratified_split
 from gatewright.extras import require
 
@@ -11,7 +11,7 @@ TEST_SEED = 0
 MAX_INK = 16  # the digits count ink from 0 to 16
 
 
-def load_digits() -> tuple[ImageSet, ImageSet]:
+def load_digits() -> ImageSplits:
     """Load the training (1,438) and test (359) digits, without network or cache.
 
     The split is fixed and stratified. The images are those of the "Optical Recognition of Handwritten Digits" test set:
@@ -24,4 +24,4 @@ def load_digits() -> tuple[ImageSet, ImageSet]:
     images = torch.from_numpy(pixels).mul(255 / MAX_INK).round().to(torch.uint8).view(-1, 1, 8, 8)
     digits = ImageSet(images, torch.from_numpy(labels).long(), tuple("0123456789"))
     train, test = stratified_split(digits.labels, TEST_SHARE, seed=TEST_SEED)
-    return digits.select(train), digits.select(test)
+    return ImageSplits(digits.select(train), digits.select(train[:0]), digits.select(test))

@@ -57,7 +57,8 @@ class ImageSplits:
 
     Attributes:
         train: the images to learn from.
-        holdout: training images kept aside for choosing; empty when `DataConfig.holdout` is 0.
+        holdout: images kept aside for choosing: the validation split, or else `DataConfig.holdout` of the training
+            images, which may be none.
         test: for the final figure only.
     """
 

@@ -1,18 +1,32 @@
 """What is known of a data set before its images are decoded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
-TEST_NAMES = ("test", "validation", "val")  # in order of preference
+SPLIT_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "train": ("train", "training"),
+        "holdout": ("val", "valid", "validation", "dev"),
+        "test": ("test", "testing", "eval", "evaluation"),
+    }
+)
+"""What folders and files of each split are called, in upper or lower case: the names that `datasets` knows too."""
 
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """The files that hold each split, in the order in which they are read."""
+    """The files that hold each split, in the order in which they are read; a split may have none."""
 
     train: Sequence[Path]
-    test: Sequence[Path]
+    holdout: Sequence[Path] = ()
+    test: Sequence[Path] = ()
+
+    @property
+    def files(self) -> list[Path]:
+        """All files, split after split."""
+        return [*self.train, *self.holdout, *self.test]
 
 
 @dataclass(frozen=True)
@@ -32,8 +46,44 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """The encoded images of both splits and the names of their classes."""
+    """The encoded images of every split and the names of their classes.
+
+    Attributes:
+        train: the images to learn from.
+        holdout: the images of a validation split; empty where there is none.
+        test: for the final figure.
+        class_names: one name per class.
+        notes: sentences that the user is told once, such as what was left out.
+    """
 
     train: Sequence[EncodedImage]
+    holdout: Sequence[EncodedImage]
     test: Sequence[EncodedImage]
     class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that a folder is named after, or None."""
+    return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), None)
+
+
+def is_hidden(name: str) -> bool:
+    """Tell what no user means as data, such as `._0.png`, `.ipynb_checkpoints` and `__MACOSX`."""
+    return name.startswith((".", "__"))
+
+
+def refuse_one_class(source: ImageSource, folder: Path) -> None:
+    """Refuse training images that leave nothing to tell apart.
+
+    Raises:
+        ValueError: there are no two classes with training images.
+    """
+    found = sorted({image.label for image in source.train})
+    if len(found) < 2:
+        names = ", ".join(source.class_names[label] for label in found) or "none"
+        raise ValueError(
+            f"a classifier needs training images of 2 classes or more; {folder} has {len(source.train)} images of "
+            f"{len(found)} ({names}): add the images of another class, or set data.path to the folder above all "
+            "classes"
+        )

@@ -1,8 +1,16 @@
 """Stratified splits that are the same in every run."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Int64
 from torch import Tensor
+
+from gatewright.data.sources import ImageSource
+
+TEST_SHARE = 0.2
+TEST_SEED = 2
+"""Of the test set where a data set has none: a constant, because runs are compared on the same images."""
 
 
 def stratified_split(
@@ -28,3 +36,26 @@ def stratified_split(
     is_held = torch.zeros(len(labels), dtype=torch.bool)
     is_held[by_class[places]] = True
     return (~is_held).nonzero().squeeze(1), is_held.nonzero().squeeze(1)
+
+
+def with_test_images(source: ImageSource) -> ImageSource:
+    """Return a source that has test images, and a note that says where they come from if it had none.
+
+    The validation split is the test set then, or else a fifth of each class: the same images every time.
+    """
+    if source.test:
+        return source
+    if source.holdout:
+        note = f"there is no test split, so the {len(source.holdout)} images of the validation split are the test set"
+        return replace(source, holdout=(), test=source.holdout, notes=(*source.notes, note))
+    labels = torch.tensor([image.label for image in source.train])
+    kept, held = stratified_split(labels, TEST_SHARE, seed=TEST_SEED)
+    note = (
+        f"there is no test split, so {len(held)} of the {len(labels)} images, a fifth of each class, are the test set"
+    )
+    return replace(
+        source,
+        train=[source.train[place] for place in kept.tolist()],
+        test=[source.train[place] for place in held.tolist()],
+        notes=(*source.notes, note),
+    )

@@ -1,5 +1,6 @@
 """From a config and images to the engine that trains."""
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,36 @@ from gatewright.train.deepspeed_engine import DeepSpeedEngine, start_deepspeed
 from gatewright.train.engine import TorchEngine
 from gatewright.train.limits import check_network
 from gatewright.train.processes import ALONE, Processes
+
+
+def check_image_shape(config: RunConfig, image_shape: tuple[int, int, int]) -> None:
+    """Build the model without memory, to refuse images that are too small for it before all of them are decoded.
+
+    Raises:
+        ValueError: If the model does not take images of this shape.
+    """
+    if config.model.layer == "deepspeed":  # It cannot be built before DeepSpeed has started.
+        return
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        config.model.build(image_shape, 2)
+
+
+def warn_of_few_images(config: RunConfig, splits: ImageSplits) -> None:
+    """Say where there are too few images for what the settings ask for."""
+    num_images, batch_size = len(splits.train), config.data.batch_size
+    if num_images < batch_size:
+        print(
+            f"warning: {num_images} training images are fewer than one batch (data.batch_size is {batch_size}), so an "
+            "epoch is a single step and experts may stay without images: set it to "
+            f"{max(2, num_images // 8)} or so, and use few experts.",
+            file=sys.stderr,
+        )
+    if config.data.holdout and not len(splits.holdout):
+        print(
+            f"warning: data.holdout ({config.data.holdout}) of {num_images} training images is no image, so nothing is "
+            "evaluated between epochs: raise it, or add images.",
+            file=sys.stderr,
+        )
 
 
 def build_engine(
@@ -35,6 +66,8 @@ def build_engine(
             f"An epoch of {len(splits.train)} images has {batches} batches of {config.data.batch_size}, fewer than "
             f"accumulation_steps ({config.optim.accumulation_steps}). Use smaller batches or fewer accumulation steps."
         )
+    if processes.rank == 0:
+        warn_of_few_images(config, splits)
     steps_per_epoch = batches // config.optim.accumulation_steps
     model: nn.Module = ImageClassifier(network, mean.tolist(), std.tolist())
     check_network(model, config, device)

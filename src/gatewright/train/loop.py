@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from gatewright.data import (
     load_images,
     local_files,
     training_batches,
+    write_examples,
 )
 from gatewright.metrics import load_share
 from gatewright.report import write_pictures, write_report
 from gatewright.routed import moe_layers
-from gatewright.train.build import build_engine
+from gatewright.train.build import build_engine, check_image_shape
 from gatewright.train.checkpoint import newest_checkpoint
 from gatewright.train.config import RunConfig, save_config
 from gatewright.train.device import find_device
@@ -114,7 +116,7 @@ def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None =
         torch.manual_seed(config.seed)
         with tracked(config, output, position.tracking_id, processes) as tracker:
             position.tracking_id = tracker.run_id or position.tracking_id
-            splits = load_images(config.data)
+            splits = load_images(config.data, check=partial(check_image_shape, config))
             tracker.log_data(data := describe_data(config.data, splits))
             if saved:
                 check_same_images(splits.train, saved["class_names"], saved["image_shape"])
@@ -201,6 +203,8 @@ def conclude(run: Run) -> dict[str, Any]:
     if run.engine.processes.rank > 0:
         return result
     write_json(result, run.output / "result.json")
+    if run.config.data.name != "folder":  # There are no image files to try the model on yet.
+        write_examples(run.splits.test, run.output / "examples")
     run.tracker.log_metrics(evaluation_metrics("test", evaluation), run.engine.step_count)
     files = (*write_pictures(run.output), write_report(run.output), *map(run.output.joinpath, ("result.json", CONFIG)))
     for path in files:

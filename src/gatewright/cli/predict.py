@@ -1,0 +1,110 @@
+"""What ``gatewright predict`` does: classify image files, and name the experts that saw them."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from jaxtyping import UInt8
+from torch import Tensor
+
+from gatewright.cli.flags import refuse_unknown_flags
+from gatewright.data import as_floats, decode_image, find_images
+from gatewright.routed import moe_layers
+from gatewright.routing import Routing, SoftRouting
+from gatewright.train import Trained, load_run
+
+
+@dataclass(frozen=True)
+class PredictArguments:
+    """Classify image files, and name the experts that saw them.
+
+    Args:
+        run: The run's folder.
+        images: Image files, and folders of them; sub-folders are searched too.
+        top: How many of the likeliest classes to name.
+        json: Print one JSON object per image, each on a line of its own.
+    """
+
+    run: tyro.conf.Positional[Path]
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    top: int = 3
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+
+
+def predict_command(words: list[str]) -> int:
+    """Print each image's likeliest classes and the experts that it went to, and name the files that are no images.
+
+    Returns:
+        The exit status: 2 if a file could not be read, though all others were answered.
+    """
+    refuse_unknown_flags(words, ["--top", "--json"])
+    arguments = tyro.cli(PredictArguments, prog="gatewright predict", args=words)
+    if not arguments.images:
+        raise ValueError("predict needs at least one image file or folder: gatewright predict RUN IMAGE.")
+    if arguments.top < 1:
+        raise ValueError(f"--top is the number of classes to name, 1 or more; got {arguments.top}.")
+    files = _image_files(arguments.images)
+    trained = load_run(arguments.run)
+    answered = [_answer(trained, file, arguments) for file in files]
+    return 0 if all(answered) else 2
+
+
+def _answer(trained: Trained, file: Path, arguments: PredictArguments) -> bool:
+    """Print what the model makes of a file, or why it cannot be read; tell whether it could."""
+    channels, height, width = trained.image_shape
+    try:
+        image = decode_image(file, channels=channels, size=(height, width))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return False
+    found = {"file": str(file), **prediction(trained, image, arguments.top)}
+    print(json.dumps(found, ensure_ascii=False) if arguments.json else _sentence(found), flush=True)
+    return True
+
+
+@torch.inference_mode()
+def prediction(trained: Trained, image: UInt8[Tensor, "channels height width"], num_classes: int) -> dict[str, Any]:
+    """Return the likeliest classes of one image, and per MoE layer the experts that it went to with their weights."""
+    probs = trained.model(as_floats(image[None]))[0].float().softmax(-1)
+    top = probs.topk(min(num_classes, len(trained.class_names)))
+    classes = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    layers = ((name, layer.routing) for name, layer in moe_layers(trained.model) if layer.routing is not None)
+    return {
+        "classes": [{"class": trained.class_names[index], "probability": share} for index, share in classes],
+        "experts": {name: expert_weights(routing) for name, routing in layers},
+    }
+
+
+def expert_weights(routing: Routing | SoftRouting) -> list[dict[str, Any]]:
+    """List the experts that tokens went to, with the weight of each: the mean over all tokens."""
+    if isinstance(routing, SoftRouting):
+        means, chosen = routing.weight.mean(0), list(range(routing.num_experts))
+    else:
+        sums = routing.weight.new_zeros(routing.num_experts + 1).index_add(0, routing.expert_index, routing.weight)
+        means = sums / routing.sums.num_tokens
+        chosen = sorted({*routing.expert_index.tolist()} - {routing.num_experts})
+    return [{"expert": index, "weight": float(means[index])} for index in chosen]
+
+
+def _image_files(paths: tuple[Path, ...]) -> list[Path]:
+    """Put the images of a folder in its place.
+
+    Raises:
+        FileNotFoundError: If a folder has none.
+    """
+    found = {path: find_images(path) if path.is_dir() else [path] for path in paths}
+    for path, files in found.items():
+        if not files:
+            raise FileNotFoundError(f"there is no image file in the folder {path}: name another")
+    return [file for path in paths for file in found[path]]
+
+
+def _sentence(found: dict[str, Any]) -> str:
+    parts = [", ".join(f"{each['class']} {each['probability']:.1%}" for each in found["classes"])]
+    for name, weights in found["experts"].items():
+        parts.append(f"{name} experts " + ", ".join(f"{each['expert']} {each['weight']:.1%}" for each in weights))
+    return f"{found['file']}: {'; '.join(parts)}"
