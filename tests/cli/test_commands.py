@@ -1,6 +1,7 @@
 import json
 import os
 import shlex
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -228,6 +229,10 @@ def test_a_tracking_server_that_does_not_answer_is_named_before_any_work(gatewri
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+def _has_options(run, **options):
+    return repr(run.model.router_options) == repr(options)  # where 1 is not True
+
+
 @pytest.mark.parametrize(
     ("words", "read"),
     [
@@ -247,7 +252,14 @@ def test_a_tracking_server_that_does_not_answer_is_named_before_any_work(gatewri
             "--model.router top-k --model.router-options jitter 0.1 score sigmoid normalize True",
             lambda run: run.model.router_options == {"jitter": 0.1, "score": "sigmoid", "normalize": True},
         ),
+        *(
+            (f"--model.router top-k --model.router-options normalize {word}", partial(_has_options, normalize=said))
+            for said, words in ((False, "False false no OFF"), (True, "True true yes on"))
+            for word in words.split()
+        ),
+        ("--model.router soft --model.router-options group_size None", partial(_has_options, group_size=None)),
         ("--model.losses", lambda run: run.model.losses == {}),
+        ("--model.losses None", lambda run: run.model.losses is None),  # the router's own, in place of the recipe's
         ("--model.router top-k", lambda run: run.model.losses is None),  # the recipe's are for its own router
         ("--model.top-k 3", lambda run: run.model.losses == {"importance": 1.0, "load": 1.0}),
     ],
@@ -262,6 +274,12 @@ def test_every_setting_is_a_flag(words, read):
 def test_without_flags_the_recipe_is_as_it_is():
     for name, recipe in RECIPES.items():
         assert parse_train(recipe(), []).run == recipe(), name
+
+
+def test_a_recipes_own_options_can_be_left_out():
+    recipe = RECIPES["cifar10-resnets"]()
+    assert parse_train(recipe, ["--model.top-k", "3"]).run.model.router_options == recipe.model.router_options
+    assert parse_train(recipe, ["--model.router-options"]).run.model.router_options == {}
 
 
 def test_a_resumed_run_has_its_own_settings_and_those_of_the_flags(trained):

@@ -16,11 +16,9 @@ from tests.train.runs import call
 def refused(result):
     """Bad input: status 2, nothing on the output, and one sentence without a traceback."""
     status, output, errors = result
-    assert (status, output) == (2, "")
-    assert "Traceback" not in errors
-    if errors.startswith("error: "):
-        assert errors.count("\n") == 1
-    return " ".join(word for word in errors.split() if word not in "│|")  # without the frame of a box
+    assert (status, output, errors.count("\n")) == (2, "", 1)
+    assert errors.startswith("error: ")
+    return errors.strip()
 
 
 @pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
@@ -84,7 +82,15 @@ def test_help_of_the_commands(gatewright):
         ("train digits --epochs 0", "epochs, checkpoint_every and processes are at least 1; got 0, 1 and 1"),
         ("train digits --model.router topk", "No router is called 'topk'; did you mean 'top-k'?"),
         ("train digits --model.router-options jiter 0.1", "is called 'jiter'"),
-        ("train digits --model.router top-k --model.router-options jitter much", "top-k has a wrong type"),
+        (
+            "train digits --model.router top-k --model.router-options jitter much",
+            "option jitter of the router top-k is a number; got 'much'",
+        ),
+        ("train digits --model.router top-k --model.router-options normalize 0", "is true or false; got 0."),
+        (
+            "train digits --model.router-options jitter",
+            "names and values alternate (NAME VALUE NAME VALUE); got jitter.",
+        ),
         ("train digits --model.losses lod 0.1", "No auxiliary loss is called 'lod'; did you mean 'load'?"),
         ("train cifar10-cnn --data.path nowhere --tracking.no-enabled", "nowhere"),
         ("train digits --device gpu", "There is no device 'gpu' here. Use --device auto, or cpu."),
@@ -99,9 +105,7 @@ def test_help_of_the_commands(gatewright):
 )
 @pytest.mark.usefixtures("unchecked")
 def test_bad_input_gets_a_sentence(gatewright, words, sentence):
-    message = refused(gatewright(*words.split()))
-    assert message.startswith("error: ")
-    assert sentence in message
+    assert sentence in refused(gatewright(*words.split()))
 
 
 @pytest.mark.parametrize(
@@ -116,22 +120,24 @@ def test_bad_input_gets_a_sentence(gatewright, words, sentence):
         ("plan --dims 3", ["no flag --dims; did you mean --dim?"]),
         ("train digits --precision fp16", ["invalid choice 'fp16'", "'float32', 'bfloat16', 'float16'"]),
         ("train digits --optim.name adam", ["invalid choice 'adam'", "'adamw', 'sgd', 'muon'"]),
-        ("train digits --optim.lr 0", ["Error parsing run.optim: lr is above 0"]),
-        ("train digits --optim.lr -1", ["Error parsing run.optim: lr is above 0", "got -1.0, None"]),
+        ("train digits --optim.lr 0", ["error: lr is above 0"]),
+        ("train digits --optim.lr -1", ["error: lr is above 0", "got -1.0, None"]),
         ("train digits --optim.betas 2 2", ["momentum and betas lie in [0, 1)", "(2.0, 2.0)"]),
         ("train digits --data.holdout 1.5", ["holdout is a share of the training images in [0, 1); got 1.5"]),
-        ("train digits --model.width -3", ["Error parsing run.model", "width is at least 1 channel; got -3"]),
-        ("train digits --model.num-experts 1.5", ["Error parsing --model.num-experts", "'1.5'"]),
+        ("train digits --model.width -3", ["error: width is at least 1 channel; got -3"]),
+        ("train digits --model.num-experts 1.5", ["error: --model.num-experts: ", "'1.5'"]),
         ("train digits --data.name digit", ["data.name must be one of", "did you mean 'digits'?"]),
         ("train digits --data.path nowhere", ["the digits are embedded", "nowhere"]),
-        ("train digits --epochs three", ["Error parsing --epochs", "'three'"]),
+        ("train digits --epochs three", ["error: --epochs: ", "'three'"]),
         ("evaluate run --flips", ["no flag --flips; did you mean --flip?"]),
         ("train digits --optim.warmup-epochs inf", ["finite and not negative; got 0.05 and inf"]),
         ("train digits --processes 0", ["processes are at least 1; got", "and 0."]),
         ("train digits --tracking.experiment=", ["tracking.experiment is a name, and empty"]),
         ("train digits --model.losses load nan", ["coefficient of an auxiliary loss is finite; got nan for load"]),
-        ("evaluate", ["The run's folder. (required)"]),
-        ("predict", ["The run's folder. (required)"]),
+        ("train digits --model.losses load much", ["--model.losses: the value of load is a number; got 'much'."]),
+        ("evaluate", ["Missing from gatewright evaluate: RUN The run's folder. See gatewright evaluate --help."]),
+        ("predict", ["Missing from gatewright predict: RUN The run's folder."]),
+        ("plan --dim 3", ["Missing from gatewright plan [RECIPE]: --tokens INT"]),
     ],
 )
 def test_unknown_flags_and_values_get_the_nearest(gatewright, words, offers):

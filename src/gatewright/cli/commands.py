@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gatewright.cli.export import export_command
-from gatewright.cli.flags import flags_of, refuse_unknown_flags, with_options, without_options
+from gatewright.cli.flags import flags_of, parse, refuse_unknown_flags, with_options, without_options
 from gatewright.cli.plan import plan_command
 from gatewright.data import BUILT_IN_NAMES, decode_image, load_images
 from gatewright.dispatch import DISPATCHERS
@@ -77,7 +77,7 @@ class EvaluateArguments:
         data: Where the data are.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     data: DataPath
     flip: bool = False
 
@@ -91,8 +91,8 @@ class PredictArguments:
         images: Image files.
     """
 
-    run: tyro.conf.Positional[Path]
-    images: tyro.conf.Positional[tuple[Path, ...]]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE")]
 
 
 def train_command(words: list[str]) -> None:
@@ -140,12 +140,8 @@ def _value_of(flag: str, words: list[str]) -> str | None:
 def _parse_run(config: RunConfig, words: list[str]) -> TrainArguments:
     """Read flags over settings, of which the router's options and losses hold for that router alone."""
     refuse_unknown_flags(words, {*flags_of(config), "--resume", "--no-resume"})
-    asked: TrainArguments = tyro.cli(
-        TrainArguments,
-        prog=f"gatewright train {config.recipe}",
-        args=words,
-        default=TrainArguments(without_options(config)),
-        config=(tyro.conf.AvoidSubcommands,),
+    asked = parse(
+        TrainArguments, words, prog=f"gatewright train {config.recipe}", default=TrainArguments(without_options(config))
     )
     return replace(asked, run=with_options(asked.run, config))
 
@@ -153,7 +149,7 @@ def _parse_run(config: RunConfig, words: list[str]) -> TrainArguments:
 def evaluate_command(words: list[str]) -> None:
     """Print accuracy, accuracy per class and the experts of a run, on the whole test set."""
     refuse_unknown_flags(words, ["--flip", "--no-flip", "--data.path"])
-    arguments = tyro.cli(EvaluateArguments, prog="gatewright evaluate", args=words)
+    arguments = parse(EvaluateArguments, words, prog="gatewright evaluate")
     trained = load_run(arguments.run)
     data = (
         trained.config.data if arguments.data.path is None else replace(trained.config.data, path=arguments.data.path)
@@ -181,7 +177,7 @@ def evaluate_command(words: list[str]) -> None:
 
 def predict_command(words: list[str]) -> None:
     """Print each image's three likeliest classes, and the experts that it went to."""
-    arguments = tyro.cli(PredictArguments, prog="gatewright predict", args=words)
+    arguments = parse(PredictArguments, words, prog="gatewright predict")
     if not arguments.images:
         raise ValueError("predict needs at least one image file: gatewright predict RUN IMAGE.")
     trained = load_run(arguments.run)

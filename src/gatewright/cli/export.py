@@ -3,9 +3,11 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
+from gatewright.cli.flags import parse
 from gatewright.extras import require
 from gatewright.train import Trained, load_run
 
@@ -19,13 +21,13 @@ class ExportArguments:
         file: The file to write.
     """
 
-    run: tyro.conf.Positional[Path]
-    file: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
 
 
 def export_command(words: list[str]) -> None:
     """Export a run, and say what was written."""
-    arguments = tyro.cli(ExportArguments, prog="gatewright export", args=words)
+    arguments = parse(ExportArguments, words, prog="gatewright export")
     if arguments.file.exists() or arguments.file.suffix != ".safetensors":
         raise FileExistsError(
             f"export writes a new file that ends in .safetensors; got {arguments.file}. Name another."

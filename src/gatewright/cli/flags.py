@@ -1,11 +1,64 @@
-"""Flags over the settings of a recipe, and the nearest one where there is none."""
+"""Flags over the settings of a recipe, and one sentence where a flag or its value is wrong."""
 
+import contextlib
+import io
+import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
+import tyro
+
+from gatewright.cli.pairs import FromRecipe, mapping_rule
 from gatewright.names import nearest
 from gatewright.train import RunConfig
+
+Arguments = TypeVar("Arguments")
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+RULE = re.compile(r"^\W*[─-]{4,}\W*$", re.MULTILINE)
+
+
+def parse(
+    kind: type[Arguments], words: Sequence[str], *, prog: str, default: Arguments | Any = tyro.MISSING_NONPROP
+) -> Arguments:
+    """Read words as the fields of a dataclass; ``--help`` prints them and ends the process.
+
+    Raises:
+        ValueError: If a word is no flag, or a value does not fit.
+    """
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(mapping_rule)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            arguments = tyro.cli(
+                kind, prog=prog, args=words, default=default, config=(tyro.conf.AvoidSubcommands,), registry=registry
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(f"{_sentence(said.getvalue(), stop)} See {prog} --help.") from None
+    sys.stderr.write(said.getvalue())  # what a setting warns of
+    return arguments
+
+
+def _sentence(box: str, stop: SystemExit) -> str:
+    """Return what a setting said of its values; or else what the parser said, without the frame round it."""
+    refused = _cause(stop)
+    below_title = ANSI.sub("", box).partition("\n")[2]
+    part = next(filter(str.strip, RULE.split(below_title)), box)
+    text = " ".join(word for word in part.split() if word not in ("│", "|")).replace(" (required)", "")
+    if refused is not None and not text.startswith("Error parsing --"):
+        text = str(refused)
+    return text.removeprefix("Error parsing ").rstrip(".") + "."
+
+
+def _cause(error: BaseException) -> ValueError | None:
+    """Return the first of the errors that led to this one, where it is about a value."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error if isinstance(error, ValueError) else None
 
 
 def refuse_unknown_flags(words: Sequence[str], flags: Iterable[str]) -> None:
@@ -40,15 +93,21 @@ def flags_of(settings: Any, prefix: str = "") -> Iterator[str]:
 
 
 def without_options(config: RunConfig) -> RunConfig:
-    """Leave out what holds for a recipe's own router alone: its options and losses."""
-    return replace(config, model=replace(config.model, router_options={}, losses=None))
+    """Mark what holds for a recipe's own router alone: its options and losses."""
+    model = config.model
+    return replace(
+        config,
+        model=replace(model, router_options=FromRecipe(model.router_options), losses=FromRecipe(model.losses)),
+    )
 
 
 def with_options(asked: RunConfig, config: RunConfig) -> RunConfig:
-    """Put these back, where flags name no others and the router is the recipe's."""
+    """Put these back where no flag says others, and the router is the recipe's; another one has its own defaults."""
     found, model = asked.model, config.model
-    if found.router != model.router:
-        return asked
-    options = found.router_options or model.router_options
-    losses = model.losses if found.losses is None else found.losses
+    options, losses = found.router_options, found.losses
+    same = found.router == model.router
+    if isinstance(options, FromRecipe):
+        options = model.router_options if same else {}
+    if isinstance(losses, FromRecipe):
+        losses = model.losses if same else None
     return replace(asked, model=replace(found, router_options=options, losses=losses))
