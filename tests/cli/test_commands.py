@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from gatewright.cli.commands import parse_train
 from gatewright.data import load_images
 from gatewright.recipes import RECIPES
-from gatewright.train import load_config, train
+from gatewright.train import load_config, save_config, train
 from tests.train.runs import digits_config, write_image_folder
 
 
@@ -274,6 +274,15 @@ def test_every_setting_is_a_flag(words, read):
 def test_without_flags_the_recipe_is_as_it_is():
     for name, recipe in RECIPES.items():
         assert parse_train(recipe(), []).run == recipe(), name
+
+
+def test_the_split_follows_the_epochs_unless_it_is_said_or_the_run_is_resumed(tmp_path):
+    recipe = RECIPES["cifar10-cnn"]()
+    for words, split in (("", 8), ("--epochs=6", 2), ("--epochs 1", 0), ("--epochs 6 --model.split-epoch 4", 4)):
+        assert parse_train(recipe, words.split()).run.model.split_epoch == split
+    save_config(recipe, tmp_path / "config.yaml")
+    words = ["--epochs", "48", "--output", str(tmp_path), "--resume"]
+    assert parse_train(recipe, words).run.model.split_epoch == 8
 
 
 def test_a_recipes_own_options_can_be_left_out():

@@ -76,7 +76,10 @@ def test_help_of_the_commands(gatewright):
             "train digits --model.split-epoch 30",
             "split at epoch 30, counted from 0, but the run ends after 30 ",
         ),
-        ("train cifar10-cnn --epochs 2", "Use --epochs 9 or more, a --model.split-epoch below 2"),
+        (
+            "train cifar10-cnn --epochs 2 --model.split-epoch 8",
+            "Use --epochs 9 or more, a --model.split-epoch below 2",
+        ),
         ("train digits --model.split-epoch -1", "split_epoch is an epoch, counted from 0; got -1."),
         ("train digits --seed 99999999999999999999", "seed is an integer of 64 bits; got 99999999999999999999."),
         ("train digits --epochs 0", "epochs, checkpoint_every and processes are at least 1; got 0, 1 and 1"),

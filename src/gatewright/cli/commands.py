@@ -22,7 +22,7 @@ from gatewright.dispatch import DISPATCHERS
 from gatewright.experts import EXPERTS
 from gatewright.losses import LOSSES
 from gatewright.names import known
-from gatewright.recipes import RECIPES
+from gatewright.recipes import RECIPES, with_epochs
 from gatewright.report import confusion_table, expert_table, result_table
 from gatewright.routed import moe_layers
 from gatewright.routers import ROUTERS
@@ -127,7 +127,8 @@ def parse_train(config: RunConfig, words: list[str]) -> TrainArguments:
         resumed = load_config(saved)
         known(config.recipe, {resumed.recipe: None}, "recipe of this run")
         return _parse_run(resumed, words)
-    return _parse_run(config, words)
+    epochs = _value_of("--epochs", words) or ""
+    return _parse_run(with_epochs(config, int(epochs)) if epochs.isdecimal() and int(epochs) > 0 else config, words)
 
 
 def _value_of(flag: str, words: list[str]) -> str | None:
