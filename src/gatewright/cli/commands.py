@@ -16,16 +16,13 @@ from rich.table import Table
 
 from gatewright.cli.export import export_command
 from gatewright.cli.flags import flags_of, parse, refuse_unknown_flags, with_options, without_options
+from gatewright.cli.listing import list_command
 from gatewright.cli.plan import plan_command
-from gatewright.data import BUILT_IN_NAMES, decode_image, load_images
-from gatewright.dispatch import DISPATCHERS
-from gatewright.experts import EXPERTS
-from gatewright.losses import LOSSES
+from gatewright.data import decode_image, load_images
 from gatewright.names import known
 from gatewright.recipes import RECIPES, with_epochs
 from gatewright.report import confusion_table, expert_table, result_table
 from gatewright.routed import moe_layers
-from gatewright.routers import ROUTERS
 from gatewright.routing import Routing, SoftRouting
 from gatewright.train import (
     RunConfig,
@@ -207,19 +204,6 @@ def _chosen(routing: Routing | SoftRouting) -> list[str]:
     if isinstance(routing, Routing):
         return [str(index) for index in routing.expert_index.tolist()]
     return [f"{index} {share:.1%}" for index, share in enumerate(routing.weight.mean(0).tolist())]
-
-
-def list_command(words: list[str]) -> None:
-    """Print what there is to choose from."""
-    if words:
-        raise ValueError(f"list takes no arguments; got {' '.join(words)}.")
-    table = Table("recipe", "what it is")
-    for name, recipe in RECIPES.items():
-        table.add_row(name, (recipe.__doc__ or "").partition("\n")[0])
-    Console().print(table)
-    print(f"data sets   {', '.join(BUILT_IN_NAMES)}, or any image data set of the Hugging Face hub as owner/name")
-    for title, names in (("routers", ROUTERS), ("experts", EXPERTS), ("dispatch", DISPATCHERS), ("losses", LOSSES)):
-        print(f"{title:<12}{', '.join(names)}")
 
 
 def _print_experts(console: Console, result: dict[str, Any]) -> None:

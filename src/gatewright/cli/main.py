@@ -16,7 +16,7 @@ gatewright {__version__}: train mixtures of experts, and see what the experts do
   gatewright predict RUN IMAGE [IMAGE ...]                             classify image files, and name their experts
   gatewright export RUN FILE.safetensors                               the evaluated model's weights, as one file
   gatewright plan [RECIPE] [--processes N] [--parallel.ep-size N] ...  predict memory, bytes and time per process
-  gatewright list                                                      recipes, data sets, routers, experts
+  gatewright list                                                      recipes, data sets, routers, dispatchers, losses
 """
 
 

@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, cast
 
 from torch import nn
@@ -19,6 +20,9 @@ from gatewright.routers import ROUTERS, ExpertDropout, Hashed, Router, Soft
 
 RouterOption = bool | int | float | str | None
 
+CHOOSABLE_ROUTERS = MappingProxyType({name: make for name, make in ROUTERS.items() if make is not Hashed})
+"""The routers that a ready-made model can have, by name: those that route by features."""
+
 HASHED_NEEDS_KEYS = (
     "The router hashed takes integer keys, and a recipe's model hands its router features. Choose another router, or "
     "build gatewright.MoE yourself and call moe(x, features=keys)."
@@ -32,7 +36,7 @@ class MixtureConfig:
     Args:
         num_experts: How many experts; 1 makes the dense twin: the expert alone, without a router.
         top_k: Experts per item, where the router chooses some.
-        router: A name in `gatewright.routers.ROUTERS`.
+        router: A name in `gatewright.models.CHOOSABLE_ROUTERS`; ``gatewright list`` prints them.
         router_options: Further keyword arguments of the router, by their names in its signature.
         expert_dropout: Probability of discarding an assignment in training (`ExpertDropout`).
         losses: Coefficient per auxiliary loss; None takes the router's own.
@@ -66,9 +70,9 @@ class MixtureConfig:
         Raises:
             ValueError: If the router or one of its options is unknown, a value does not fit, or the router needs keys.
         """
-        make = ROUTERS[known(self.router, ROUTERS, "router")]
-        if make is Hashed:
+        if self.router == "hashed":
             raise ValueError(HASHED_NEEDS_KEYS)
+        make = CHOOSABLE_ROUTERS[known(self.router, CHOOSABLE_ROUTERS, "router")]
         sizes = {"top_k": self.top_k} if "top_k" in inspect.signature(make).parameters else {}
         given = ("dim", "num_experts", *sizes)
         check_options(make, self.router_options, f"the router {self.router}", given=given)
@@ -85,7 +89,7 @@ class MixtureConfig:
         """
         if self.dispatch == "dropless":
             return None
-        if ROUTERS[known(self.router, ROUTERS, "router")].dense:
+        if CHOOSABLE_ROUTERS[known(self.router, CHOOSABLE_ROUTERS, "router")].dense:
             raise ValueError(
                 f"A capacity bounds what tokens send to an expert, and the router {self.router} mixes all tokens into "
                 "slots of a fixed number; got dispatch='capacity'. Use dispatch='dropless'."
