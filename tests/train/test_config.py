@@ -140,7 +140,6 @@ def test_a_config_that_cannot_be_written_leaves_the_old_one(path):
         (("tracking",), "url", "tracking.uri"),
         (("model",), "num_expert", "model.num_experts"),
         (("model",), "netwrk", "model.network"),
-        ((), 7, "data"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest(path, place, key, nearest):
@@ -151,8 +150,7 @@ def test_an_unknown_key_is_named_with_the_nearest(path, place, key, nearest):
 
     message = refusal(changed(path, add))
     unknown = ".".join([*place, str(key)])
-    assert f"unknown key {unknown!r}; did you mean" in message
-    assert f"did you mean {nearest!r}?" in message or key == 7
+    assert f"unknown key {unknown!r}; did you mean {nearest!r}?" in message
 
 
 def test_a_key_of_another_network_is_unknown(path):

@@ -11,7 +11,7 @@ from torch import nn
 from gatewright.data import DataConfig
 from gatewright.extras import require
 from gatewright.models import ModelConfig, RouterOption
-from gatewright.names import nearest
+from gatewright.names import hint
 from gatewright.train.tracking import TrackingConfig
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -198,10 +198,15 @@ class RunConfig:
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Write a config as YAML, into a file that is either complete or as it was."""
-    yaml = require("yaml", "train")
     partial = path.with_suffix(".partial")
-    partial.write_text(yaml.safe_dump(_converter().unstructure(config), sort_keys=False), encoding="utf-8")
+    partial.write_text(config_text(config), encoding="utf-8")
     partial.replace(path)
+
+
+def config_text(config: RunConfig) -> str:
+    """Write a config as YAML."""
+    text: str = require("yaml", "train").safe_dump(_converter().unstructure(config), sort_keys=False)
+    return text
 
 
 def load_config(path: Path) -> RunConfig:
@@ -243,9 +248,7 @@ def _refuse_unknown_keys(settings: Any, cls: Any, path: Path, prefix: str = "") 
     known = {item.name: item.type for item in fields(cls)} | ({TAG: str} if cls in NETWORKS.values() else {})
     for key, value in settings.items():
         if key not in known:
-            raise ValueError(
-                f"{path} has an unknown key {prefix + str(key)!r}; did you mean {prefix + nearest(key, known)!r}?"
-            )
+            raise ValueError(f"{path} has an unknown key {prefix + str(key)!r}{hint(key, known, prefix)}")
         inner = _network(value, path) if known[key] == ModelConfig else known[key]
         if is_dataclass(inner):
             _refuse_unknown_keys(value, inner, path, f"{prefix}{key}.")
@@ -255,7 +258,9 @@ def _network(settings: Any, path: Path) -> Any:
     """Return the class of a model's settings."""
     name = settings.get(TAG) if isinstance(settings, dict) else None
     if name not in NETWORKS:
-        raise ValueError(f"{path} has no model.{TAG} called {name!r}; did you mean {nearest(name, NETWORKS)!r}?")
+        raise ValueError(
+            f"{path} has no model.{TAG} called {name!r}{hint(name, NETWORKS)} Known: {', '.join(NETWORKS)}."
+        )
     return NETWORKS[name]
 
 
