@@ -24,7 +24,10 @@ def test_training_prints_the_result_the_experts_and_what_to_do_next(gatewright):
     assert (status, errors) == (0, "")
     result = json.loads(Path("my [runs]/a run/result.json").read_text())
     assert (result["seed"], result["epochs"]) == (7, 1)
-    assert output.startswith("epoch 1/1 ")
+    assert output.startswith(
+        "digits on cpu: 1 epoch of 21 steps; 1,294 images to train on, 144 held out, 359 to test on\n"
+        "The run's folder: my [runs]/a run\nepoch 1/1 "
+    )
     assert "Experts of network.mixture" in output
     assert f"{result['test_accuracy']:.2%}" in output
     assert "\nThe run is in my [runs]/a run: report.html, classes-network.mixture.png, confusion.png" in output

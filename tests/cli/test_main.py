@@ -1,12 +1,14 @@
 """What a person sees of a command: its status, and one sentence where something is wrong."""
 
+import signal
+
 import pytest
 
 from gatewright import __version__
 from gatewright.cli import main
 from gatewright.cli.commands import COMMANDS
 from gatewright.recipes import RECIPES
-from tests.train.runs import call
+from tests.train.runs import call, start
 
 
 def refused(result):
@@ -42,7 +44,8 @@ def test_help_of_the_commands(gatewright):
     status, output, _ = gatewright("train", "--help")
     assert status == 0
     assert all(name in output for name in RECIPES)
-    for command in ("evaluate", "predict"):
+    assert "gatewright train RECIPE --help lists them all" in output
+    for command in ("evaluate", "predict", "completion"):
         status, output, _ = gatewright(command, "--help")
         assert status == 0
         assert f"usage: gatewright {command}" in output
@@ -51,7 +54,7 @@ def test_help_of_the_commands(gatewright):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("lst", "No command is called 'lst'; did you mean 'list'? Known: evaluate, export, list,"),
+        ("lst", "No command is called 'lst'; did you mean 'list'? Known: completion, evaluate, export,"),
         ("train digit", "No recipe is called 'digit'; did you mean 'digits'? Known: cifar10-cnn,"),
         ("train cifar-cnn", "No recipe is called 'cifar-cnn'; did you mean 'cifar10-cnn'?"),
         ("train", "train needs a recipe: gatewright train RECIPE. Known: cifar10-cnn,"),
@@ -102,9 +105,11 @@ def test_bad_input_gets_a_sentence(gatewright, words, sentence):
     [
         ("train digits --epoch 3", ["no flag --epoch; did you mean --epochs?"]),
         ("train digits --model.num_expert=3", ["no flag --model.num-expert; did you mean --model.num-experts?"]),
-        ("train digits --optim.learning-rate 3", ["no flag --optim.learning-rate; did you mean --optim."]),
+        ("train digits --optim.learning-rate 3", ["no flag --optim.learning-rate; did you mean --optim.lr?"]),
+        ("train digits --learning-rate 3", ["no flag --learning-rate; did you mean --optim.lr?"]),
+        ("train digits --xyzzy 3", ["There is no flag --xyzzy. --help lists all."]),
         ("train digits --flip", ["no flag --flip; did you mean --data.augment.flip?"]),
-        ("train cifar10-cnn --model.stem-depth 2", ["no flag --model.stem-depth; did you mean --model."]),
+        ("train cifar10-cnn --model.stem-depth 2", ["There is no flag --model.stem-depth. --help lists all."]),
         ("plan digits --link.inside 3", ["no flag --link.inside; did you mean --links.inside?"]),
         ("plan --dims 3", ["no flag --dims; did you mean --dim?"]),
         ("train digits --precision fp16", ["invalid choice 'fp16'", "'float32', 'bfloat16', 'float16'"]),
@@ -140,6 +145,23 @@ def test_a_file_in_place_of_the_output_is_said(gatewright, tmp_path):
     assert message == "error: run is a file, and --output names the run's folder. Name another."
 
 
+@pytest.mark.usefixtures("read_only_folder")
+@pytest.mark.parametrize("words", ["train digits --output folder/run", "train digits --dry-run --output folder/a/b"])
+def test_a_folder_that_cannot_be_written_to_is_said_before_any_work(gatewright, words):
+    message = refused(gatewright(*words.split(), "--tracking.no-enabled"))
+    assert "error: folder cannot be written to, and the run's folder is to be folder/" in message
+
+
+def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(gatewright, tmp_path):
+    status, output, errors = gatewright("train", "digits", "--dry-run", "--seed", "7", "--output", "run")
+    assert (status, errors) == (0, "")
+    assert "seed: 7\n" in output
+    assert "digits on cpu: 30 epochs of 21 steps; 1,294 images to train on" in output
+    assert "The run's folder: run\nThe network: 80,776 parameters, 4 experts" in output
+    assert list(tmp_path.iterdir()) == []
+    refused(gatewright("train", "digits", "--dry-run", "--model.split-epoch", "30"))
+
+
 def test_what_is_our_fault_keeps_its_traceback(monkeypatch):
     def broken(words):
         raise RuntimeError("a bug")
@@ -156,6 +178,32 @@ def test_ctrl_c_before_the_training_is_no_traceback(monkeypatch, capsys):
     monkeypatch.setattr("gatewright.cli.commands.COMMANDS", {"list": interrupted})
     assert main(["list"]) == 130
     assert capsys.readouterr().err == "stopped\n"
+
+
+# Gets Ctrl-C while the package is being imported, and is the program that is installed.
+INTERRUPTED = """
+import signal, sys
+class Interrupter:
+    def find_spec(self, name, path=None, target=None):
+        if name == "gatewright.routing":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Interrupter())
+from gatewright_command import main
+sys.exit(main())
+"""
+
+
+def test_ctrl_c_during_the_imports_is_no_traceback(tmp_path):
+    assert call("list", folder=tmp_path, program=("-c", INTERRUPTED)) == (-signal.SIGINT, "", "")
+
+
+@pytest.mark.parametrize("words", ["--help", "list"])
+def test_a_reader_that_goes_away_is_no_error(tmp_path, words):
+    process = start(words, folder=tmp_path)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() in (1, 128 + signal.SIGPIPE)  # rich's, or ours
+    process.stderr.close()
 
 
 # Makes modules impossible to import, as where an extra is not installed, and then is the command line.

@@ -3,17 +3,18 @@
 import os
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 
+from gatewright.cli.arguments import EvaluateArguments, PredictArguments, TrainArguments
+from gatewright.cli.completion import completion_command
 from gatewright.cli.export import export_command
 from gatewright.cli.flags import flags_of, parse, refuse_unknown_flags, with_options, without_options
 from gatewright.cli.listing import list_command
@@ -34,62 +35,27 @@ from gatewright.train import (
     load_config,
     load_run,
     needs_launch,
+    preview,
     program,
     train,
     was_restarted,
 )
 
+SWITCHES = ("--resume", "--no-resume", "--dry-run", "--no-dry-run")
+USAGE = """\
+usage: gatewright train RECIPE [FLAG VALUE ...]
 
-@dataclass(frozen=True)
-class TrainArguments:
-    """Train a recipe. Every setting of the run is a flag.
+Every setting of a recipe is a flag, and gatewright train RECIPE --help lists them all with their values, such as
+  --epochs 3 --seed 1 --output runs/mine     how long, which random numbers, and where to
+  --model.num-experts 16 --model.top-k 1     the mixture
+  --model.router top-k --model.router-options jitter 0.01
+  --optim.lr 1e-3 --data.batch-size 64       the training
+  --resume --output runs/mine                go on with a run that was stopped
+  --dry-run                                  check everything, and print what would be trained
 
-    Args:
-        run: The run's settings.
-        resume: Go on with the run in --output from its newest checkpoint, with the settings that it has.
-    """
-
-    run: Annotated[RunConfig, tyro.conf.arg(name="")]
-    resume: bool = False
-
-
-@dataclass(frozen=True)
-class DataPath:
-    """Where the data of a run are now.
-
-    Args:
-        path: Folder of the data; by default where they were in training.
-    """
-
-    path: str | None = None
-
-
-@dataclass(frozen=True)
-class EvaluateArguments:
-    """Evaluate a run on the whole test set.
-
-    Args:
-        run: The run's folder.
-        flip: Average each image with its mirror image.
-        data: Where the data are.
-    """
-
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    data: DataPath
-    flip: bool = False
-
-
-@dataclass(frozen=True)
-class PredictArguments:
-    """Classify image files, and name the experts that saw them.
-
-    Args:
-        run: The run's folder.
-        images: Image files.
-    """
-
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE")]
+recipes: {}
+gatewright list says what each of them is, and what the flags can choose.
+"""
 
 
 def train_command(words: list[str]) -> None:
@@ -97,10 +63,13 @@ def train_command(words: list[str]) -> None:
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
         raise ValueError(f"train needs a recipe: gatewright train RECIPE. Known: {', '.join(RECIPES)}.")
     if words[0].startswith("-"):
-        print(f"usage: gatewright train RECIPE [--help]\nrecipes: {', '.join(RECIPES)}")
+        print(USAGE.format(", ".join(RECIPES)), end="")
         return
     recipe = known(words[0], RECIPES, "recipe")
     arguments = parse_train(RECIPES[recipe](), words[1:])
+    if arguments.dry_run:
+        print(preview(arguments.run, resume=arguments.resume), end="")
+        return
     if needs_launch(arguments.run):
         output = find_output(arguments.run, arguments.resume)
         launch(replace(arguments.run, output=str(output)), [*words, "--output", str(output)])
@@ -137,7 +106,7 @@ def _value_of(flag: str, words: list[str]) -> str | None:
 
 def _parse_run(config: RunConfig, words: list[str]) -> TrainArguments:
     """Read flags over settings, of which the router's options and losses hold for that router alone."""
-    refuse_unknown_flags(words, {*flags_of(config), "--resume", "--no-resume"})
+    refuse_unknown_flags(words, {*flags_of(config), *SWITCHES})
     asked = parse(
         TrainArguments, words, prog=f"gatewright train {config.recipe}", default=TrainArguments(without_options(config))
     )
@@ -227,6 +196,7 @@ def _next_commands(config: RunConfig, output: Path) -> str:
 
 COMMANDS: Mapping[str, Callable[[list[str]], None]] = MappingProxyType(
     {
+        "completion": completion_command,
         "evaluate": evaluate_command,
         "export": export_command,
         "list": list_command,

@@ -1,6 +1,7 @@
 """Flags over the settings of a recipe, and one sentence where a flag or its value is wrong."""
 
 import contextlib
+import difflib
 import io
 import re
 import sys
@@ -11,11 +12,18 @@ from typing import Any, TypeVar
 import tyro
 
 from gatewright.cli.pairs import FromRecipe, mapping_rule
-from gatewright.names import nearest
 from gatewright.train import RunConfig
 
 Arguments = TypeVar("Arguments")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
+OTHERS_WORDS = {
+    "learning-rate": "lr",
+    "batch": "batch-size",
+    "gpus": "processes",
+    "experts": "num-experts",
+    "wd": "weight-decay",
+}
+"""Flags as they are called elsewhere, and as they are called here."""
 RULE = re.compile(r"^\W*[─-]{4,}\W*$", re.MULTILINE)
 
 
@@ -27,13 +35,11 @@ def parse(
     Raises:
         ValueError: If a word is no flag, or a value does not fit.
     """
-    registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(mapping_rule)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             arguments = tyro.cli(
-                kind, prog=prog, args=words, default=default, config=(tyro.conf.AvoidSubcommands,), registry=registry
+                kind, prog=prog, args=words, default=default, config=(tyro.conf.AvoidSubcommands,), registry=registry()
             )
     except SystemExit as stop:
         if not stop.code:
@@ -41,6 +47,13 @@ def parse(
         raise ValueError(f"{_sentence(said.getvalue(), stop)} See {prog} --help.") from None
     sys.stderr.write(said.getvalue())  # what a setting warns of
     return arguments
+
+
+def registry() -> tyro.constructors.ConstructorRegistry:
+    """Return what the parser of flags is told of mappings."""
+    rules = tyro.constructors.ConstructorRegistry()
+    rules.primitive_rule(mapping_rule)
+    return rules
 
 
 def _sentence(box: str, stop: SystemExit) -> str:
@@ -71,8 +84,22 @@ def refuse_unknown_flags(words: Sequence[str], flags: Iterable[str]) -> None:
     for word in words:
         name = word.partition("=")[0].replace("_", "-")
         if word.startswith("--") and name not in {"--help", *flags}:
-            likely = {flag for flag in flags if _last(flag) == _last(name)} or flags
-            raise ValueError(f"There is no flag {name}; did you mean {nearest(name, likely)}? --help lists them all.")
+            likely = _similar(name, flags)
+            raise ValueError(
+                f"There is no flag {name}{f'; did you mean {likely}?' if likely else '.'} --help lists all."
+            )
+
+
+def _similar(name: str, flags: Iterable[str]) -> str | None:
+    """Return the flag that was most likely meant: of the same last part, else of a similar one; None where none is."""
+    last = OTHERS_WORDS.get(_last(name), _last(name))
+    by_last = {_last(flag): flag for flag in sorted(flags, reverse=True)}
+    whole = difflib.get_close_matches(name, sorted(flags), 1, 0.8)
+    parts = difflib.get_close_matches(last, by_last, 1, 0.7)
+    same = [flag for flag in flags if _last(flag) == last]
+    return next(
+        iter([*difflib.get_close_matches(name, same, 1, 0.0), *whole, *(by_last[part] for part in parts)]), None
+    )
 
 
 def _last(flag: str) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,9 @@ def find_output(config: RunConfig, resume: bool) -> Path:
     in_the_way = next((path for path in (output, *output.parents) if path.exists() and not path.is_dir()), None)
     if in_the_way:
         raise FileExistsError(f"{in_the_way} is a file, and --output names the run's folder. Name another.")
+    there = next(path for path in (output, *output.parents) if path.exists())
+    if not os.access(there, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise PermissionError(f"{there} cannot be written to, and the run's folder is to be {output}. Name another.")
     exists = (output / CONFIG).is_file()
     if resume and not exists:
         raise FileNotFoundError(f"There is no run to resume at {output}: name its folder with --output.")
