@@ -216,11 +216,20 @@ def load_config(path: Path) -> RunConfig:
         FileNotFoundError: If there is none.
         ValueError: If it is not YAML, or a key or value does not fit; the sentence names the nearest key.
     """
-    yaml = require("yaml", "train")
     if not path.is_file():
         raise FileNotFoundError(f"No run at {path.parent}: it has no {path.name}. Name a folder that train wrote.")
+    return read_config(path.read_bytes(), path)
+
+
+def read_config(text: str | bytes, path: Path) -> RunConfig:
+    """Read the YAML of a config that stands in a file.
+
+    Raises:
+        ValueError: If it is not YAML, or a key or value does not fit; the sentence names the file and the nearest key.
+    """
+    yaml = require("yaml", "train")
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.safe_load(text if isinstance(text, str) else text.decode("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     _refuse_unknown_keys(settings, RunConfig, path)
