@@ -28,7 +28,7 @@ def find_output(config: RunConfig, resume: bool) -> Path:
     if in_the_way:
         raise FileExistsError(f"{in_the_way} is a file, and --output names the run's folder. Name another.")
     there = next(path for path in (output, *output.parents) if path.exists())
-    if not os.access(there, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+    if not is_writable(there):
         raise PermissionError(f"{there} cannot be written to, and the run's folder is to be {output}. Name another.")
     exists = (output / CONFIG).is_file()
     if resume and not exists:
@@ -36,6 +36,11 @@ def find_output(config: RunConfig, resume: bool) -> Path:
     if exists and not resume:
         raise FileExistsError(f"{output} holds a run already. Go on with it by --resume, or name another --output.")
     return output
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether this process may write into a folder that is there."""
+    return os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def agreed_name(output: Path, config: RunConfig, processes: Processes) -> Path:
