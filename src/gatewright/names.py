@@ -12,11 +12,11 @@ def known(name: str, names: Iterable[str], what: str) -> str:
     """
     names = list(names)
     if name not in names:
-        hint = f"; did you mean {nearest(name, names)!r}?" if names else "."
-        raise ValueError(f"No {what} is called {name!r}{hint} Known: {', '.join(names) or 'none'}.")
+        raise ValueError(f"No {what} is called {name!r}{hint(name, names)} Known: {', '.join(names) or 'none'}.")
     return name
 
 
-def nearest(name: object, names: Iterable[str]) -> str:
-    """Return the name of most similar spelling, however far it is; there is at least one."""
-    return difflib.get_close_matches(str(name), sorted(names), 1, 0.0)[0]
+def hint(name: object, names: Iterable[str], prefix: str = "") -> str:
+    """End a sentence with the name of most similar spelling, or with a full stop where none is similar."""
+    found = difflib.get_close_matches(str(name), sorted(names), 1, 0.5)
+    return f"; did you mean {prefix + found[0]!r}?" if found else "."

@@ -44,3 +44,17 @@ def gatewright(capsys):
         return status, *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture
+def read_only_folder(tmp_path):
+    """A folder named ``folder`` here that may not be written to, also where tests run as the superuser."""
+    folder = tmp_path / "folder"
+    folder.mkdir(mode=0o555)
+    tmp_path.chmod(0o555)
+    mine = os.geteuid()
+    if mine == 0:
+        os.seteuid(65534)
+    yield folder
+    os.seteuid(mine)
+    tmp_path.chmod(0o755)

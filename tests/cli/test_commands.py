@@ -1,6 +1,7 @@
 import json
 import os
 import shlex
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.testing import assert_close
 
 from gatewright.cli.commands import parse_train
 from gatewright.recipes import RECIPES
-from gatewright.train import load_config, train
+from gatewright.train import load_config, save_config, train
 from tests.train.runs import digits_config, write_image_folder
 
 
@@ -22,7 +23,10 @@ def test_training_prints_the_result_the_experts_and_what_to_do_next(gatewright):
     assert (status, errors) == (0, "")
     result = json.loads(Path("my [runs]/a run/result.json").read_text())
     assert (result["seed"], result["epochs"]) == (7, 1)
-    assert output.startswith("epoch 1/1 ")
+    assert output.startswith(
+        "digits on cpu: 1 epoch of 21 steps; 1,294 images to train on, 144 held out, 359 to test on\n"
+        "The run's folder: my [runs]/a run\nepoch 1/1 "
+    )
     assert "Experts of network.mixture" in output
     assert f"{result['test_accuracy']:.2%}" in output
     assert "\nThe run is in my [runs]/a run: report.html, classes-network.mixture.png, confusion.png" in output
@@ -189,6 +193,10 @@ def test_a_tracking_server_that_does_not_answer_is_named_before_any_work(gatewri
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+def _has_options(run, **options):
+    return repr(run.model.router_options) == repr(options)  # where 1 is not True
+
+
 @pytest.mark.parametrize(
     ("words", "read"),
     [
@@ -208,7 +216,14 @@ def test_a_tracking_server_that_does_not_answer_is_named_before_any_work(gatewri
             "--model.router top-k --model.router-options jitter 0.1 score sigmoid normalize True",
             lambda run: run.model.router_options == {"jitter": 0.1, "score": "sigmoid", "normalize": True},
         ),
+        *(
+            (f"--model.router top-k --model.router-options normalize {word}", partial(_has_options, normalize=said))
+            for said, words in ((False, "False false no OFF"), (True, "True true yes on"))
+            for word in words.split()
+        ),
+        ("--model.router soft --model.router-options group_size None", partial(_has_options, group_size=None)),
         ("--model.losses", lambda run: run.model.losses == {}),
+        ("--model.losses None", lambda run: run.model.losses is None),  # the router's own, in place of the recipe's
         ("--model.router top-k", lambda run: run.model.losses is None),  # the recipe's are for its own router
         ("--model.top-k 3", lambda run: run.model.losses == {"importance": 1.0, "load": 1.0}),
     ],
@@ -223,6 +238,21 @@ def test_every_setting_is_a_flag(words, read):
 def test_without_flags_the_recipe_is_as_it_is():
     for name, recipe in RECIPES.items():
         assert parse_train(recipe(), []).run == recipe(), name
+
+
+def test_the_split_follows_the_epochs_unless_it_is_said_or_the_run_is_resumed(tmp_path):
+    recipe = RECIPES["cifar10-cnn"]()
+    for words, split in (("", 8), ("--epochs=6", 2), ("--epochs 1", 0), ("--epochs 6 --model.split-epoch 4", 4)):
+        assert parse_train(recipe, words.split()).run.model.split_epoch == split
+    save_config(recipe, tmp_path / "config.yaml")
+    words = ["--epochs", "48", "--output", str(tmp_path), "--resume"]
+    assert parse_train(recipe, words).run.model.split_epoch == 8
+
+
+def test_a_recipes_own_options_can_be_left_out():
+    recipe = RECIPES["cifar10-resnets"]()
+    assert parse_train(recipe, ["--model.top-k", "3"]).run.model.router_options == recipe.model.router_options
+    assert parse_train(recipe, ["--model.router-options"]).run.model.router_options == {}
 
 
 def test_a_resumed_run_has_its_own_settings_and_those_of_the_flags(trained):

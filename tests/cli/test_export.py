@@ -1,4 +1,6 @@
 import json
+import os
+from pathlib import Path
 
 import pytest
 import safetensors
@@ -33,19 +35,57 @@ def test_the_file_holds_the_evaluated_model_and_what_it_is_for(gatewright, tmp_p
     model.load_state_dict(load_file(file))
     images = torch.rand(5, *shape)
     assert torch.equal(model(images), load_run(output).model(images))
+    again = load_run(str(file))
+    assert torch.equal(again.model(images), model(images))
+    assert not again.model.training
+    assert (again.config, again.class_names, again.image_shape) == (load_config(output / "config.yaml"), *_rest(output))
     assert classes == [str(digit) for digit in range(10)]
 
 
-@pytest.mark.parametrize("name", ["model.bin", "here.safetensors"])
-def test_nothing_is_written_over_and_nothing_is_called_what_it_is_not(gatewright, trained, tmp_path, name):
-    (tmp_path / "here.safetensors").write_text("mine")
-    status, _, errors = gatewright("export", trained, tmp_path / name)
-    assert status == 2
-    assert (
-        errors == f"error: export writes a new file that ends in .safetensors; got {tmp_path / name}. Name another.\n"
-    )
-    assert (tmp_path / "here.safetensors").read_text() == "mine"
-    assert not (tmp_path / "model.bin").exists()
+def _rest(output):
+    run = load_run(str(output))
+    return run.class_names, run.image_shape
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"nothing of use", "is truncated or not a safetensors file"),
+        (None, "its header has no class_names, config, image"),
+    ],
+)
+def test_a_file_that_is_no_export_is_said(tmp_path, content, sentence):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(safetensors.torch.save({"weight": torch.zeros(2)}) if content is None else content)
+    with pytest.raises(ValueError, match=sentence):
+        load_run(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("model.bin", "export writes a file that ends in .safetensors; got model.bin. Name another."),
+        (
+            "here.safetensors",
+            "here.safetensors exists already, and export writes over nothing. Remove it, or name another.",
+        ),
+        ("no/m.safetensors", "export writes into a folder that is there; no is none. Make it first."),
+        ("here.safetensors/m.safetensors", "a folder that is there; here.safetensors is none. Make it first."),
+    ],
+)
+def test_a_file_that_cannot_be_new_is_refused(gatewright, trained, name, sentence):
+    Path("here.safetensors").write_text("mine")
+    status, _, errors = gatewright("export", trained, name)
+    assert (status, errors.count("\n")) == (2, 1)
+    assert sentence in errors
+    assert Path("here.safetensors").read_text() == "mine"
+    assert os.listdir() == ["here.safetensors"]
+
+
+@pytest.mark.usefixtures("read_only_folder")
+def test_a_folder_that_cannot_be_written_to_is_named(gatewright, trained):
+    status, _, errors = gatewright("export", trained, "folder/model.safetensors")
+    assert (status, errors) == (2, "error: The folder folder cannot be written to. Name a file in another.\n")
 
 
 def test_there_must_be_a_run(gatewright, tmp_path):

@@ -11,7 +11,7 @@ import torch
 from gatewright import MoE
 from gatewright.data import ImageSet, training_batches
 from gatewright.models import ImageClassifier, begin_epoch
-from gatewright.recipes import RECIPES
+from gatewright.recipes import RECIPES, with_epochs
 from gatewright.train import load_config, save_config
 from gatewright.train.engine import TorchEngine
 
@@ -68,6 +68,19 @@ def test_it_trains_on_both_sides_of_its_split(name):
         report = engine.step([batch])
         assert report.task_loss > 0
         assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+@recipes
+def test_its_split_follows_the_number_of_epochs(name):
+    config = RECIPES[name]()
+    assert with_epochs(config, config.epochs) == config
+    split = config.model.split_epoch
+    assert with_epochs(config, 10 * config.epochs).model.split_epoch == 10 * split
+    for epochs in range(1, config.epochs):
+        shorter = with_epochs(config, epochs)
+        assert shorter.epochs == epochs
+        assert abs(shorter.model.split_epoch - split * epochs / config.epochs) < 1
+        assert shorter.model.split_epoch < epochs
 
 
 @pytest.mark.parametrize(("name", "twin"), TWINS)

@@ -115,7 +115,8 @@ def test_everything_differs_from_the_defaults():
 
 def test_deepspeeds_layer_is_saved_and_loaded(path):
     recipe = RECIPES["cifar10-cnn"]()
-    model = replace(recipe.model, layer="deepspeed", router="top-k", split_epoch=0)
+    options = {"noisy_gate_policy": None}
+    model = replace(recipe.model, layer="deepspeed", router="top-k", router_options=options, split_epoch=0)
     config = replace(recipe, engine="deepspeed", model=model)
     save_config(config, path)
     assert load_config(path) == config
@@ -139,7 +140,6 @@ def test_a_config_that_cannot_be_written_leaves_the_old_one(path):
         (("tracking",), "url", "tracking.uri"),
         (("model",), "num_expert", "model.num_experts"),
         (("model",), "netwrk", "model.network"),
-        ((), 7, "data"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest(path, place, key, nearest):
@@ -150,8 +150,7 @@ def test_an_unknown_key_is_named_with_the_nearest(path, place, key, nearest):
 
     message = refusal(changed(path, add))
     unknown = ".".join([*place, str(key)])
-    assert f"unknown key {unknown!r}; did you mean" in message
-    assert f"did you mean {nearest!r}?" in message or key == 7
+    assert f"unknown key {unknown!r}; did you mean {nearest!r}?" in message
 
 
 def test_a_key_of_another_network_is_unknown(path):
@@ -262,7 +261,7 @@ def test_an_optimizer_that_cannot_be_is_refused(changes, message):
         ({"model": {"router": "top-k", "router_options": {"jiter": 0.1}}}, "did you mean 'jitter'?"),
         ({"model": {"router_options": {"jitter": 0.1}}}, "router noisy-top-k is called 'jitter'. Known: none"),
         ({"model": {"router": "top-k", "router_options": {"jitter": 2.0}}}, "jitter is at least 0 and below 1"),
-        ({"model": {"router": "top-k", "router_options": {"jitter": "much"}}}, "top-k has a wrong type: .*'str'"),
+        ({"model": {"router": "top-k", "router_options": {"jitter": "much"}}}, "jitter .* is a number; got 'much'"),
         ({"model": {"losses": {"lod": 0.1}}}, "No auxiliary loss is called 'lod'; did you mean 'load'?"),
         ({"model": {"dispatch": "capacity", "capacity_factor": 0.0}}, "capacity_factor is finite and above 0"),
         ({"model": {"dispatch": "dropfull"}}, "dispatch is one of 'dropless', 'capacity'; got 'dropfull'"),

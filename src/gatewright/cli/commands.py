@@ -3,29 +3,27 @@
 import os
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 
+from gatewright.cli.arguments import EvaluateArguments, TrainArguments
+from gatewright.cli.completion import completion_command
 from gatewright.cli.export import export_command
-from gatewright.cli.flags import flags_of, refuse_unknown_flags, with_options, without_options
+from gatewright.cli.flags import flags_of, parse, refuse_unknown_flags, with_options, without_options
+from gatewright.cli.listing import list_command
 from gatewright.cli.plan import plan_command
 from gatewright.cli.predict import predict_command
-from gatewright.data import BUILT_IN_NAMES, load_images
-from gatewright.dispatch import DISPATCHERS
-from gatewright.experts import EXPERTS
-from gatewright.losses import LOSSES
+from gatewright.data import load_images
 from gatewright.names import known
-from gatewright.recipes import RECIPES
+from gatewright.recipes import RECIPES, with_epochs
 from gatewright.report import confusion_table, expert_table, result_table
-from gatewright.routers import ROUTERS
 from gatewright.train import (
     RunConfig,
     check_same_images,
@@ -35,49 +33,27 @@ from gatewright.train import (
     load_config,
     load_run,
     needs_launch,
+    preview,
     program,
     train,
     was_restarted,
 )
 
+SWITCHES = ("--resume", "--no-resume", "--dry-run", "--no-dry-run")
+USAGE = """\
+usage: gatewright train RECIPE [FLAG VALUE ...]
 
-@dataclass(frozen=True)
-class TrainArguments:
-    """Train a recipe. Every setting of the run is a flag.
+Every setting of a recipe is a flag, and gatewright train RECIPE --help lists them all with their values, such as
+  --epochs 3 --seed 1 --output runs/mine     how long, which random numbers, and where to
+  --model.num-experts 16 --model.top-k 1     the mixture
+  --model.router top-k --model.router-options jitter 0.01
+  --optim.lr 1e-3 --data.batch-size 64       the training
+  --resume --output runs/mine                go on with a run that was stopped
+  --dry-run                                  check everything, and print what would be trained
 
-    Args:
-        run: The run's settings.
-        resume: Go on with the run in --output from its newest checkpoint, with the settings that it has.
-    """
-
-    run: Annotated[RunConfig, tyro.conf.arg(name="")]
-    resume: bool = False
-
-
-@dataclass(frozen=True)
-class DataPath:
-    """Where the data of a run are now.
-
-    Args:
-        path: Folder of the data; by default where they were in training.
-    """
-
-    path: str | None = None
-
-
-@dataclass(frozen=True)
-class EvaluateArguments:
-    """Evaluate a run on the whole test set.
-
-    Args:
-        run: The run's folder.
-        flip: Average each image with its mirror image.
-        data: Where the data are.
-    """
-
-    run: tyro.conf.Positional[Path]
-    data: DataPath
-    flip: bool = False
+recipes: {}
+gatewright list says what each of them is, and what the flags can choose.
+"""
 
 
 def train_command(words: list[str]) -> None:
@@ -85,10 +61,13 @@ def train_command(words: list[str]) -> None:
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
         raise ValueError(f"train needs a recipe: gatewright train RECIPE. Known: {', '.join(RECIPES)}.")
     if words[0].startswith("-"):
-        print(f"usage: gatewright train RECIPE [--help]\nrecipes: {', '.join(RECIPES)}")
+        print(USAGE.format(", ".join(RECIPES)), end="")
         return
     recipe = known(words[0], RECIPES, "recipe")
     arguments = parse_train(RECIPES[recipe](), words[1:])
+    if arguments.dry_run:
+        print(preview(arguments.run, resume=arguments.resume), end="")
+        return
     if needs_launch(arguments.run):
         output = find_output(arguments.run, arguments.resume)
         launch(replace(arguments.run, output=str(output)), [*words, "--output", str(output)])
@@ -112,7 +91,8 @@ def parse_train(config: RunConfig, words: list[str]) -> TrainArguments:
         resumed = load_config(saved)
         known(config.recipe, {resumed.recipe: None}, "recipe of this run")
         return _parse_run(resumed, words)
-    return _parse_run(config, words)
+    epochs = _value_of("--epochs", words) or ""
+    return _parse_run(with_epochs(config, int(epochs)) if epochs.isdecimal() and int(epochs) > 0 else config, words)
 
 
 def _value_of(flag: str, words: list[str]) -> str | None:
@@ -124,13 +104,9 @@ def _value_of(flag: str, words: list[str]) -> str | None:
 
 def _parse_run(config: RunConfig, words: list[str]) -> TrainArguments:
     """Read flags over settings, of which the router's options and losses hold for that router alone."""
-    refuse_unknown_flags(words, {*flags_of(config), "--resume", "--no-resume"})
-    asked: TrainArguments = tyro.cli(
-        TrainArguments,
-        prog=f"gatewright train {config.recipe}",
-        args=words,
-        default=TrainArguments(without_options(config)),
-        config=(tyro.conf.AvoidSubcommands,),
+    refuse_unknown_flags(words, {*flags_of(config), *SWITCHES})
+    asked = parse(
+        TrainArguments, words, prog=f"gatewright train {config.recipe}", default=TrainArguments(without_options(config))
     )
     return replace(asked, run=with_options(asked.run, config))
 
@@ -138,7 +114,7 @@ def _parse_run(config: RunConfig, words: list[str]) -> TrainArguments:
 def evaluate_command(words: list[str]) -> None:
     """Print accuracy, accuracy per class and the experts of a run, on the whole test set."""
     refuse_unknown_flags(words, ["--flip", "--no-flip", "--data.path"])
-    arguments = tyro.cli(EvaluateArguments, prog="gatewright evaluate", args=words)
+    arguments = parse(EvaluateArguments, words, prog="gatewright evaluate")
     trained = load_run(arguments.run)
     data = (
         trained.config.data if arguments.data.path is None else replace(trained.config.data, path=arguments.data.path)
@@ -164,19 +140,6 @@ def evaluate_command(words: list[str]) -> None:
     print(f"test accuracy {found.accuracy:.2%} of {int(found.confusion.sum())} images")
 
 
-def list_command(words: list[str]) -> None:
-    """Print what there is to choose from."""
-    if words:
-        raise ValueError(f"list takes no arguments; got {' '.join(words)}.")
-    table = Table("recipe", "what it is")
-    for name, recipe in RECIPES.items():
-        table.add_row(name, (recipe.__doc__ or "").partition("\n")[0])
-    Console().print(table)
-    print(f"data sets   {', '.join(BUILT_IN_NAMES)}, or any image data set of the Hugging Face hub as owner/name")
-    for title, names in (("routers", ROUTERS), ("experts", EXPERTS), ("dispatch", DISPATCHERS), ("losses", LOSSES)):
-        print(f"{title:<12}{', '.join(names)}")
-
-
 def _print_experts(console: Console, result: dict[str, Any]) -> None:
     class_names = tuple(result["test_accuracy_per_class"])
     for name, layer in result["layers"].items():
@@ -199,6 +162,7 @@ def _next_commands(config: RunConfig, output: Path) -> str:
 
 COMMANDS: Mapping[str, Callable[[list[str]], int | None]] = MappingProxyType(
     {
+        "completion": completion_command,
         "evaluate": evaluate_command,
         "export": export_command,
         "list": list_command,

@@ -3,11 +3,15 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
+from gatewright.cli.flags import parse
 from gatewright.extras import require
 from gatewright.train import Trained, load_run
+from gatewright.train.config import config_text
+from gatewright.train.folder import is_writable
 
 
 @dataclass(frozen=True)
@@ -19,34 +23,51 @@ class ExportArguments:
         file: The file to write.
     """
 
-    run: tyro.conf.Positional[Path]
-    file: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
 
 
 def export_command(words: list[str]) -> None:
     """Export a run, and say what was written."""
-    arguments = tyro.cli(ExportArguments, prog="gatewright export", args=words)
-    if arguments.file.exists() or arguments.file.suffix != ".safetensors":
-        raise FileExistsError(
-            f"export writes a new file that ends in .safetensors; got {arguments.file}. Name another."
-        )
+    arguments = parse(ExportArguments, words, prog="gatewright export")
+    check_new_file(arguments.file)
     trained = load_run(arguments.run)
-    export(trained, arguments.file, settings=(arguments.run / "config.yaml").read_text(encoding="utf-8"))
+    export(trained, arguments.file)
     tensors = trained.model.state_dict().values()
     numbers = sum(tensor.numel() for tensor in tensors)
     print(f"{arguments.file}: {len(tensors)} tensors, {numbers:,} numbers, {arguments.file.stat().st_size:,} bytes")
 
 
-def export(trained: Trained, path: Path, *, settings: str) -> None:
+def check_new_file(file: Path) -> None:
+    """Refuse a file that cannot be written, before a model is loaded for it.
+
+    Raises:
+        ValueError: If its name does not end in .safetensors.
+        OSError: If there is such a file already, or its folder is not there or cannot be written to.
+    """
+    if file.suffix != ".safetensors":
+        raise ValueError(f"export writes a file that ends in .safetensors; got {file}. Name another.")
+    if file.exists():
+        raise FileExistsError(f"{file} exists already, and export writes over nothing. Remove it, or name another.")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"export writes into a folder that is there; {file.parent} is none. Make it first.")
+    if not is_writable(file.parent):
+        raise PermissionError(f"The folder {file.parent} cannot be written to. Name a file in another.")
+
+
+def export(trained: Trained, path: Path) -> None:
     """Write a model's weights under their own names, and what it was trained for into the header."""
     header = {
         "format": "pt",
-        "config": settings,
+        "config": config_text(trained.config),
         "class_names": json.dumps(trained.class_names),
         "image_shape": json.dumps(trained.image_shape),
     }
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in trained.model.state_dict().items()}
     content = require("safetensors.torch", "train").save(tensors, header)
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

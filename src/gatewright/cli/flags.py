@@ -1,11 +1,77 @@
-"""Flags over the settings of a recipe, and the nearest one where there is none."""
+"""Flags over the settings of a recipe, and one sentence where a flag or its value is wrong."""
 
+import contextlib
+import difflib
+import io
+import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
-from gatewright.names import nearest
+import tyro
+
+from gatewright.cli.pairs import FromRecipe, mapping_rule
 from gatewright.train import RunConfig
+
+Arguments = TypeVar("Arguments")
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+OTHERS_WORDS = {
+    "learning-rate": "lr",
+    "batch": "batch-size",
+    "gpus": "processes",
+    "experts": "num-experts",
+    "wd": "weight-decay",
+}
+"""Flags as they are called elsewhere, and as they are called here."""
+RULE = re.compile(r"^\W*[─-]{4,}\W*$", re.MULTILINE)
+
+
+def parse(
+    kind: type[Arguments], words: Sequence[str], *, prog: str, default: Arguments | Any = tyro.MISSING_NONPROP
+) -> Arguments:
+    """Read words as the fields of a dataclass; ``--help`` prints them and ends the process.
+
+    Raises:
+        ValueError: If a word is no flag, or a value does not fit.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            arguments = tyro.cli(
+                kind, prog=prog, args=words, default=default, config=(tyro.conf.AvoidSubcommands,), registry=registry()
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(f"{_sentence(said.getvalue(), stop)} See {prog} --help.") from None
+    sys.stderr.write(said.getvalue())  # what a setting warns of
+    return arguments
+
+
+def registry() -> tyro.constructors.ConstructorRegistry:
+    """Return what the parser of flags is told of mappings."""
+    rules = tyro.constructors.ConstructorRegistry()
+    rules.primitive_rule(mapping_rule)
+    return rules
+
+
+def _sentence(box: str, stop: SystemExit) -> str:
+    """Return what a setting said of its values; or else what the parser said, without the frame round it."""
+    refused = _cause(stop)
+    below_title = ANSI.sub("", box).partition("\n")[2]
+    part = next(filter(str.strip, RULE.split(below_title)), box)
+    text = " ".join(word for word in part.split() if word not in ("│", "|")).replace(" (required)", "")
+    if refused is not None and not text.startswith("Error parsing --"):
+        text = str(refused)
+    return text.removeprefix("Error parsing ").rstrip(".") + "."
+
+
+def _cause(error: BaseException) -> ValueError | None:
+    """Return the first of the errors that led to this one, where it is about a value."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error if isinstance(error, ValueError) else None
 
 
 def refuse_unknown_flags(words: Sequence[str], flags: Iterable[str]) -> None:
@@ -18,8 +84,22 @@ def refuse_unknown_flags(words: Sequence[str], flags: Iterable[str]) -> None:
     for word in words:
         name = word.partition("=")[0].replace("_", "-")
         if word.startswith("--") and name not in {"--help", *flags}:
-            likely = {flag for flag in flags if _last(flag) == _last(name)} or flags
-            raise ValueError(f"There is no flag {name}; did you mean {nearest(name, likely)}? --help lists them all.")
+            likely = _similar(name, flags)
+            raise ValueError(
+                f"There is no flag {name}{f'; did you mean {likely}?' if likely else '.'} --help lists all."
+            )
+
+
+def _similar(name: str, flags: Iterable[str]) -> str | None:
+    """Return the flag that was most likely meant: of the same last part, else of a similar one; None where none is."""
+    last = OTHERS_WORDS.get(_last(name), _last(name))
+    by_last = {_last(flag): flag for flag in sorted(flags, reverse=True)}
+    whole = difflib.get_close_matches(name, sorted(flags), 1, 0.8)
+    parts = difflib.get_close_matches(last, by_last, 1, 0.7)
+    same = [flag for flag in flags if _last(flag) == last]
+    return next(
+        iter([*difflib.get_close_matches(name, same, 1, 0.0), *whole, *(by_last[part] for part in parts)]), None
+    )
 
 
 def _last(flag: str) -> str:
@@ -40,15 +120,21 @@ def flags_of(settings: Any, prefix: str = "") -> Iterator[str]:
 
 
 def without_options(config: RunConfig) -> RunConfig:
-    """Leave out what holds for a recipe's own router alone: its options and losses."""
-    return replace(config, model=replace(config.model, router_options={}, losses=None))
+    """Mark what holds for a recipe's own router alone: its options and losses."""
+    model = config.model
+    return replace(
+        config,
+        model=replace(model, router_options=FromRecipe(model.router_options), losses=FromRecipe(model.losses)),
+    )
 
 
 def with_options(asked: RunConfig, config: RunConfig) -> RunConfig:
-    """Put these back, where flags name no others and the router is the recipe's."""
+    """Put these back where no flag says others, and the router is the recipe's; another one has its own defaults."""
     found, model = asked.model, config.model
-    if found.router != model.router:
-        return asked
-    options = found.router_options or model.router_options
-    losses = model.losses if found.losses is None else found.losses
+    options, losses = found.router_options, found.losses
+    same = found.router == model.router
+    if isinstance(options, FromRecipe):
+        options = model.router_options if same else {}
+    if isinstance(losses, FromRecipe):
+        losses = model.losses if same else None
     return replace(asked, model=replace(found, router_options=options, losses=losses))

@@ -1,8 +1,11 @@
 """The entry point: one command, its exit status, and its errors as one sentence each."""
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 from gatewright import __version__
 from gatewright.names import known
@@ -16,7 +19,8 @@ gatewright {__version__}: train mixtures of experts, and see what the experts do
   gatewright predict RUN IMAGE-OR-FOLDER ... [--top N] [--json]        classify images, and name their experts
   gatewright export RUN FILE.safetensors                               the evaluated model's weights, as one file
   gatewright plan [RECIPE] [--processes N] [--parallel.ep-size N] ...  predict memory, bytes and time per process
-  gatewright list                                                      recipes, data sets, routers, experts
+  gatewright completion SHELL                                          have bash, zsh or fish complete all of this
+  gatewright list                                                      recipes, data sets, routers, dispatchers, losses
 """
 
 
@@ -27,30 +31,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     words = [word for word in words if not word.startswith("--local_rank=")]  # DeepSpeed's launcher appends it.
+    try:
+        status = _run(words)
+        sys.stdout.flush()  # Here, where it can still be said that nobody reads it.
+        return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends.
+        return 128 + signal.SIGPIPE
+    # What a person can mend is one sentence; anything else is our fault and keeps its traceback.
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _sentence(error: Exception) -> str:
+    """Say what the system refused, where the error is the system's own."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}."
+    return str(error)
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0
     if words[0] == "--version":
         print(__version__)
         return 0
-    try:
-        return _run(words[0], words[1:])
-    # What a person can mend is one sentence; anything else is our fault and keeps its traceback.
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    return _run_command(words[0], words[1:])
 
 
-def _run(command: str, words: list[str]) -> int:
+def _run_command(command: str, words: list[str]) -> int:
     # Imported here, so that help needs no extra, and a missing one is a sentence.
     try:
-        from gatewright.cli.commands import COMMANDS
-        from gatewright.train import Interrupted, TrainingDiverged
-        from gatewright.train.agent import DIVERGED
-        from gatewright.train.heartbeat import LOST_PROCESS, LostProcess
+        with _ended_by_ctrl_c():
+            from gatewright.cli.commands import COMMANDS
+            from gatewright.train import Interrupted, TrainingDiverged
+            from gatewright.train.agent import DIVERGED
+            from gatewright.train.heartbeat import LOST_PROCESS, LostProcess
     except ModuleNotFoundError as error:
         raise ImportError(f"{error.name} is not installed: pip install 'gatewright[train]'") from error
     try:
@@ -62,3 +83,17 @@ def _run(command: str, words: list[str]) -> int:
     except (TrainingDiverged, LostProcess) as error:
         print(f"error: {error}", file=sys.stderr)
         return LOST_PROCESS if isinstance(error, LostProcess) else DIVERGED
+
+
+@contextlib.contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """Have Ctrl-C end the process while modules are imported, some of which would take it for a failure of theirs."""
+    ours = (signal.SIG_DFL, signal.default_int_handler)  # and not that of a program that calls this one
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) not in ours:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

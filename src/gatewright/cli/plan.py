@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from gatewright.cli.flags import flags_of, refuse_unknown_flags, with_options, without_options
+from gatewright.cli.flags import flags_of, parse, refuse_unknown_flags, with_options, without_options
 from gatewright.models import ImageClassifier
 from gatewright.names import known
 from gatewright.parallel import Device, Links, Part, Plan, Sizes, feed_forward_sizes, measure_sizes, plan, smallest
@@ -120,20 +120,14 @@ def plan_command(words: list[str]) -> None:
         shown = RecipeArguments(run=without_options(config))
         others = {*flags_of(shown.question), "--image-shape", "--num-classes"}
         refuse_unknown_flags(words[1:], others.union(flags_of(config)))
-        asked = tyro.cli(
-            RecipeArguments,
-            prog=f"gatewright plan {name}",
-            args=words[1:],
-            default=shown,
-            config=(tyro.conf.AvoidSubcommands,),
-        )
+        asked = parse(RecipeArguments, words[1:], prog=f"gatewright plan {name}", default=shown)
         asked = replace(asked, run=with_options(asked.run, config))
         sizes, processes, ep_size = recipe_sizes(asked), asked.run.processes, asked.run.parallel.ep_size
         _print(name, sizes, processes, ep_size, asked.question)
     else:
         like = SizeArguments(tokens=1, dim=1, ffn=1, num_experts=1)
         refuse_unknown_flags(words, {*flags_of(like), *flags_of(like.question)})
-        given = tyro.cli(SizeArguments, prog="gatewright plan [RECIPE]", args=words)
+        given = parse(SizeArguments, words, prog="gatewright plan [RECIPE]")
         _print("these sizes", explicit_sizes(given), given.processes, given.parallel.ep_size, given.question)
 
 

@@ -2,37 +2,19 @@
 
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 from jaxtyping import UInt8
 from torch import Tensor
 
-from gatewright.cli.flags import refuse_unknown_flags
+from gatewright.cli.arguments import PredictArguments
+from gatewright.cli.flags import parse, refuse_unknown_flags
 from gatewright.data import as_floats, decode_image, find_images
 from gatewright.routed import moe_layers
 from gatewright.routing import Routing, SoftRouting
 from gatewright.train import Trained, load_run
-
-
-@dataclass(frozen=True)
-class PredictArguments:
-    """Classify image files, and name the experts that saw them.
-
-    Args:
-        run: The run's folder.
-        images: Image files, and folders of them; sub-folders are searched too.
-        top: How many of the likeliest classes to name.
-        json: Print one JSON object per image, each on a line of its own.
-    """
-
-    run: tyro.conf.Positional[Path]
-    images: tyro.conf.Positional[tuple[Path, ...]]
-    top: int = 3
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
 def predict_command(words: list[str]) -> int:
@@ -42,7 +24,7 @@ def predict_command(words: list[str]) -> int:
         The exit status: 2 if a file could not be read, though all others were answered.
     """
     refuse_unknown_flags(words, ["--top", "--json"])
-    arguments = tyro.cli(PredictArguments, prog="gatewright predict", args=words)
+    arguments = parse(PredictArguments, words, prog="gatewright predict")
     if not arguments.images:
         raise ValueError("predict needs at least one image file or folder: gatewright predict RUN IMAGE.")
     if arguments.top < 1:

@@ -4,7 +4,7 @@ from gatewright.models.classifier import ImageClassifier
 from gatewright.models.cnn import Cnn, CnnConfig
 from gatewright.models.deepspeed_moe import DeepSpeedMoE
 from gatewright.models.digits import DigitsCnn, DigitsConfig
-from gatewright.models.mixture import MixtureConfig, RouterOption
+from gatewright.models.mixture import CHOOSABLE_ROUTERS, MixtureConfig, RouterOption
 from gatewright.models.resnet import RESNETS, ResNetShape
 from gatewright.models.resnets import MixtureOfResNets, ResNetsConfig
 from gatewright.models.together import (
@@ -20,6 +20,7 @@ ModelConfig = CnnConfig | DigitsConfig | ResNetsConfig
 """The settings of any ready-made model."""
 
 __all__ = [
+    "CHOOSABLE_ROUTERS",
     "RESNETS",
     "Cnn",
     "CnnConfig",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gatewright.experts.base import output_shape_of
 from gatewright.extras import require
+from gatewright.models.options import check_options
 from gatewright.routed import RoutedLayer
 from gatewright.routers import TopK
 
@@ -30,7 +31,7 @@ class DeepSpeedMoE(RoutedLayer):
         options: Further keyword arguments of DeepSpeed's layer, such as ``{"noisy_gate_policy": "RSample"}``.
 
     Raises:
-        ValueError: If an expert's output has another size than its input.
+        ValueError: If an expert's output has another size than its input, or DeepSpeed's layer has no such option.
         ImportError: If DeepSpeed is not installed.
     """
 
@@ -56,6 +57,7 @@ class DeepSpeedMoE(RoutedLayer):
                 f"{item_shape}; its expert returns {self.output_shape}. Use --model.layer gatewright."
             )
         make = require("deepspeed.moe.layer", "deepspeed").MoE
+        check_options(make, options, "DeepSpeed's layer", given=("hidden_size", "expert", "num_experts", "k"))
         self.theirs = make(dim, Slots(expert, self.item_shape), num_experts, k=top_k, **options)
         self.router.gate = self.theirs.deepspeed_moe.gate.wg  # What it chooses is recorded by a router that shares it.
         self.watch()

@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, cast
 
 from torch import nn
@@ -12,11 +13,15 @@ from gatewright.dispatch import Capacity, Dispatcher, Priority
 from gatewright.experts import ModuleExperts
 from gatewright.layer import MoE
 from gatewright.models.deepspeed_moe import DeepSpeedMoE
+from gatewright.models.options import check_options
 from gatewright.models.together import StartTogether
 from gatewright.names import known
 from gatewright.routers import ROUTERS, ExpertDropout, Hashed, Router, Soft
 
-RouterOption = bool | int | float | str
+RouterOption = bool | int | float | str | None
+
+CHOOSABLE_ROUTERS = MappingProxyType({name: make for name, make in ROUTERS.items() if make is not Hashed})
+"""The routers that a ready-made model can have, by name: those that route by features."""
 
 HASHED_NEEDS_KEYS = (
     "The router hashed takes integer keys, and a recipe's model hands its router features. Choose another router, or "
@@ -31,8 +36,8 @@ class MixtureConfig:
     Args:
         num_experts: How many experts; 1 makes the dense twin: the expert alone, without a router.
         top_k: Experts per item, where the router chooses some.
-        router: A name in `gatewright.routers.ROUTERS`.
-        router_options: The router's further keyword arguments, such as ``{"jitter": 0.01}``.
+        router: A name in `gatewright.models.CHOOSABLE_ROUTERS`; ``gatewright list`` prints them.
+        router_options: Further keyword arguments of the router, by their names in its signature.
         expert_dropout: Probability of discarding an assignment in training (`ExpertDropout`).
         losses: Coefficient per auxiliary loss; None takes the router's own.
         dispatch: ``"dropless"``, or ``"capacity"`` with the three settings that follow.
@@ -65,19 +70,15 @@ class MixtureConfig:
         Raises:
             ValueError: If the router or one of its options is unknown, a value does not fit, or the router needs keys.
         """
-        make = ROUTERS[known(self.router, ROUTERS, "router")]
-        if make is Hashed:
+        if self.router == "hashed":
             raise ValueError(HASHED_NEEDS_KEYS)
-        _, _, *accepted = inspect.signature(make).parameters
-        sizes = {"top_k": self.top_k} if "top_k" in accepted else {}
-        for option in self.router_options:
-            known(option, [name for name in accepted if name not in sizes], f"option of the router {self.router}")
+        make = CHOOSABLE_ROUTERS[known(self.router, CHOOSABLE_ROUTERS, "router")]
+        sizes = {"top_k": self.top_k} if "top_k" in inspect.signature(make).parameters else {}
+        given = ("dim", "num_experts", *sizes)
+        check_options(make, self.router_options, f"the router {self.router}", given=given)
         # A ready-made model routes images: mixed with each other, one's class would depend on the rest of its batch.
         ungrouped = {"group_size": 1} if make is Soft else {}
-        try:
-            router = make(dim, self.num_experts, **sizes, **ungrouped | cast(dict[str, Any], self.router_options))
-        except TypeError as error:
-            raise ValueError(f"An option of the router {self.router} has a wrong type: {error}.") from error
+        router = make(dim, self.num_experts, **sizes, **ungrouped | cast(dict[str, Any], self.router_options))
         return ExpertDropout(router, self.expert_dropout) if self.expert_dropout else router
 
     def build_dispatcher(self) -> Dispatcher | None:
@@ -88,7 +89,7 @@ class MixtureConfig:
         """
         if self.dispatch == "dropless":
             return None
-        if ROUTERS[known(self.router, ROUTERS, "router")].dense:
+        if CHOOSABLE_ROUTERS[known(self.router, CHOOSABLE_ROUTERS, "router")].dense:
             raise ValueError(
                 f"A capacity bounds what tokens send to an expert, and the router {self.router} mixes all tokens into "
                 "slots of a fixed number; got dispatch='capacity'. Use dispatch='dropless'."

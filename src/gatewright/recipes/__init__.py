@@ -1,6 +1,10 @@
-"""Recipes: functions that return the config of a whole run. A variant is `dataclasses.replace`."""
+"""Recipes: functions that return the config of a whole run.
+
+A variant is `dataclasses.replace`, and one of another length `with_epochs`.
+"""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from gatewright.recipes.cifar10_cnn import cifar10_cnn, cifar10_cnn_dense
@@ -31,6 +35,16 @@ RECIPES: Mapping[str, Callable[[], RunConfig]] = MappingProxyType(
 )
 """Every recipe by name. The contract suite runs over all of them."""
 
+
+def with_epochs(config: RunConfig, epochs: int) -> RunConfig:
+    """Return a run of another length, in which experts that begin as one split at the same share of its epochs.
+
+    The learning rate's fall follows the number of epochs by itself; warm-up is as many epochs as before.
+    """
+    split = min(round(config.model.split_epoch * epochs / config.epochs), epochs - 1)
+    return replace(config, epochs=epochs, model=replace(config.model, split_epoch=split))
+
+
 __all__ = [
     "RECIPES",
     "cifar10_cnn",
@@ -43,4 +57,5 @@ __all__ = [
     "cifar10_resnets_stem",
     "digits",
     "digits_dense",
+    "with_epochs",
 ]

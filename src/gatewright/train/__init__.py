@@ -7,6 +7,7 @@ from gatewright.train.folder import check_same_images, find_output
 from gatewright.train.heartbeat import LostProcess
 from gatewright.train.launch import launch, needs_launch, was_restarted
 from gatewright.train.loop import train
+from gatewright.train.preview import preview
 from gatewright.train.program import program
 from gatewright.train.restore import Trained, load_run
 from gatewright.train.signals import Interrupted
@@ -29,6 +30,7 @@ __all__ = [
     "load_config",
     "load_run",
     "needs_launch",
+    "preview",
     "program",
     "save_config",
     "train",

@@ -11,7 +11,7 @@ from torch import nn
 from gatewright.data import DataConfig
 from gatewright.extras import require
 from gatewright.models import ModelConfig, RouterOption
-from gatewright.names import nearest
+from gatewright.names import hint
 from gatewright.train.tracking import TrackingConfig
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -199,10 +199,15 @@ class RunConfig:
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Write a config as YAML, into a file that is either complete or as it was."""
-    yaml = require("yaml", "train")
     partial = path.with_suffix(".partial")
-    partial.write_text(yaml.safe_dump(_converter().unstructure(config), sort_keys=False), encoding="utf-8")
+    partial.write_text(config_text(config), encoding="utf-8")
     partial.replace(path)
+
+
+def config_text(config: RunConfig) -> str:
+    """Write a config as YAML."""
+    text: str = require("yaml", "train").safe_dump(_converter().unstructure(config), sort_keys=False)
+    return text
 
 
 def load_config(path: Path) -> RunConfig:
@@ -212,11 +217,20 @@ def load_config(path: Path) -> RunConfig:
         FileNotFoundError: If there is none.
         ValueError: If it is not YAML, or a key or value does not fit; the sentence names the nearest key.
     """
-    yaml = require("yaml", "train")
     if not path.is_file():
         raise FileNotFoundError(f"No run at {path.parent}: it has no {path.name}. Name a folder that train wrote.")
+    return read_config(path.read_bytes(), path)
+
+
+def read_config(text: str | bytes, path: Path) -> RunConfig:
+    """Read the YAML of a config that stands in a file.
+
+    Raises:
+        ValueError: If it is not YAML, or a key or value does not fit; the sentence names the file and the nearest key.
+    """
+    yaml = require("yaml", "train")
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.safe_load(text if isinstance(text, str) else text.decode("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     _refuse_unknown_keys(settings, RunConfig, path)
@@ -244,9 +258,7 @@ def _refuse_unknown_keys(settings: Any, cls: Any, path: Path, prefix: str = "") 
     known = {item.name: item.type for item in fields(cls)} | ({TAG: str} if cls in NETWORKS.values() else {})
     for key, value in settings.items():
         if key not in known:
-            raise ValueError(
-                f"{path} has an unknown key {prefix + str(key)!r}; did you mean {prefix + nearest(key, known)!r}?"
-            )
+            raise ValueError(f"{path} has an unknown key {prefix + str(key)!r}{hint(key, known, prefix)}")
         inner = _network(value, path) if known[key] == ModelConfig else known[key]
         if is_dataclass(inner):
             _refuse_unknown_keys(value, inner, path, f"{prefix}{key}.")
@@ -256,7 +268,9 @@ def _network(settings: Any, path: Path) -> Any:
     """Return the class of a model's settings."""
     name = settings.get(TAG) if isinstance(settings, dict) else None
     if name not in NETWORKS:
-        raise ValueError(f"{path} has no model.{TAG} called {name!r}; did you mean {nearest(name, NETWORKS)!r}?")
+        raise ValueError(
+            f"{path} has no model.{TAG} called {name!r}{hint(name, NETWORKS)} Known: {', '.join(NETWORKS)}."
+        )
     return NETWORKS[name]
 
 

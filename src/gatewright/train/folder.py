@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,12 +27,20 @@ def find_output(config: RunConfig, resume: bool) -> Path:
     in_the_way = next((path for path in (output, *output.parents) if path.exists() and not path.is_dir()), None)
     if in_the_way:
         raise FileExistsError(f"{in_the_way} is a file, and --output names the run's folder. Name another.")
+    there = next(path for path in (output, *output.parents) if path.exists())
+    if not is_writable(there):
+        raise PermissionError(f"{there} cannot be written to, and the run's folder is to be {output}. Name another.")
     exists = (output / CONFIG).is_file()
     if resume and not exists:
         raise FileNotFoundError(f"There is no run to resume at {output}: name its folder with --output.")
     if exists and not resume:
         raise FileExistsError(f"{output} holds a run already. Go on with it by --resume, or name another --output.")
     return output
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether this process may write into a folder that is there."""
+    return os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def agreed_name(output: Path, config: RunConfig, processes: Processes) -> Path:

@@ -41,6 +41,7 @@ from gatewright.train.folder import (
 )
 from gatewright.train.join import join_processes
 from gatewright.train.pace import Pace
+from gatewright.train.preview import announcement
 from gatewright.train.progress import Progress
 from gatewright.train.provenance import DataSplit, describe_data, describe_origin
 from gatewright.train.result import describe_result, evaluation_metrics, hardware, layer_metrics, versions, write_json
@@ -160,6 +161,7 @@ def train_epochs(run: Run) -> None:
     config, engine, position = run.config, run.engine, run.position
     began = time.monotonic() - position.train_seconds
     with StopRequest() as stop, _progress(run) as progress:
+        progress.line(_announcement(run))
         while position.epoch < config.epochs:
             engine.begin_epoch(position.epoch)
             for micro_batches in _steps(run):
@@ -215,6 +217,11 @@ def conclude(run: Run) -> dict[str, Any]:
 def _progress(run: Run) -> Progress:
     total = run.config.epochs * run.engine.steps_per_epoch
     return Progress(total, run.engine.step_count, show=run.engine.processes.rank == 0)
+
+
+def _announcement(run: Run) -> str:
+    steps, done, device = run.engine.steps_per_epoch, run.engine.step_count, run.engine.device
+    return announcement(run.config, run.splits, run.output, device=device, steps_per_epoch=steps, done=done)
 
 
 def _steps(run: Run) -> Iterator[list[Batch]]:

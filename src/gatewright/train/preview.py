@@ -1,0 +1,64 @@
+"""What a run is, said before it begins; and a run that only says so."""
+
+from pathlib import Path
+
+import torch
+
+from gatewright.data import ImageSplits, load_images, local_files
+from gatewright.models import ImageClassifier
+from gatewright.train.build import build_network, count_steps
+from gatewright.train.config import RunConfig, config_text
+from gatewright.train.device import find_device
+from gatewright.train.folder import check_same_images, find_output, newest_intact, refuse_a_late_split
+from gatewright.train.join import check_fit
+from gatewright.train.limits import check_network
+from gatewright.train.optim import build_optimizers
+
+
+def announcement(
+    config: RunConfig, splits: ImageSplits, output: Path, *, device: torch.device, steps_per_epoch: int, done: int = 0
+) -> str:
+    """Say in two lines what is trained, on what and where to; `done` steps were made before this began."""
+    train, holdout, test = (f"{len(images):,}" for images in (splits.train, splits.holdout, splits.test))
+    epochs = f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}"
+    going_on = f", going on after step {done:,}" if done else ""
+    return (
+        f"{config.recipe} on {device}: {epochs} of {steps_per_epoch:,} steps{going_on}; {train} images "
+        f"to train on, {holdout} held out, {test} to test on\nThe run's folder: {output}"
+    )
+
+
+def preview(config: RunConfig, *, resume: bool = False) -> str:
+    """Check a run as `train` would, and return its settings and what would be trained.
+
+    Nothing is written but the cache of decoded images, and no tracking server is asked.
+
+    Raises:
+        OSError: If the run's folder or the data are not what they are to be.
+        ValueError: If the settings, the data or the run to resume do not fit together.
+    """
+    output = find_output(config, resume)
+    check_fit(config, config.processes)
+    local_files(config.data)
+    device = find_device(config.device)
+    state = newest_intact(output / "checkpoints")[0] if resume else None
+    refuse_a_late_split(config, state["position"]["epoch"] if state else 0)
+    splits = load_images(config.data)
+    if state:
+        check_same_images(splits.train, state["class_names"], state["image_shape"])
+    steps, done = count_steps(config, splits), state["engine"]["step_count"] if state else 0
+    said = announcement(config, splits, output, device=device, steps_per_epoch=steps, done=done)
+    return f"{config_text(config)}\n{said}\n{_network(config, splits, device)}\nNothing was trained: --dry-run.\n"
+
+
+def _network(config: RunConfig, splits: ImageSplits, device: torch.device) -> str:
+    """Make the network and its optimizers without memory for them, and say how large it is."""
+    if config.model.layer == "deepspeed":
+        return "DeepSpeed's own layer is made when the run begins."
+    with torch.device("meta"):
+        model = ImageClassifier(build_network(config, splits), [0.0], [1.0])
+    check_network(model, config, device)
+    build_optimizers(model, config.optim)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    experts = f"{config.model.num_experts} experts" if config.model.num_experts > 1 else "no mixture"
+    return f"The network: {parameters:,} parameters, {experts}"

@@ -1,0 +1,38 @@
+"""The script that ``gatewright completion bash`` prints, in a real shell."""
+
+import shutil
+import subprocess
+
+import pytest
+
+ASK = """
+source ./script
+for line in "train di" "train digits --model.rou" "plan digits --links.ins" "evaluate --f" "train digits --precision f"
+do
+    COMP_WORDS=(gatewright $line)
+    COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+    _tyro_gatewright
+    echo "${COMPREPLY[@]}"
+done
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_recipes_flags_and_values(gatewright, tmp_path):
+    status, script, errors = gatewright("completion", "bash")
+    assert (status or 0, errors) == (0, "")
+    (tmp_path / "script").write_text(script)
+    shell = subprocess.run(["bash", "-c", ASK], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert shell.stdout.splitlines() == [
+        "digits digits-dense",
+        "--model.router --model.router-options",
+        "--links.inside --links.inside-latency",
+        "--flip",
+        "float32 float16",
+    ]
+
+
+def test_it_is_registered_in_zsh(gatewright):
+    status, script, _ = gatewright("completion", "zsh")
+    assert not status
+    assert script.startswith("#compdef gatewright\n")

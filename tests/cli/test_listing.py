@@ -1,0 +1,56 @@
+"""What ``gatewright list`` prints can be chosen, and everything that can be chosen is printed."""
+
+from dataclasses import fields
+from typing import get_args
+
+import pytest
+
+from gatewright.cli.commands import parse_train
+from gatewright.data import BUILT_IN_NAMES
+from gatewright.losses import LOSSES
+from gatewright.models import CHOOSABLE_ROUTERS, MixtureConfig
+from gatewright.recipes import RECIPES
+
+
+@pytest.fixture
+def printed(gatewright):
+    """Names and summaries, by the title of their table."""
+    status, output, errors = gatewright("list")
+    assert (status, errors) == (0, "")
+    tables = {}
+    for line in output.splitlines():
+        cells = [cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")]
+        if "┃" in line:
+            tables[cells[0]] = rows = {}
+        elif "│" in line and cells[0]:
+            rows[cells[0]] = cells[1]
+    return tables
+
+
+def test_everything_that_can_be_chosen_is_printed_with_what_it_is(printed):
+    (dispatch,) = (item.type for item in fields(MixtureConfig) if item.name == "dispatch")
+    assert {title: set(rows) for title, rows in printed.items()} == {
+        "gatewright train RECIPE": set(RECIPES),
+        "--data.name": {*BUILT_IN_NAMES, "OWNER/NAME"},
+        "--model.router": set(CHOOSABLE_ROUTERS),
+        "--model.dispatch": set(get_args(dispatch)),
+        "--model.losses NAME COEFFICIENT": set(LOSSES),
+    }
+    summaries = [summary for rows in printed.values() for summary in rows.values()]
+    assert all(len(summary) > 20 for summary in summaries)
+    assert not any("http" in summary or "``" in summary for summary in summaries)
+
+
+def test_what_is_printed_can_be_chosen(printed):
+    for flag, rows in list(printed.items())[1:]:
+        for name in rows:
+            words = [flag.split()[0], name, *(["0.1"] if "COEFFICIENT" in flag else [])]
+            if name == "folder":
+                words += ["--data.path", "."]
+            parse_train(RECIPES["digits"](), words)
+
+
+def test_its_help(gatewright):
+    status, output, errors = gatewright("list", "--help")
+    assert (status, errors) == (0, "")
+    assert output.startswith("usage: gatewright list")

@@ -1,0 +1,29 @@
+import pytest
+
+from gatewright.train.preview import preview
+from tests.train.runs import FIVE_STEPS, digits_config
+
+
+def test_a_run_to_go_on_with_is_described_and_left_as_it_is(finished):
+    config, output, _ = finished
+    before = sorted((path, path.stat().st_mtime_ns) for path in output.rglob("*"))
+    said = preview(config, resume=True)
+    assert "digits on cpu: 2 epochs of 21 steps, going on after step 42; 1,294 images" in said
+    assert f"The run's folder: {output}\n" in said
+    assert sorted((path, path.stat().st_mtime_ns) for path in output.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 2, "model": {"split_epoch": 2}}, "split at epoch 2"),
+        ({"processes": 3, "data": {"batch_size": 2}}, "leaves some of 3 processes without any"),
+        ({"device": "cuda:99"}, "There is no device"),
+        ({"optim": {"accumulation_steps": 9}, "data": FIVE_STEPS}, "fewer than accumulation_steps"),
+        ({"data": {"batch_size": 1}}, "This network has BatchNorm"),
+    ],
+)
+def test_what_training_would_refuse_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        preview(digits_config(tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
