@@ -32,7 +32,6 @@ from gatewright.train import (
     Trained,
     check_same_images,
     evaluate,
-    find_output,
     launch,
     load_config,
     load_run,
@@ -105,8 +104,7 @@ def train_command(words: list[str]) -> None:
     recipe = known(words[0], RECIPES, "recipe")
     arguments = parse_train(RECIPES[recipe](), words[1:])
     if needs_launch(arguments.run):
-        output = find_output(arguments.run, arguments.resume)
-        launch(replace(arguments.run, output=str(output)), [*words, "--output", str(output)])
+        launch(arguments.run, words, resume=arguments.resume)
         return
     resume = arguments.resume or was_restarted(Path(arguments.run.output or ""))
     result, output = train(arguments.run, resume=resume)

@@ -29,14 +29,23 @@ def build_engine(
     mean, std = channel_statistics(splits.train)
     channels, height, width = splits.train.images.shape[1:]
     network = config.model.build((channels, height, width), len(splits.train.class_names))
-    batches = num_batches(len(splits.train), config.data.batch_size)
-    if batches < config.optim.accumulation_steps:
-        raise ValueError(
-            f"An epoch of {len(splits.train)} images has {batches} batches of {config.data.batch_size}, fewer than "
-            f"accumulation_steps ({config.optim.accumulation_steps}). Use smaller batches or fewer accumulation steps."
-        )
-    steps_per_epoch = batches // config.optim.accumulation_steps
     model: nn.Module = ImageClassifier(network, mean.tolist(), std.tolist())
     check_network(model, config, device)
     make = TorchEngine if config.engine == "torch" else partial(DeepSpeedEngine, folder=folder)
-    return make(model, config, device=device, steps_per_epoch=steps_per_epoch, processes=processes)
+    steps = steps_per_epoch(config, len(splits.train))
+    return make(model, config, device=device, steps_per_epoch=steps, processes=processes)
+
+
+def steps_per_epoch(config: RunConfig, num_images: int) -> int:
+    """Count the optimizer steps of one epoch.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    batches = num_batches(num_images, config.data.batch_size)
+    if batches < config.optim.accumulation_steps:
+        raise ValueError(
+            f"An epoch of {num_images} images has {batches} batches of {config.data.batch_size}, fewer than "
+            f"accumulation_steps ({config.optim.accumulation_steps}). Use smaller batches or fewer accumulation steps."
+        )
+    return batches // config.optim.accumulation_steps
