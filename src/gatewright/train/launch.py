@@ -1,5 +1,6 @@
 """Starting the processes of a run on this machine, and starting them again where one dies."""
 
+import logging
 import os
 import sys
 import uuid
@@ -20,6 +21,9 @@ from gatewright.train.folder import CONFIG, own_folder
 from gatewright.train.signals import Interrupted
 from gatewright.train.validate import check_processes
 
+TORCHS_WORDS = "torch.distributed.elastic.multiprocessing.api"
+"""Where torch logs that a process failed, which `Agent` says in a sentence, and that it stops the others."""
+
 
 def needs_launch(config: RunConfig, environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this process is to start others, instead of being one that a launcher started."""
@@ -31,6 +35,11 @@ def launch(config: RunConfig, words: Sequence[str], *, resume: bool = False) -> 
     """Run ``gatewright train`` with these words on every process, by torch's elastic launcher.
 
     A process that dies takes the others with it; all are started again from the newest checkpoint.
+
+    Args:
+        config: The run.
+        words: What was typed after ``train``.
+        resume: Whether these words ask to go on with a run.
 
     Raises:
         OSError: If the folder of the run, or that of its data, is not what it has to be.
@@ -47,6 +56,7 @@ def launch(config: RunConfig, words: Sequence[str], *, resume: bool = False) -> 
     # Each start has a store of its own: in the launcher's, processes started again find the addresses of the dead.
     # https://github.com/pytorch/pytorch/issues/135712
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    logging.getLogger(TORCHS_WORDS).setLevel(logging.CRITICAL)
     parameters = RendezvousParameters("c10d", "localhost:0", uuid.uuid4().hex, 1, 1)
     spec = WorkerSpec(
         role="train",

@@ -77,7 +77,8 @@ def train(config: RunConfig, *, resume: bool = False) -> tuple[dict[str, Any], P
         The content of ``result.json``, and the run's folder.
 
     Raises:
-        FileExistsError: If the folder holds a run already and `resume` is not set, or is a file.
+        FileExistsError: If the folder holds a run already and `resume` is not set, or is a file, or another run is
+            training in it.
         FileNotFoundError: If there is nothing to resume, or the data are not there.
         ConnectionError: If the tracking server does not answer at the start.
         OSError: If the disk is full; the older checkpoints are intact.
