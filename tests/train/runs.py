@@ -98,10 +98,11 @@ def _bits(tensor):
 
 
 def final_state(output):
-    """The newest checkpoint, without what differs between equal runs: the clock and the tracker's name for the run."""
+    """The newest checkpoint, without what differs between equal runs: the clock, the folder, the tracker's name."""
     state = load_checkpoint(newest_checkpoint(output / "checkpoints"))
     for name in ("train_seconds", "tracking_id"):
         del state["position"][name]
+    del state["config"]
     return state
 
 

@@ -1,17 +1,16 @@
 """Joining: who starts others, how long they wait, and what they agree on before anything is written."""
 
 import os
-import re
+from contextlib import chdir
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
 from gatewright.parallel import expert_mesh
 from gatewright.recipes import RECIPES
 from gatewright.train.config import ParallelConfig
-from gatewright.train.folder import agreed_name, find_output
+from gatewright.train.folder import own_folder
 from gatewright.train.heartbeat import LostProcess
 from gatewright.train.join import join_processes
 from gatewright.train.launch import needs_launch
@@ -48,20 +47,19 @@ def test_a_process_that_never_joins_is_said(monkeypatch):
         join_processes(config, os.environ).__enter__()
 
 
-def names():
-    """What each process would call the run, a second apart from each other, and what they agree on."""
+def names(folder):
+    """The folder that each process has for a run that names none, where its first name is another run's."""
     processes, config = SeveralProcesses(expert_mesh(1)), RECIPES["digits"]()
-    own, given = Path(f"runs/digits-20261125-23595{processes.rank}"), replace(config, output="given")
-    return str(agreed_name(own, config, processes)), str(agreed_name(Path("given"), given, processes))
+    with chdir(folder), own_folder(config, False, processes) as first, own_folder(config, False, processes) as second:
+        return str(first), str(second)
 
 
 @pytest.mark.distributed
-def test_processes_agree_on_a_folder_that_their_clocks_name(ranks):
-    assert ranks(2, names) == [("runs/digits-20261125-235951", "given")] * 2
-
-
-def test_the_name_of_a_run_is_when_it_began():
-    assert re.fullmatch(r"runs/digits-20\d{6}-\d{6}", str(find_output(RECIPES["digits"](), resume=False)))
+def test_processes_agree_on_a_new_folder(ranks, tmp_path):
+    (one, other) = ranks(2, names, tmp_path)
+    assert one == other
+    assert len(set(one)) == 2
+    assert sorted(f"runs/{path.name}" for path in (tmp_path / "runs").iterdir()) == sorted(one)
 
 
 def waits(ep_size):

@@ -24,6 +24,7 @@ REQUIRED = {
     "test_accuracy_per_class",
     "train_seconds",
     "epochs",
+    "changes",
     "num_parameters",
     "num_active_parameters",
     "active_flops_per_image",
@@ -206,7 +207,7 @@ def test_a_capacity_drops_in_training_and_not_in_evaluation(tmp_path):
 
 # MLflow's own SQL models use an SQLAlchemy option that SQLAlchemy 2.1 deprecates.
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
-def test_tracking_by_mlflow_knows_the_end_and_the_run_goes_on_under_its_name(tmp_path):
+def test_tracking_by_mlflow_knows_the_end_and_the_run_goes_on_under_its_name(tmp_path, caplog):
     mlflow = pytest.importorskip("mlflow")
     config = digits_config(tmp_path / "run", data=FIVE_STEPS, epochs=2)
     config = replace(config, tracking=TrackingConfig(log_interval=1))
@@ -216,10 +217,13 @@ def test_tracking_by_mlflow_knows_the_end_and_the_run_goes_on_under_its_name(tmp
     experiment = client.get_experiment_by_name("gatewright").experiment_id
     (stopped,) = client.search_runs([experiment])
     assert stopped.info.status == "KILLED"
-    result, _ = train(config, resume=True)
+    result, _ = train(replace(load_config(tmp_path / "run" / "config.yaml"), epochs=3), resume=True)
     (ended,) = client.search_runs([experiment])
     assert (ended.info.status, ended.info.run_id) == ("FINISHED", stopped.info.run_id)
     assert ended.data.params["optim.lr"] == "0.003"
+    assert ended.data.params["optim.warmup_epochs"] == "1.0"  # The recipe says 1, and the run's folder 1.0.
+    assert {name: value for name, value in ended.data.tags.items() if "resumed" in name} == {"resumed.epochs": "3"}
+    assert caplog.text == ""
     assert ended.data.metrics["test/accuracy"] == pytest.approx(result["test_accuracy"])
     hot = replace(config, output=str(tmp_path / "hot"), optim=replace(config.optim, name="sgd", lr=1e30))
     with pytest.raises(TrainingDiverged):

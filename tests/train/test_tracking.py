@@ -19,6 +19,8 @@ def _start_early(the_server):
 
 def test_the_default_is_a_quiet_sqlite_store_beside_the_runs(tmp_path, caplog, capfd):
     caplog.set_level(logging.INFO)
+    (tmp_path / "all runs").mkdir()
+    (tmp_path / "all runs" / "mlflow.db.partial").write_bytes(b"of a run that was killed while it made the store")
     trackers = []
     for name in ("one", "two"):
         tracker = start_tracking(TrackingConfig(), output=tmp_path / "all runs" / name, run_name=name)
@@ -36,6 +38,7 @@ def test_the_default_is_a_quiet_sqlite_store_beside_the_runs(tmp_path, caplog, c
     assert [run.data.metrics for run in runs] == [{"loss": 1.0}] * 2
     assert len(list(store.glob("mlartifacts/*/artifacts/files/metrics.jsonl"))) == 2
     assert f"--backend-store-uri 'sqlite:///{store}/mlflow.db'" in trackers[0].location
+    assert not (store / "mlflow.db.partial").exists()
     assert caplog.text == ""
     assert capfd.readouterr().err == ""
 

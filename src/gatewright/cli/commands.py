@@ -28,7 +28,6 @@ from gatewright.train import (
     RunConfig,
     check_same_images,
     evaluate,
-    find_output,
     launch,
     load_config,
     load_run,
@@ -69,8 +68,7 @@ def train_command(words: list[str]) -> None:
         print(preview(arguments.run, resume=arguments.resume), end="")
         return
     if needs_launch(arguments.run):
-        output = find_output(arguments.run, arguments.resume)
-        launch(replace(arguments.run, output=str(output)), [*words, "--output", str(output)])
+        launch(arguments.run, words, resume=arguments.resume)
         return
     resume = arguments.resume or was_restarted(Path(arguments.run.output or ""))
     result, output = train(arguments.run, resume=resume, recipe=RECIPES[recipe]())

@@ -3,7 +3,7 @@
 from gatewright.train.config import OptimConfig, RunConfig, load_config, save_config
 from gatewright.train.engine import TrainingDiverged
 from gatewright.train.evaluate import Evaluation, LayerUse, evaluate
-from gatewright.train.folder import check_same_images, find_output
+from gatewright.train.folder import check_same_images
 from gatewright.train.heartbeat import LostProcess
 from gatewright.train.launch import launch, needs_launch, was_restarted
 from gatewright.train.loop import train
@@ -25,7 +25,6 @@ __all__ = [
     "TrainingDiverged",
     "check_same_images",
     "evaluate",
-    "find_output",
     "launch",
     "load_config",
     "load_run",

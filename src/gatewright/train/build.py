@@ -58,14 +58,14 @@ def build_engine(
     if config.engine == "deepspeed":
         start_deepspeed(device)  # Its own layer in a model asks it for the device.
     mean, std = channel_statistics(splits.train)
-    steps_per_epoch = count_steps(config, splits)
+    steps = steps_per_epoch(config, len(splits.train))
     if processes.rank == 0:
         warn_of_few_images(config, splits)
     network = build_network(config, splits)
     model: nn.Module = ImageClassifier(network, mean.tolist(), std.tolist())
     check_network(model, config, device)
     make = TorchEngine if config.engine == "torch" else partial(DeepSpeedEngine, folder=folder)
-    return make(model, config, device=device, steps_per_epoch=steps_per_epoch, processes=processes)
+    return make(model, config, device=device, steps_per_epoch=steps, processes=processes)
 
 
 def build_network(config: RunConfig, splits: ImageSplits) -> nn.Module:
@@ -74,16 +74,16 @@ def build_network(config: RunConfig, splits: ImageSplits) -> nn.Module:
     return config.model.build((channels, height, width), len(splits.train.class_names))
 
 
-def count_steps(config: RunConfig, splits: ImageSplits) -> int:
-    """Return the optimizer steps of an epoch.
+def steps_per_epoch(config: RunConfig, num_images: int) -> int:
+    """Count the optimizer steps of one epoch.
 
     Raises:
         ValueError: If an epoch has fewer batches than one step takes.
     """
-    batches = num_batches(len(splits.train), config.data.batch_size)
+    batches = num_batches(num_images, config.data.batch_size)
     if batches < config.optim.accumulation_steps:
         raise ValueError(
-            f"An epoch of {len(splits.train)} images has {batches} batches of {config.data.batch_size}, fewer than "
+            f"An epoch of {num_images} images has {batches} batches of {config.data.batch_size}, fewer than "
             f"accumulation_steps ({config.optim.accumulation_steps}). Use smaller batches or fewer accumulation steps."
         )
     return batches // config.optim.accumulation_steps

@@ -1,5 +1,6 @@
 """The settings of a run: frozen dataclasses, written beside the run and read back from there."""
 
+import json
 import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -234,11 +235,26 @@ def read_config(text: str | bytes, path: Path) -> RunConfig:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     _refuse_unknown_keys(settings, RunConfig, path)
+    return _structured(settings, path)
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """Return a config as nested dicts of what JSON has, each number of the type that its field declares.
+
+    Raises:
+        ValueError: If a value is of another type.
+    """
+    typed = _structured(_converter().unstructure(config), "The config")
+    settings: dict[str, Any] = json.loads(json.dumps(_converter().unstructure(typed)))
+    return settings
+
+
+def _structured(settings: Any, source: object) -> RunConfig:
     try:
         config: RunConfig = _converter().structure(settings, RunConfig)
     except Exception as error:  # cattrs raises groups of errors of many kinds
         reasons = "; ".join(require("cattrs", "train").transform_error(error, "run", _reason))
-        raise ValueError(f"{path} does not describe a run: {reasons}") from error
+        raise ValueError(f"{source} does not describe a run: {reasons}") from error
     return config
 
 

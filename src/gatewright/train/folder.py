@@ -7,35 +7,42 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from gatewright.data import ImageSet
 from gatewright.train.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
-from gatewright.train.config import RunConfig
+from gatewright.train.config import RunConfig, load_config, settings_of
+from gatewright.train.lock import locked
 from gatewright.train.processes import ALONE, Processes
 from gatewright.train.program import program
 
 CONFIG = "config.yaml"
-NOW = "%Y%m%d%H%M%S"
+RUNS = "runs"
+LOCK = ".lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def find_output(config: RunConfig, resume: bool) -> Path:
-    """Name the run's folder, unless that would mix two runs."""
-    output = Path(config.output or _named(config, int(f"{datetime.now():{NOW}}")))
+def check_output(config: RunConfig, resume: bool) -> None:
+    """Refuse a folder in which two runs would be mixed, or none could be gone on with.
+
+    Raises:
+        FileExistsError: If it is a file, or holds a run already and `resume` is not set.
+        FileNotFoundError: If there is no run to resume.
+    """
+    output = Path(config.output or RUNS)
     in_the_way = next((path for path in (output, *output.parents) if path.exists() and not path.is_dir()), None)
     if in_the_way:
         raise FileExistsError(f"{in_the_way} is a file, and --output names the run's folder. Name another.")
     there = next(path for path in (output, *output.parents) if path.exists())
     if not is_writable(there):
         raise PermissionError(f"{there} cannot be written to, and the run's folder is to be {output}. Name another.")
-    exists = (output / CONFIG).is_file()
+    exists = config.output is not None and (output / CONFIG).is_file()
     if resume and not exists:
         raise FileNotFoundError(f"There is no run to resume at {output}: name its folder with --output.")
     if exists and not resume:
         raise FileExistsError(f"{output} holds a run already. Go on with it by --resume, or name another --output.")
-    return output
 
 
 def is_writable(folder: Path) -> bool:
@@ -43,18 +50,63 @@ def is_writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
-def agreed_name(output: Path, config: RunConfig, processes: Processes) -> Path:
-    """Return the run's folder, by the latest of all processes' clocks where these name it."""
-    if config.output is not None or processes.world == 1:
-        return output
-    latest = processes.agree(int(output.name.removeprefix(f"{config.recipe}-").replace("-", "")))
-    assert latest is not None
-    return Path(_named(config, latest))
+@contextlib.contextmanager
+def own_folder(config: RunConfig, resume: bool, processes: Processes = ALONE) -> Iterator[Path]:
+    """Hold the run's folder, which no other run trains in meanwhile.
+
+    Raises:
+        FileExistsError: If another run does, or it holds one already and `resume` is not set.
+    """
+    output = Path(config.output) if config.output else new_folder(config, processes)
+    with _one_run_in(output, processes), room_in(config, output):
+        check_output(config, resume)  # Again: a run that has just ended may have been in it.
+        yield output
 
 
-def _named(config: RunConfig, now: int) -> str:
-    digits = str(now)
-    return f"runs/{config.recipe}-{digits[:8]}-{digits[8:]}"
+@contextlib.contextmanager
+def _one_run_in(folder: Path, processes: Processes = ALONE) -> Iterator[None]:
+    """Keep other runs out of a folder; the first process holds the lock for all of a run's processes.
+
+    Args:
+        folder: It is made where there is none.
+        processes: Those of the run.
+
+    Raises:
+        FileExistsError: If another run is training in it.
+    """
+    with contextlib.ExitStack() as stack:
+        held = True
+        if processes.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(locked(folder / LOCK, wait=False))
+        if processes.agree(None if held else 1) is not None:
+            raise FileExistsError(
+                f"Another run is training in {folder} at this moment. Wait until it has ended, or stop it; or name "
+                "another folder with --output."
+            )
+        yield
+
+
+def new_folder(config: RunConfig, processes: Processes = ALONE) -> Path:
+    """Make a folder of the run's own, named after the moment by the latest of its processes' clocks."""
+    now = str(processes.agree(int(f"{datetime.now():%Y%m%d%H%M%S}")))
+    name = f"{RUNS}/{config.recipe}-{now[:8]}-{now[8:]}"
+    number = processes.agree(_claim(name) if processes.rank == 0 else None)
+    assert number is not None
+    return _numbered(name, number)
+
+
+def _claim(name: str) -> int:
+    """Make the first folder of a name that is no other run's, and return its number."""
+    for number in count(1):
+        with contextlib.suppress(FileExistsError):
+            _numbered(name, number).mkdir(parents=True)
+            return number
+    raise AssertionError
+
+
+def _numbered(name: str, number: int) -> Path:
+    return Path(name if number == 1 else f"{name}-{number}")
 
 
 def refuse_a_late_split(config: RunConfig, epoch: int) -> None:
@@ -128,6 +180,8 @@ def agreed_state(output: Path, processes: Processes = ALONE) -> dict[str, Any] |
     for path in damaged if processes.rank == 0 else ():
         aside = path.rename(path.with_name(f"{path.name}.damaged"))
         print(f"warning: {path} is damaged, and is now {aside.name}; going on from step {step}.", file=sys.stderr)
+    if state is not None and "config" not in state:  # Version 0.1.0 kept it beside the checkpoints alone.
+        state["config"] = settings_of(load_config(output / CONFIG))
     return state
 
 

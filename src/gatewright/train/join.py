@@ -44,7 +44,7 @@ def join_processes(config: RunConfig, environment: Mapping[str, str] = os.enviro
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"  # What processes tell each other about is on the CPU.
     store = dist.HashStore() if world == 1 else None  # type: ignore[attr-defined]
     place = (0, 1) if world == 1 else (-1, -1)  # Several processes find theirs in the environment.
-    _check_devices(config, places.get("LOCAL_RANK", 0), on_gpu)
+    check_devices(config, places.get("LOCAL_RANK", 0), on_gpu)
     timeout = timedelta(seconds=config.parallel.timeout)
     try:
         dist.init_process_group(backend, timeout=timeout, store=store, rank=place[0], world_size=place[1])
@@ -74,7 +74,7 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def _check_devices(config: RunConfig, local_rank: int, on_gpu: bool) -> None:
+def check_devices(config: RunConfig, local_rank: int, on_gpu: bool) -> None:
     """Refuse more processes on a machine than it has GPUs.
 
     Raises:

@@ -1,9 +1,11 @@
 """Starting the processes of a run on this machine, and starting them again where one dies."""
 
+import logging
 import os
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,9 +17,12 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from gatewright.train.agent import DIVERGED, FOR_A_PERSON, Agent, first_failure, sentence
 from gatewright.train.config import RunConfig
-from gatewright.train.folder import CONFIG
-from gatewright.train.join import check_fit
+from gatewright.train.folder import CONFIG, own_folder
 from gatewright.train.signals import Interrupted
+from gatewright.train.validate import check_processes
+
+TORCHS_WORDS = "torch.distributed.elastic.multiprocessing.api"
+"""Where torch logs that a process failed, which `Agent` says in a sentence, and that it stops the others."""
 
 
 def needs_launch(config: RunConfig, environment: Mapping[str, str] = os.environ) -> bool:
@@ -26,29 +31,38 @@ def needs_launch(config: RunConfig, environment: Mapping[str, str] = os.environ)
     return config.processes > 1 and not launched
 
 
-def launch(config: RunConfig, words: Sequence[str]) -> None:
+def launch(config: RunConfig, words: Sequence[str], *, resume: bool = False) -> None:
     """Run ``gatewright train`` with these words on every process, by torch's elastic launcher.
 
     A process that dies takes the others with it; all are started again from the newest checkpoint.
 
+    Args:
+        config: The run.
+        words: What was typed after ``train``.
+        resume: Whether these words ask to go on with a run.
+
     Raises:
-        ValueError: If the processes cannot share the run out.
+        OSError: If the folder of the run, or that of its data, is not what it has to be.
+        ValueError: If the settings, the data or the run to resume do not fit together.
         ChildProcessError: If processes died more often than ``parallel.max_restarts``.
         Interrupted: If a signal stopped the run; its processes saved it first.
         SystemExit: If a process said what a person must mend, or diverged.
     """
-    check_fit(config, config.processes)
+    check_processes(config, resume=resume)
+    with own_folder(config, resume) as output:  # The first process takes it over.
+        config = replace(config, output=str(output))
     threads = max(1, (os.cpu_count() or 1) // config.processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     # Each start has a store of its own: in the launcher's, processes started again find the addresses of the dead.
     # https://github.com/pytorch/pytorch/issues/135712
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    logging.getLogger(TORCHS_WORDS).setLevel(logging.CRITICAL)
     parameters = RendezvousParameters("c10d", "localhost:0", uuid.uuid4().hex, 1, 1)
     spec = WorkerSpec(
         role="train",
         local_world_size=config.processes,
         entrypoint=sys.executable,
-        args=("-m", "gatewright", "train", *words),
+        args=("-m", "gatewright", "train", *words, "--output", config.output),
         rdzv_handler=get_rendezvous_handler(parameters),
         max_restarts=config.parallel.max_restarts,
         monitor_interval=0.2,

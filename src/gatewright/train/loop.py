@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -11,77 +11,28 @@ from typing import Any
 
 import torch
 
-from gatewright.data import (
-    ImageSet,
-    ImageSplits,
-    evaluation_batches,
-    load_images,
-    local_files,
-    training_batches,
-    write_examples,
-)
+from gatewright.data import ImageSet, evaluation_batches, load_images, training_batches, write_examples
 from gatewright.metrics import load_share
 from gatewright.report import write_pictures, write_report
 from gatewright.routed import moe_layers
 from gatewright.train.build import build_engine, check_image_shape
 from gatewright.train.checkpoint import newest_checkpoint
-from gatewright.train.config import RunConfig, save_config
+from gatewright.train.config import RunConfig, save_config, settings_of
 from gatewright.train.device import find_device
 from gatewright.train.engine import Batch, StepReport, TorchEngine, TrainingDiverged
 from gatewright.train.evaluate import Evaluation, evaluate
-from gatewright.train.folder import (
-    CONFIG,
-    agreed_name,
-    agreed_state,
-    check_same_images,
-    find_output,
-    refuse_a_late_split,
-    resume_command,
-    room_in,
-)
+from gatewright.train.folder import CONFIG, agreed_state, own_folder, resume_command
 from gatewright.train.join import join_processes
 from gatewright.train.pace import Pace
 from gatewright.train.preview import announcement
 from gatewright.train.progress import Progress
-from gatewright.train.provenance import DataSplit, describe_data, describe_origin
+from gatewright.train.provenance import describe_data, describe_origin
 from gatewright.train.result import describe_result, evaluation_metrics, hardware, layer_metrics, versions, write_json
+from gatewright.train.run import Position, Run
 from gatewright.train.saving import Saver
 from gatewright.train.signals import Interrupted, StopRequest
 from gatewright.train.tracked import tracked
-from gatewright.train.tracking import Tracker
-
-
-@dataclass
-class Position:
-    """Where a run stands; with its config this determines everything that is still to come.
-
-    Args:
-        epoch: The epoch under way.
-        step: Optimizer steps made in it.
-        train_seconds: Time in training so far, checkpoints and evaluations on held-out images included.
-        tracking_id: The tracker's name for the run, under which a resumed run goes on.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    train_seconds: float = 0.0
-    tracking_id: str | None = None
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one run holds on to."""
-
-    config: RunConfig
-    recipe: RunConfig | None
-    output: Path
-    splits: ImageSplits
-    data: list[DataSplit]
-    engine: TorchEngine
-    tracker: Tracker
-    position: Position
-    saver: Saver
-    pace: Pace
+from gatewright.train.validate import check_start, check_trained_on, tell_changes
 
 
 def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None = None) -> tuple[dict[str, Any], Path]:
@@ -97,7 +48,8 @@ def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None =
         The content of ``result.json``, and the run's folder.
 
     Raises:
-        FileExistsError: If the folder holds a run already and `resume` is not set, or is a file.
+        FileExistsError: If the folder holds a run already and `resume` is not set, or is a file, or another run is
+            training in it.
         FileNotFoundError: If there is nothing to resume, or the data are not there.
         ConnectionError: If the tracking server does not answer at the start.
         OSError: If the disk is full; the older checkpoints are intact.
@@ -106,21 +58,20 @@ def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None =
         LostProcess: If another process is gone, hangs or cannot be reached.
         Interrupted: If Ctrl-C or SIGTERM stopped the run; it saved itself first.
     """
-    output = find_output(config, resume)
-    with join_processes(config) as processes, room_in(config, output):
-        output = agreed_name(output, config, processes)
-        local_files(config.data)  # A path that is wrong is said before anything is opened.
+    check_start(config, resume)
+    with join_processes(config) as processes, own_folder(config, resume, processes) as output:
         device = find_device(config.device, processes.local_rank)
         saved = agreed_state(output, processes) if resume else None
         position = Position(**saved["position"]) if saved else Position()
-        refuse_a_late_split(config, position.epoch)
+        if saved:
+            position.changes.extend(tell_changes(config, saved, processes))
         torch.manual_seed(config.seed)
         with tracked(config, output, position.tracking_id, processes) as tracker:
             position.tracking_id = tracker.run_id or position.tracking_id
             splits = load_images(config.data, check=partial(check_image_shape, config))
             tracker.log_data(data := describe_data(config.data, splits))
             if saved:
-                check_same_images(splits.train, saved["class_names"], saved["image_shape"])
+                check_trained_on(splits.train, saved)
             checkpoints = output / "checkpoints"
             engine = build_engine(config, splits, device, processes, folder=checkpoints / "deepspeed")
             if saved:
@@ -164,25 +115,32 @@ def train_epochs(run: Run) -> None:
         progress.line(_announcement(run))
         while position.epoch < config.epochs:
             engine.begin_epoch(position.epoch)
+            stopped_by: int | None = None
             for micro_batches in _steps(run):
                 report = _step(run, micro_batches)
                 progress.advance(report.task_loss)
                 position.train_seconds = time.monotonic() - began
-                signal_number = engine.processes.agree(stop.signal_number)
-                if signal_number is not None or (_is_due(run) and position.step < engine.steps_per_epoch):
+                stopped_by = engine.processes.agree(stop.signal_number)
+                if position.step < engine.steps_per_epoch and (stopped_by is not None or _is_due(run)):
                     _save(run)
-                if signal_number is not None:
-                    run.saver.wait()
-                    raise Interrupted(_how_to_resume(run), signal_number)
+                    _stop(run, stopped_by)
             position.epoch, position.step = position.epoch + 1, 0
             progress.line(_log_epoch(run))
             position.train_seconds = time.monotonic() - began
             # Once for each step: a second checkpoint of the same one would replace files that make up the first.
-            if position.epoch % config.checkpoint_every == 0 or position.epoch == config.epochs or _is_due(run):
+            last = position.epoch == config.epochs or stopped_by is not None
+            if last or position.epoch % config.checkpoint_every == 0 or _is_due(run):
                 _save(run)
+            _stop(run, stopped_by)
         run.saver.wait()
-        if (signal_number := engine.processes.agree(stop.signal_number)) is not None:
-            raise Interrupted(_how_to_resume(run), signal_number)
+        _stop(run, engine.processes.agree(stop.signal_number))
+
+
+def _stop(run: Run, signal_number: int | None) -> None:
+    """End a run that was asked to, once what it saved is written."""
+    if signal_number is not None:
+        run.saver.wait()
+        raise Interrupted(_how_to_resume(run), signal_number)
 
 
 def conclude(run: Run) -> dict[str, Any]:
@@ -193,6 +151,7 @@ def conclude(run: Run) -> dict[str, Any]:
         "recipe": run.config.recipe,
         "seed": run.config.seed,
         "epochs": run.config.epochs,
+        "resumed_with": run.position.changes,
         "train_seconds": round(run.position.train_seconds, 2),
         **describe_origin(run.config, run.recipe, run.data),
         **describe_result(run.engine.evaluated, evaluation, run.splits.test.class_names, example, run.engine.processes),
@@ -297,6 +256,8 @@ def _save(run: Run) -> None:
     state = {
         "engine": run.engine.state_dict(part=True),
         "position": asdict(run.position),
+        "config": settings_of(run.config),
+        "num_images": len(images),
         "class_names": list(images.class_names),
         "image_shape": list(images.images.shape[1:]),
     }

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gatewright.extras import require
+from gatewright.train.lock import locked
 from gatewright.train.outbox import Outbox, reason
 from gatewright.train.provenance import DataSplit, command
 
@@ -56,12 +57,21 @@ class MlflowRun:
         location: One sentence that says where to look.
         destination: The store's URI, fit to print.
         cleanup: Closed at the end of the run.
+        parameters: Those that the run has already.
     """
 
     def __init__(
-        self, client: "MlflowClient", run_id: str, *, location: str, destination: str, cleanup: ExitStack
+        self,
+        client: "MlflowClient",
+        run_id: str,
+        *,
+        location: str,
+        destination: str,
+        cleanup: ExitStack,
+        parameters: Mapping[str, str],
     ) -> None:
         self.run_id = run_id
+        self._parameters = parameters
         self.location = location
         self._client = client
         self._destination = destination
@@ -69,8 +79,14 @@ class MlflowRun:
         self._outbox = Outbox(self._send, destination)
 
     def log_parameters(self, parameters: Mapping[str, object]) -> None:
-        """Queue parameters, flattened to `a.b.c` and cut to MLflow's limits."""
-        self._outbox.put("parameters", flatten(parameters))
+        """Queue parameters, flattened to `a.b.c` and cut to MLflow's limits.
+
+        MLflow never changes a parameter. One that a resumed run has with another value becomes a tag, `resumed.a.b.c`.
+        """
+        values, known = dict(flatten(parameters)), self._parameters
+        changed = {name: value for name, value in values.items() if known.get(name, value) != value}
+        self._outbox.put("parameters", [(name, value) for name, value in values.items() if name not in known])
+        self._outbox.put("tags", [(f"resumed.{name}"[:MAX_NAME_LENGTH], value) for name, value in changed.items()])
 
     def log_metrics(self, metrics: Mapping[str, float], step: int, seconds: float) -> None:
         """Queue one point of each metric, taken at `seconds` since the epoch."""
@@ -94,7 +110,7 @@ class MlflowRun:
             logger.warning("Not delivered to MLflow at %s: %s. metrics.jsonl is complete.", self._destination, counts)
 
     def _send(self, kind: str, payloads: list[Any]) -> None:
-        from mlflow.entities import Metric, Param
+        from mlflow.entities import Metric, Param, RunTag
 
         match kind:
             case "metrics":
@@ -103,6 +119,8 @@ class MlflowRun:
                 self._client.log_batch(self.run_id, params=[Param(*payload) for payload in payloads])
             case "data sets":
                 self._client.log_inputs(self.run_id, [_data_input(split) for split in payloads])
+            case "tags":
+                self._client.log_batch(self.run_id, tags=[RunTag(*payload) for payload in payloads])
             case "files":
                 self._client.log_artifact(self.run_id, *payloads[0])
             case "end of run":
@@ -130,17 +148,49 @@ def open_run(
         mlflow = require("mlflow", "train")
         try:
             with _quiet("alembic", "mlflow.store.db.utils"):
+                create_store(uri)
                 client = mlflow.MlflowClient(tracking_uri=uri)
                 experiment_id = _experiment_id(client, experiment, artifact_location(uri))
                 run_id = _run_id(client, experiment_id, run_name, resume_id, tags or {})
+                parameters = client.get_run(run_id).data.params
         except Exception as error:
+            way_on = f"Move {database_of(uri)} away to begin another store" if database_of(uri) else "Start that server"
             raise ConnectionError(
                 f"cannot log to MLflow at {destination} ({reason(error)}). "
-                "Start that server, or unset MLFLOW_TRACKING_URI to log to a local SQLite store, "
+                f"{way_on}, or unset MLFLOW_TRACKING_URI to log to a local SQLite store, "
                 "or pass --tracking.no-enabled to write metrics.jsonl only."
             ) from error
         location = _location(destination, experiment_id, run_id)
-        return MlflowRun(client, run_id, location=location, destination=destination, cleanup=stack.pop_all())
+        cleanup = stack.pop_all()
+        return MlflowRun(
+            client, run_id, location=location, destination=destination, cleanup=cleanup, parameters=parameters
+        )
+
+
+def create_store(uri: str) -> None:
+    """Create a SQLite database that is not there yet, whole or not at all; other stores are left to MLflow.
+
+    MLflow creates its tables one by one. Two runs that do so at once, or one that is killed meanwhile, would leave a
+    store that no run can use again: so it is made under another name, by one run while the others wait.
+    """
+    database = database_of(uri)
+    if database is None or database.exists():
+        return
+    mlflow = require("mlflow", "train")
+    partial = database.with_name(f"{database.name}.partial")
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with locked(database.with_name(f"{database.name}.lock")):
+        if database.exists():
+            return
+        partial.unlink(missing_ok=True)  # Of a run that was killed while it made it.
+        mlflow.MlflowClient(tracking_uri=f"sqlite:///{partial.as_posix()}").search_experiments(max_results=1)
+        partial.replace(database)
+
+
+def database_of(uri: str) -> Path | None:
+    """Return the file of a SQLite store; None of another store, and of one in memory."""
+    found = re.match(r"sqlite(?:\+\w+)?:///(?!:memory:|file:)([^?]+)", uri)
+    return Path(found[1]).resolve() if found else None
 
 
 def artifact_location(uri: str) -> str | None:
@@ -148,8 +198,8 @@ def artifact_location(uri: str) -> str | None:
 
     MLflow itself would put them below the folder that the run was started in, where nothing finds them again.
     """
-    database = re.match(r"sqlite(?:\+\w+)?:///(?!:memory:|file:)([^?]+)", uri)
-    return str(Path(database[1]).resolve().parent / "mlartifacts") if database else None
+    database = database_of(uri)
+    return str(database.parent / "mlartifacts") if database else None
 
 
 def _experiment_id(client: "MlflowClient", name: str, location: str | None) -> str:

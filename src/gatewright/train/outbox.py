@@ -12,7 +12,7 @@ from typing import Any
 logger = logging.getLogger("gatewright")
 
 # What one request may carry, by kind of item (mlflow.utils.validation).
-BATCH_LIMITS = {"metrics": 1000, "parameters": 100, "data sets": 10, "files": 1, "end of run": 1}
+BATCH_LIMITS = {"metrics": 1000, "parameters": 100, "tags": 100, "data sets": 10, "files": 1, "end of run": 1}
 # Answers that stay the same however often one asks; asking again would only hold up the rest.
 REFUSALS = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
 

@@ -4,15 +4,17 @@ from pathlib import Path
 
 import torch
 
-from gatewright.data import ImageSplits, load_images, local_files
+from gatewright.data import ImageSplits, load_images
 from gatewright.models import ImageClassifier
-from gatewright.train.build import build_network, count_steps
+from gatewright.train.build import build_network, steps_per_epoch
 from gatewright.train.config import RunConfig, config_text
 from gatewright.train.device import find_device
-from gatewright.train.folder import check_same_images, find_output, newest_intact, refuse_a_late_split
+from gatewright.train.folder import RUNS, newest_intact
 from gatewright.train.join import check_fit
 from gatewright.train.limits import check_network
 from gatewright.train.optim import build_optimizers
+from gatewright.train.processes import ALONE
+from gatewright.train.validate import check_start, check_trained_on, tell_changes
 
 
 def announcement(
@@ -37,16 +39,17 @@ def preview(config: RunConfig, *, resume: bool = False) -> str:
         OSError: If the run's folder or the data are not what they are to be.
         ValueError: If the settings, the data or the run to resume do not fit together.
     """
-    output = find_output(config, resume)
+    check_start(config, resume)
     check_fit(config, config.processes)
-    local_files(config.data)
+    output = Path(config.output or f"{RUNS}/{config.recipe}-DATE-TIME")
     device = find_device(config.device)
     state = newest_intact(output / "checkpoints")[0] if resume else None
-    refuse_a_late_split(config, state["position"]["epoch"] if state else 0)
+    if state:
+        tell_changes(config, state, ALONE)
     splits = load_images(config.data)
     if state:
-        check_same_images(splits.train, state["class_names"], state["image_shape"])
-    steps, done = count_steps(config, splits), state["engine"]["step_count"] if state else 0
+        check_trained_on(splits.train, state)
+    steps, done = steps_per_epoch(config, len(splits.train)), state["engine"]["step_count"] if state else 0
     said = announcement(config, splits, output, device=device, steps_per_epoch=steps, done=done)
     return f"{config_text(config)}\n{said}\n{_network(config, splits, device)}\nNothing was trained: --dry-run.\n"
 

@@ -2,10 +2,9 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
-from gatewright.train.config import RunConfig
+from gatewright.train.config import RunConfig, settings_of
 from gatewright.train.processes import Processes
 from gatewright.train.signals import Interrupted
 from gatewright.train.tracking import NoTracker, RunStatus, Tracker, start_tracking
@@ -31,7 +30,7 @@ def tracked(config: RunConfig, output: Path, resume_id: str | None, processes: P
     tracker = start_tracking(config.tracking, output=output, run_name=name, resume_id=resume_id)
     status: RunStatus = "FAILED"
     try:
-        tracker.log_parameters(asdict(config))
+        tracker.log_parameters(settings_of(config))
         yield tracker
         status = "FINISHED"
     except (Interrupted, KeyboardInterrupt):

@@ -1,0 +1,234 @@
+"""What may change when a run goes on: one decision for every setting, and the sentence that says what it does.
+
+A setting that is ``EXACT`` has no part in the numbers, and may change in silence. With ``ROUNDING`` the computation is
+the same, in another order or place, so that last digits may differ. ``FROM_HERE`` holds for the steps that are still to
+come. A refusal says why: the run would no longer be the one that its result names.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gatewright.train.build import steps_per_epoch
+from gatewright.train.config import OptimConfig, RunConfig, settings_of
+from gatewright.train.optim import rate_factor
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a setting may change in a run that is resumed.
+
+    Args:
+        kind: One of the four.
+        why: Of a refusal, the reason.
+    """
+
+    kind: Literal["exact", "rounding", "from here", "refused"]
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that is not what it was.
+
+    Args:
+        before: Its value in the steps so far.
+        now: Its value from here on.
+        epoch: Epochs that are complete.
+        step: Optimizer steps made in the next one.
+    """
+
+    before: Any
+    now: Any
+    epoch: int
+    step: int
+
+
+EXACT, ROUNDING, FROM_HERE = Decision("exact"), Decision("rounding"), Decision("from here")
+
+
+def refused(why: str) -> Decision:
+    """Refuse any change."""
+    return Decision("refused", why)
+
+
+def _epochs(change: Change) -> Decision:
+    begun = change.epoch + (change.step > 0)
+    return FROM_HERE if change.now >= begun else refused(f"it has begun {begun} epochs, which cannot be taken back")
+
+
+def _split_epoch(change: Change) -> Decision:
+    if 0 in (change.before, change.now):
+        return refused("experts begin either as one network or apart")
+    split = change.epoch >= change.before and (change.epoch, change.step) > (change.before, 0)
+    return refused(f"its experts are apart since epoch {change.before}") if split else FROM_HERE
+
+
+def _precision(change: Change) -> Decision:
+    half = "float16" in (change.before, change.now)
+    return refused("float16 keeps a loss scale, and the others have none") if half else FROM_HERE
+
+
+def _on_or_off(what: str) -> Callable[[Change], Decision]:
+    """Let a value change, but not to or from none."""
+    return lambda change: FROM_HERE if change.before and change.now else refused(what)
+
+
+NETWORK = refused("it decides which weights there are")
+ORDER = refused("it decides which images a step sees: some would be seen twice in an epoch, or never")
+
+DECISIONS: Mapping[str, Decision | Callable[[Change], Decision]] = {
+    "recipe": refused("the result bears its name"),
+    "seed": refused("weights, order, augmentation and noise come of it, and the result bears it"),
+    "epochs": _epochs,
+    "model.network": NETWORK,
+    "model.num_experts": NETWORK,
+    "model.router": NETWORK,
+    "model.layer": NETWORK,
+    "model.width": NETWORK,
+    "model.resnet": NETWORK,
+    "model.emit": NETWORK,
+    "model.feature_size": NETWORK,
+    "model.stem_depth": NETWORK,
+    "model.gate_size": NETWORK,
+    "model.top_k": FROM_HERE,
+    "model.router_options": FROM_HERE,
+    "model.expert_dropout": _on_or_off("a router that drops experts is another module than one that does not"),
+    "model.losses": FROM_HERE,
+    "model.dispatch": FROM_HERE,
+    "model.capacity_factor": FROM_HERE,
+    "model.min_capacity": FROM_HERE,
+    "model.priority": FROM_HERE,
+    "model.split_epoch": _split_epoch,
+    "data.name": refused("it decides which images there are"),
+    "data.path": EXACT,  # The same images in another place: their number, classes and shape are compared.
+    "data.image_size": refused("it decides what the images look like"),
+    "data.holdout": refused("images that were trained on would be held out, or held-out ones trained on"),
+    "data.batch_size": ORDER,
+    "data.eval_batch_size": EXACT,
+    "data.cache": EXACT,
+    "data.augment.flip": FROM_HERE,
+    "data.augment.translate": FROM_HERE,
+    "data.augment.crop": FROM_HERE,
+    "optim.name": refused("each optimizer keeps a state of its own"),
+    "optim.lr": FROM_HERE,
+    "optim.adam_lr": FROM_HERE,
+    "optim.weight_decay": FROM_HERE,
+    "optim.momentum": FROM_HERE,
+    "optim.betas": FROM_HERE,
+    "optim.warmup_epochs": FROM_HERE,
+    "optim.warmup": FROM_HERE,
+    "optim.schedule": FROM_HERE,
+    "optim.clip_norm": FROM_HERE,
+    "optim.accumulation_steps": ORDER,
+    "optim.ema_decay": _on_or_off("averaged weights are kept from the first step on, or never"),
+    "optim.label_smoothing": FROM_HERE,
+    "tracking.enabled": EXACT,
+    "tracking.uri": EXACT,
+    "tracking.experiment": EXACT,
+    "tracking.log_interval": EXACT,
+    "parallel.ep_size": ROUNDING,
+    "parallel.shard": ROUNDING,
+    "parallel.balance": FROM_HERE,
+    "parallel.batch_norm": FROM_HERE,
+    "parallel.timeout": EXACT,
+    "parallel.max_restarts": EXACT,
+    "engine": ROUNDING,
+    "deepspeed.config": FROM_HERE,
+    "deepspeed.trust_checkpoint": EXACT,
+    "processes": ROUNDING,
+    "precision": _precision,
+    "device": ROUNDING,
+    "channels_last": ROUNDING,
+    "compile": ROUNDING,
+    "checkpoint_every": EXACT,
+    "checkpoint_every_steps": EXACT,
+    "checkpoint_in_background": EXACT,
+    "output": EXACT,
+}
+"""What becomes of each setting of a `RunConfig` that is changed."""
+
+LEAVES = ("model.router_options", "model.losses")  # settings that are mappings themselves
+RATE = ("lr", "warmup_epochs", "warmup", "schedule")  # what of the optimizer decides the learning rate
+
+
+def check_changes(config: RunConfig, saved: Mapping[str, Any]) -> list[str]:
+    """Compare the settings of a run that goes on with those that its checkpoint was trained with.
+
+    Args:
+        config: The run as it is to go on.
+        saved: What its checkpoint holds.
+
+    Returns:
+        A sentence for each change of what is computed.
+
+    Raises:
+        ValueError: If a setting was changed that has to stay; the sentence has all of these.
+    """
+    changes = changes_since(config, saved)
+    decisions = {name: _decide(name, change, left=config.epochs > change.epoch) for name, change in changes.items()}
+    refusals = [
+        f"{name} was {changes[name].before!r} and is {changes[name].now!r}, but {decision.why}"
+        for name, decision in decisions.items()
+        if decision.kind == "refused"
+    ]
+    if refusals:
+        raise ValueError(
+            f"A run goes on with the settings that make it what it is: {'; '.join(refusals)}. Leave out what changes "
+            "them, or begin another run."
+        )
+    said = [sentence for name, decision in decisions.items() if (sentence := _say(name, changes[name], decision))]
+    return said + (_say_rate(config, saved) if changes.keys() & {"epochs", *(f"optim.{name}" for name in RATE)} else [])
+
+
+def changes_since(config: RunConfig, saved: Mapping[str, Any]) -> dict[str, Change]:
+    """Return every setting that is not what a checkpoint was trained with; one that is new since then is none."""
+    before, now = flat(saved["config"]), flat(settings_of(config))
+    position = saved["position"]
+    return {
+        name: Change(before[name], value, position["epoch"], position["step"])
+        for name, value in now.items()
+        if name in before and before[name] != value
+    }
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        nested = isinstance(value, dict) and name not in LEAVES
+        found |= flat(value, f"{name}.") if nested else {name: value}
+    return found
+
+
+def _decide(name: str, change: Change, *, left: bool) -> Decision:
+    decided = DECISIONS[name]
+    decision = decided(change) if callable(decided) else decided
+    if decision is FROM_HERE and name != "epochs" and not left:
+        return refused("the run is finished, so that nothing would be trained with it (more epochs would)")
+    return decision
+
+
+def _say(name: str, change: Change, decision: Decision) -> str | None:
+    if decision.kind == "rounding":
+        return f"{name} was {change.before!r} and is {change.now!r}: the same computation, but for rounding."
+    if decision.kind == "from here":
+        place = f"step {change.step} of epoch {change.epoch + 1}" if change.step else f"the end of epoch {change.epoch}"
+        return f"{name} was {change.before!r} until {place}, and is {change.now!r} from there on."
+    return None
+
+
+def _say_rate(config: RunConfig, saved: Mapping[str, Any]) -> list[str]:
+    """Say how the learning rate goes on, where it is the run's own to set."""
+    step, before, num_images = saved["engine"]["step_count"], saved["config"], saved.get("num_images")
+    if config.deepspeed.config or saved["position"]["epoch"] >= config.epochs or not step or num_images is None:
+        return []
+    per_epoch = steps_per_epoch(config, num_images)
+    last = _rate(OptimConfig(**{name: before["optim"][name] for name in RATE}), step - 1, before["epochs"], per_epoch)
+    following = _rate(config.optim, step, config.epochs, per_epoch)
+    return [f"The learning rate was {last:.2g} in the last step and is {following:.2g} in the next."]
+
+
+def _rate(optim: OptimConfig, step: int, epochs: int, per_epoch: int) -> float:
+    return optim.lr * rate_factor(optim, step, num_steps=epochs * per_epoch, steps_per_epoch=per_epoch)

@@ -1,0 +1,47 @@
+"""A run under way: where it stands, and what it holds on to."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gatewright.data import ImageSplits
+from gatewright.train.config import RunConfig
+from gatewright.train.engine import TorchEngine
+from gatewright.train.pace import Pace
+from gatewright.train.provenance import DataSplit
+from gatewright.train.saving import Saver
+from gatewright.train.tracking import Tracker
+
+
+@dataclass
+class Position:
+    """Where a run stands; with its config this determines everything that is still to come.
+
+    Args:
+        epoch: The epoch under way.
+        step: Optimizer steps made in it.
+        train_seconds: Time in training so far, checkpoints and evaluations on held-out images included.
+        tracking_id: The tracker's name for the run, under which a resumed run goes on.
+        changes: A sentence for every setting that was changed where the run went on.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    train_seconds: float = 0.0
+    tracking_id: str | None = None
+    changes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run holds on to."""
+
+    config: RunConfig
+    recipe: RunConfig | None
+    output: Path
+    splits: ImageSplits
+    data: list[DataSplit]
+    engine: TorchEngine
+    tracker: Tracker
+    position: Position
+    saver: Saver
+    pace: Pace
