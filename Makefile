@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 PYTEST_WORKERS ?= logical
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 4 --dist worksteal
 
-.PHONY: install demo test test-all azure coverage check format promises notebooks clean
+.PHONY: install demo test test-all azure coverage check format promises notebooks docs-check clean
 
 install: $(VENV)/.installed
 
@@ -67,6 +67,10 @@ format: install
 
 promises: install
 	@$(BIN)/python -m tests.promises
+
+# Every command and every example of the documents, on a small budget; each with its exit status and its time.
+docs-check: install
+	@$(BIN)/python -m tests.documents
 
 # On the digits, or on CIFAR-10: make notebooks GATEWRIGHT_CIFAR10=FOLDER; GATEWRIGHT_EPOCHS=1 is a short look.
 notebooks: install

@@ -1,0 +1,113 @@
+"""Run what the documents say, on a small budget: ``python -m tests.documents [PAGE ...]``."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from PIL import Image
+
+from tests.data.samples import write_hub_folder
+from tests.documents.examples import PAGES, ROOT, examples
+from tests.train.runs import environment
+
+# What is not run, and why.
+SKIPPED = {
+    r"^make install": "it installs packages, and ran before this check",
+    r"^make clean": "it removes the environment that this check runs in",
+    r"^make (test|test-all|coverage|promises|notebooks|docs-check)\b": "it takes many minutes, and is a check itself",
+    r"^(\S+/)?pip install|^git clone": "it needs a network",
+    r"--hostfile": "it needs a second machine",
+    r"^sbatch": "it needs a Slurm cluster; tests/test_deploy.py runs the script",
+    r"^az ": "it needs an Azure subscription",
+    r"^mlflow (ui|server)": "it serves until it is stopped",
+}
+FRAGMENTS = {"docs/architecture.md": "lines out of a method"}
+# What stands for something that a reader has, and what it is here. Two hosts become one.
+PLACEHOLDERS = {"/shared/forty": "runs/forty", "first-host:29400": "localhost:0"}
+
+
+def main(pages):
+    """Run the examples of all pages, or of those named; return the exit status."""
+    failures = []
+    with tempfile.TemporaryDirectory() as folder:
+        images = write_hub_folder(Path(folder) / "images", num_train=400, num_test=40, height=32, width=32)
+        for page in pages or PAGES:
+            found = examples(page)
+            if found:
+                clone = fresh_clone(Path(folder) / page.replace("/", "-"))
+                failures += [example for example in found if not passes(example, clone, images)]
+    print(f"{len(failures)} failed", *(f"{example.page}:{example.line}" for example in failures))
+    return 1 if failures else 0
+
+
+def passes(example, clone, images):
+    """Run one example in a clone, or say why not; print what became of it, and its output where it failed."""
+    words = ["python", "-c", example.text] if example.python else on_a_small_budget(example.words(), images)
+    shown = f"{example.page}:{example.line}  {'its Python blocks' if example.python else ' '.join(words)}"
+    if reason := reason_to_skip(example, words):
+        print(f"skipped           {shown}  ({reason})", flush=True)
+        return True
+    start = time.monotonic()
+    run = subprocess.run(
+        words, cwd=clone, env=variables(clone), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    print(f"exit {run.returncode:<3}  {time.monotonic() - start:6.1f} s  {shown}", flush=True)
+    if run.returncode:
+        print("\n".join(f"    {line}" for line in run.stdout.splitlines()[-30:]), flush=True)
+    return run.returncode == 0
+
+
+def reason_to_skip(example, words):
+    """Say why an example is not run; empty where it is."""
+    if example.python:
+        return FRAGMENTS.get(example.page, "")
+    return next((reason for pattern, reason in SKIPPED.items() if re.search(pattern, " ".join(words))), "")
+
+
+def on_a_small_budget(words, images):
+    """Put what is here where a page has a placeholder, and make a training one epoch, or two if it is resumed."""
+    here = PLACEHOLDERS | {"FOLDER": str(images)}
+    words = [here.get(word, word) for word in words]
+    if words[0] == "make":
+        return ["make", *words[1:], "--assume-old=.venv/.installed"]
+    if "--nnodes" in words:
+        words[words.index("--nnodes") + 1] = "1"
+    return [*words, *training_budget(words[words.index("train") + 1 :], images)] if "train" in words else words
+
+
+def training_budget(words, images):
+    """Return flags that shorten a training; of two equal flags the last counts."""
+    recipe, *flags = words
+    epochs = "2" if "--resume" in flags else "1"
+    data = ["--data.path", str(images)] if recipe.startswith("cifar10") else []
+    large = recipe == "cifar10-resnets-article" and "40" in flags
+    experts = ["--model.num-experts", "4"] if large else []  # of 13 million parameters each
+    return ["--epochs", epochs, "--model.split-epoch", "0", *data, *experts]
+
+
+def fresh_clone(folder):
+    """Copy what git keeps of the working tree, and put beside it what a reader of the pages has at hand."""
+    names = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    for name in subprocess.run(names, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")[:-1]:
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    (folder / ".venv").symlink_to(ROOT / ".venv")
+    shutil.copy(folder / "deploy/article.json", folder / "settings.json")
+    Image.new("RGB", (32, 32), "orange").save(folder / "cat.png")
+    return folder
+
+
+def variables(clone):
+    """Return an environment in which the clone's package is found first, and DeepSpeed takes the CPU."""
+    more = environment(clone)
+    path = [str(clone / "src"), *filter(None, [more.get("PYTHONPATH")])]
+    return more | {"PYTHONPATH": ":".join(path), "DS_ACCELERATOR": "cpu"}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
