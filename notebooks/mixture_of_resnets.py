@@ -43,9 +43,10 @@ EPOCHS = int(os.environ.get("GATEWRIGHT_EPOCHS", "5"))
 # %%
 def settings(num_experts: int) -> RunConfig:
     config = cifar10_resnets()
-    if DATA is None:  # A digit that is mirrored is no longer the same digit.
+    if DATA is None:  # A digit that is mirrored is no longer the same digit; and an epoch has only 22 steps.
         augment = replace(config.data.augment, flip=False, translate=1)
         data = replace(config.data, name="digits", batch_size=64, augment=augment)
+        config = replace(config, tracking=replace(config.tracking, log_interval=5))
     else:
         data = replace(config.data, path=None if DATA == "hub" else DATA)
     model = replace(config.model, num_experts=num_experts, split_epoch=EPOCHS // 2 if num_experts > 1 else 0)

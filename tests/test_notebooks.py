@@ -52,7 +52,7 @@ def test_the_notebooks_run_and_show_what_they_say(copy):
     assert len(set(re.findall(r"[\d.]+%", right["article"]))) == 2
     assert "mixture of ResNets: test accuracy" in printed(copy, "mixture_of_resnets")
     forty = printed(copy, "parallel_networks")
-    assert "error: --parallel.ep-size (10) divides the number of processes (4)" in forty
+    assert re.search(r"^error: .*ep[-_]size \(10\)", forty, re.MULTILINE)
     accuracies = re.findall(r"process(?:es)?: test accuracy ([\d.]+)%", forty)
     assert len(accuracies) == 2
     assert len(set(accuracies)) == 1

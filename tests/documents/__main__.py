@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from tests.data.samples import write_hub_folder
-from tests.documents.examples import PAGES, ROOT, examples
+from tests.documents.examples import PAGES, ROOT, Example, examples
 from tests.train.runs import environment
 
 # What is not run, and why.
@@ -36,12 +36,23 @@ def main(pages):
     with tempfile.TemporaryDirectory() as folder:
         images = write_hub_folder(Path(folder) / "images", num_train=400, num_test=40, height=32, width=32)
         for page in pages or PAGES:
-            found = examples(page)
-            if found:
+            if found := examples(page):
                 clone = fresh_clone(Path(folder) / page.replace("/", "-"))
+                found = [*runs_at_hand(page, found), *found]
                 failures += [example for example in found if not passes(example, clone, images)]
     print(f"{len(failures)} failed", *(f"{example.page}:{example.line}" for example in failures))
     return 1 if failures else 0
+
+
+def runs_at_hand(page, found):
+    """Return the trainings of runs that a page goes on with, or evaluates, and never begins."""
+    begun, needed = set(), []
+    for words in (example.words() for example in found if not example.python):
+        runs = {PLACEHOLDERS.get(word, word) for word in words if "runs/" in PLACEHOLDERS.get(word, word)}
+        if "train" not in words or "--resume" in words:
+            needed += sorted(runs - begun)
+        begun |= runs
+    return [Example(page, 0, False, f"gatewright train cifar10-cnn --output {run}") for run in needed]
 
 
 def passes(example, clone, images):
@@ -83,7 +94,7 @@ def training_budget(words, images):
     """Return flags that shorten a training; of two equal flags the last counts."""
     recipe, *flags = words
     epochs = "2" if "--resume" in flags else "1"
-    data = ["--data.path", str(images)] if recipe.startswith("cifar10") else []
+    data = ["--data.path", str(images)] if recipe.startswith("cifar10") and "--data.name" not in flags else []
     large = recipe == "cifar10-resnets-article" and "40" in flags
     experts = ["--model.num-experts", "4"] if large else []  # of 13 million parameters each
     return ["--epochs", epochs, "--model.split-epoch", "0", *data, *experts]
