@@ -1,6 +1,7 @@
 """Run what the documents say, on a small budget: ``python -m tests.documents [PAGE ...]``."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,7 @@ SKIPPED = {
 }
 FRAGMENTS = {"docs/architecture.md": "lines out of a method"}
 # What stands for something that a reader has, and what it is here. Two hosts become one.
-PLACEHOLDERS = {"/shared/forty": "runs/forty", "first-host:29400": "localhost:0"}
+PLACEHOLDERS = {"/shared/forty": "runs/forty", "first-host:29400": "localhost:0", "--nnodes 2": "--nnodes 1"}
 
 
 def main(pages):
@@ -35,6 +36,7 @@ def main(pages):
     failures = []
     with tempfile.TemporaryDirectory() as folder:
         images = write_hub_folder(Path(folder) / "images", num_train=400, num_test=40, height=32, width=32)
+        Image.new("RGB", (32, 32), "orange").save(images / "cat.png")
         for page in pages or PAGES:
             if found := examples(page):
                 clone = fresh_clone(Path(folder) / page.replace("/", "-"))
@@ -47,9 +49,9 @@ def main(pages):
 def runs_at_hand(page, found):
     """Return the trainings of runs that a page goes on with, or evaluates, and never begins."""
     begun, needed = set(), []
-    for words in (example.words() for example in found if not example.python):
-        runs = {PLACEHOLDERS.get(word, word) for word in words if "runs/" in PLACEHOLDERS.get(word, word)}
-        if "train" not in words or "--resume" in words:
+    for text in (example.text for example in found if not example.python):
+        runs = set(re.findall(r"runs/[\w-]+", with_placeholders(text)))
+        if " train " not in text or "--resume" in text:
             needed += sorted(runs - begun)
         begun |= runs
     return [Example(page, 0, False, f"gatewright train cifar10-cnn --output {run}") for run in needed]
@@ -57,40 +59,45 @@ def runs_at_hand(page, found):
 
 def passes(example, clone, images):
     """Run one example in a clone, or say why not; print what became of it, and its output where it failed."""
-    words = ["python", "-c", example.text] if example.python else on_a_small_budget(example.words(), images)
-    shown = f"{example.page}:{example.line}  {'its Python blocks' if example.python else ' '.join(words)}"
-    if reason := reason_to_skip(example, words):
+    command = example.text if example.python else on_a_small_budget(example.text, images)
+    shown = f"{example.page}:{example.line}  {'its Python blocks' if example.python else command}"
+    if reason := reason_to_skip(example):
         print(f"skipped           {shown}  ({reason})", flush=True)
         return True
+    words = ["python", "-c", command] if example.python else ["bash", "-c", command]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     start = time.monotonic()
-    run = subprocess.run(
-        words, cwd=clone, env=variables(clone), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    run = subprocess.run(words, cwd=clone, env=variables(clone), **streams)
     print(f"exit {run.returncode:<3}  {time.monotonic() - start:6.1f} s  {shown}", flush=True)
     if run.returncode:
         print("\n".join(f"    {line}" for line in run.stdout.splitlines()[-30:]), flush=True)
     return run.returncode == 0
 
 
-def reason_to_skip(example, words):
+def reason_to_skip(example):
     """Say why an example is not run; empty where it is."""
     if example.python:
         return FRAGMENTS.get(example.page, "")
-    return next((reason for pattern, reason in SKIPPED.items() if re.search(pattern, " ".join(words))), "")
+    return next((reason for pattern, reason in SKIPPED.items() if re.search(pattern, example.text)), "")
 
 
-def on_a_small_budget(words, images):
-    """Put what is here where a page has a placeholder, and make a training one epoch, or two if it is resumed."""
-    here = PLACEHOLDERS | {"FOLDER": str(images)}
-    words = [here.get(word, word) for word in words]
-    if words[0] == "make":
-        return ["make", *words[1:], "--assume-old=.venv/.installed"]
-    if "--nnodes" in words:
-        words[words.index("--nnodes") + 1] = "1"
-    return [*words, *training_budget(words[words.index("train") + 1 :], images)] if "train" in words else words
+def with_placeholders(text):
+    """Put what is here where a page has a placeholder."""
+    for placeholder, here in PLACEHOLDERS.items():
+        text = text.replace(placeholder, here)
+    return text
 
 
-def training_budget(words, images):
+def on_a_small_budget(text, images):
+    """Give placeholders a value, and make a training one epoch of a few images, or two epochs if it is resumed."""
+    text = re.sub(r"\bFOLDER\b", str(images), with_placeholders(text))
+    if text.startswith("make "):
+        return f"{text} --assume-old=.venv/.installed"
+    words = shlex.split(text)
+    return f"{text} {shlex.join(budget(words[words.index('train') + 1 :], images))}" if "train" in words else text
+
+
+def budget(words, images):
     """Return flags that shorten a training; of two equal flags the last counts."""
     recipe, *flags = words
     epochs = "2" if "--resume" in flags else "1"
@@ -109,7 +116,8 @@ def fresh_clone(folder):
             shutil.copy2(ROOT / name, folder / name)
     (folder / ".venv").symlink_to(ROOT / ".venv")
     shutil.copy(folder / "deploy/article.json", folder / "settings.json")
-    Image.new("RGB", (32, 32), "orange").save(folder / "cat.png")
+    for name in ("cat.png", "cat.jpg"):
+        Image.new("RGB", (32, 32), "orange").save(folder / name)
     return folder
 
 

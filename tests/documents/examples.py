@@ -4,7 +4,6 @@ The Python blocks of a page are one program.
 """
 
 import re
-import subprocess
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 FOLDERS = ("docs/*.md", "docs/*/*.md", "notebooks/*.md")
 PAGES = sorted(page.relative_to(ROOT).as_posix() for folder in ("*.md", *FOLDERS) for page in ROOT.glob(folder))
-PROGRAMS = "az|deepspeed|gatewright|git|make|mlflow|pip|python|sbatch|torchrun"
-COMMAND = re.compile(rf"(\w+=\S* )*(\.venv/bin/|\. )?({PROGRAMS}|\.venv/bin/activate)( |$)")
-ASSIGNMENT = re.compile(r'\w+="[^"]*"$')
+PROGRAMS = "az|deepspeed|gatewright|git|make|mlflow|pip|python|sbatch|source|torchrun"
+COMMAND = re.compile(rf"(\w+=\S* )*(\.venv/bin/)?({PROGRAMS}|\. \.venv/bin/activate)( |$)")
+ASSIGNMENT = re.compile(r'(\w+)="([^"]*)"$')
+COMMENT = re.compile(r"(^|\s+)#.*$")
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,13 @@ class Example:
         page: Where it stands.
         line: The line there on which it begins.
         python: Whether it is Python; else it is one command of a shell.
-        text: The program, or the command with the assignments before it.
+        text: The program, or the command, without its comment and with the values of the variables that its block sets.
     """
 
     page: str
     line: int
     python: bool
     text: str
-
-    def words(self):
-        """Have a shell split and expand the command, without running it."""
-        *assignments, command = self.text.splitlines()
-        script = "\n".join([*assignments, f"set -- {command}", "printf '%s\\0' \"$@\""])
-        run = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-        return run.stdout.split("\0")[:-1]
 
 
 def examples(page):
@@ -72,16 +65,17 @@ def blocks(text):
 
 def commands(page, first, block):
     """Return the commands of a block; none where it is a formula, a picture or what a program printed."""
-    found, assignments = [], []
+    found, variables = [], {}
     number, lines = first, block.splitlines()
     while lines:
         taken = 1 + next((index for index, line in enumerate(lines) if not line.endswith("\\")), 0)
-        line = " ".join(part.removesuffix("\\").strip() for part in lines[:taken])
-        if ASSIGNMENT.match(line):
-            assignments.append(line)
+        line = COMMENT.sub("", " ".join(part.removesuffix("\\").strip() for part in lines[:taken]))
+        if assignment := ASSIGNMENT.match(line):
+            variables[f"${assignment[1]}"] = assignment[2]
         elif COMMAND.match(line):
-            found.append(Example(page, number, False, "\n".join([*assignments, line])))
-        elif found and line and not line.startswith("#"):
+            expanded = re.sub(r"\$\w+", lambda name: variables.get(name[0], name[0]), line)
+            found.append(Example(page, number, False, expanded))
+        elif found and line:
             raise ValueError(f"{page}, line {number}: a block of commands has a line that is none: {line}")
         number, lines = number + taken, lines[taken:]
     return found
