@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 PYTEST_WORKERS ?= logical
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 4 --dist worksteal
 
-.PHONY: install demo test test-all azure coverage check format promises clean
+.PHONY: install demo test test-all azure coverage check format promises notebooks docs-check clean
 
 install: $(VENV)/.installed
 
@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml
 	@echo "[2/4] $(TORCH)"
 	@$(BIN)/python -m pip install --disable-pip-version-check $(TORCH)
 	@echo "[3/4] gatewright with everything its tests and recipes use"
-	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[train,dev]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[train,dev,notebooks]'
 	@echo "[4/4] $(DEEPSPEED)"
 	@test -z "$(DEEPSPEED)" || { \
 		$(BIN)/python -m pip install --disable-pip-version-check setuptools wheel ninja && \
@@ -67,6 +67,14 @@ format: install
 
 promises: install
 	@$(BIN)/python -m tests.promises
+
+# Every command and every example of the documents, on a small budget; each with its exit status and its time.
+docs-check: install
+	@$(BIN)/python -m tests.documents
+
+# On the digits, or on CIFAR-10: make notebooks GATEWRIGHT_CIFAR10=FOLDER; GATEWRIGHT_EPOCHS=1 is a short look.
+notebooks: install
+	@$(BIN)/python notebooks/execute.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,32 +1,35 @@
-"""The code in the documents runs."""
+"""The code in the documents runs, and their commands are understood. ``make docs-check`` runs the commands too."""
 
 import re
-from pathlib import Path
+import shlex
 
 import pytest
 import torch
 
+from gatewright.cli.commands import parse_train
+from gatewright.recipes import RECIPES
 from gatewright.routers import ROUTERS
+from tests.documents.__main__ import FRAGMENTS, main
+from tests.documents.examples import PAGES, ROOT, examples
 
-ROOT = Path(__file__).parent.parent
-PAGES = sorted(page.relative_to(ROOT).as_posix() for page in [*ROOT.glob("docs/*/*.md"), ROOT / "docs/dispatch.md"])
-TOP = sorted(page.relative_to(ROOT).as_posix() for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-
-
-def python_blocks(name):
-    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
+EXAMPLES = {page: examples(page) for page in PAGES}
+PROGRAMS = {page: example.text for page, found in EXAMPLES.items() for example in found if example.python}
+TRAININGS = [
+    example
+    for found in EXAMPLES.values()
+    for example in found
+    if not example.python and "gatewright train " in example.text
+]
 
 
 def test_the_example_of_the_readme_runs(capsys):
-    (example,) = python_blocks("README.md")
-    exec(compile(example, "README.md", "exec"), {})
+    exec(compile(PROGRAMS["README.md"], "README.md", "exec"), {})
     assert "tensor" in capsys.readouterr().out
 
 
 def test_the_router_of_the_contributing_guide_routes_by_angle_alone():
-    (source,) = python_blocks("CONTRIBUTING.md")
     names = {"__name__": "cosine"}
-    exec(compile(source, "CONTRIBUTING.md", "exec"), names)
+    exec(compile(PROGRAMS["CONTRIBUTING.md"], "CONTRIBUTING.md", "exec"), names)
     router = names["Cosine"](6, 4, 2)
     features = torch.randn(9, 6)
     routing, scaled = router(features), router(features * 5)
@@ -36,10 +39,29 @@ def test_the_router_of_the_contributing_guide_routes_by_angle_alone():
     assert router.gate.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_the_examples_of_the_pages_run(name):
-    (example,) = python_blocks(name)
-    exec(compile(example, name, "exec"), {})
+@pytest.mark.parametrize("name", sorted(PROGRAMS.keys() - {"README.md", "CONTRIBUTING.md"} - FRAGMENTS.keys()))
+def test_the_examples_of_the_pages_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(PROGRAMS[name], name, "exec"), {"__name__": name})
+
+
+@pytest.mark.parametrize("example", TRAININGS, ids=lambda example: f"{example.page}:{example.line}")
+def test_the_settings_of_the_commands_are_understood(example):
+    words = shlex.split(example.text)
+    recipe, *flags = words[words.index("train") + 1 :]
+    assert parse_train(RECIPES[recipe](), flags).run.recipe == recipe
+
+
+def test_a_command_that_fails_fails_the_check(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("To see:\n\n    gatewright list\n    gatewright lst\n    sbatch deploy/slurm.sh RUN digits\n")
+    assert main([str(page)]) == 1
+    printed = capsys.readouterr().out
+    assert re.search(r"^exit 0 +[\d.]+ s  .*page.md:3  gatewright list$", printed, re.MULTILINE)
+    assert re.search(r"^exit 2 +[\d.]+ s  .*page.md:4  gatewright lst$", printed, re.MULTILINE)
+    assert "did you mean 'list'?" in printed
+    assert "(it needs a Slurm cluster" in printed
+    assert printed.endswith(f"1 failed {page}:4\n")
 
 
 def test_every_router_has_a_page_and_the_index_has_every_page():
@@ -49,7 +71,7 @@ def test_every_router_has_a_page_and_the_index_has_every_page():
     assert sorted(re.findall(r"\]\(([a-z-]+\.md)\)", index)) == sorted(pages)
 
 
-@pytest.mark.parametrize("name", sorted({*TOP, *PAGES}))
+@pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#]+)\)", text)

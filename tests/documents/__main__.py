@@ -1,0 +1,132 @@
+"""Run what the documents say, on a small budget: ``python -m tests.documents [PAGE ...]``."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from PIL import Image
+
+from tests.data.samples import write_hub_folder
+from tests.documents.examples import PAGES, ROOT, Example, examples
+from tests.train.runs import environment
+
+# What is not run, and why.
+SKIPPED = {
+    r"^make install": "it installs packages, and ran before this check",
+    r"^make clean": "it removes the environment that this check runs in",
+    r"^make (test|test-all|coverage|promises|notebooks|docs-check)\b": "it takes many minutes, and is a check itself",
+    r"^(\S+/)?pip install|^git clone": "it needs a network",
+    r"--hostfile": "it needs a second machine",
+    r"^sbatch": "it needs a Slurm cluster; tests/test_deploy.py runs the script",
+    r"^az ": "it needs an Azure subscription",
+    r"^mlflow (ui|server)": "it serves until it is stopped",
+}
+FRAGMENTS = {"docs/architecture.md": "lines out of a method"}
+# What stands for something that a reader has, and what it is here. Two hosts become one.
+PLACEHOLDERS = {"/shared/forty": "runs/forty", "first-host:29400": "localhost:0", "--nnodes 2": "--nnodes 1"}
+
+
+def main(pages):
+    """Run the examples of all pages, or of those named; return the exit status."""
+    failures = []
+    with tempfile.TemporaryDirectory() as folder:
+        images = write_hub_folder(Path(folder) / "images", num_train=400, num_test=40, height=32, width=32)
+        Image.new("RGB", (32, 32), "orange").save(images / "cat.png")
+        for page in pages or PAGES:
+            if found := examples(page):
+                clone = fresh_clone(Path(folder) / page.replace("/", "-"))
+                found = [*runs_at_hand(page, found), *found]
+                failures += [example for example in found if not passes(example, clone, images)]
+    print(f"{len(failures)} failed", *(f"{example.page}:{example.line}" for example in failures))
+    return 1 if failures else 0
+
+
+def runs_at_hand(page, found):
+    """Return the trainings of runs that a page goes on with, or evaluates, and never begins."""
+    begun, needed = set(), []
+    for text in (example.text for example in found if not example.python):
+        runs = set(re.findall(r"runs/[\w-]+", with_placeholders(text)))
+        if " train " not in text or "--resume" in text:
+            needed += sorted(runs - begun)
+        begun |= runs
+    return [Example(page, 0, False, f"gatewright train cifar10-cnn --output {run}") for run in needed]
+
+
+def passes(example, clone, images):
+    """Run one example in a clone, or say why not; print what became of it, and its output where it failed."""
+    command = example.text if example.python else on_a_small_budget(example.text, images)
+    shown = f"{example.page}:{example.line}  {'its Python blocks' if example.python else command}"
+    if reason := reason_to_skip(example):
+        print(f"skipped           {shown}  ({reason})", flush=True)
+        return True
+    words = ["python", "-c", command] if example.python else ["bash", "-c", command]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    start = time.monotonic()
+    run = subprocess.run(words, cwd=clone, env=variables(clone), **streams)
+    print(f"exit {run.returncode:<3}  {time.monotonic() - start:6.1f} s  {shown}", flush=True)
+    if run.returncode:
+        print("\n".join(f"    {line}" for line in run.stdout.splitlines()[-30:]), flush=True)
+    return run.returncode == 0
+
+
+def reason_to_skip(example):
+    """Say why an example is not run; empty where it is."""
+    if example.python:
+        return FRAGMENTS.get(example.page, "")
+    return next((reason for pattern, reason in SKIPPED.items() if re.search(pattern, example.text)), "")
+
+
+def with_placeholders(text):
+    """Put what is here where a page has a placeholder."""
+    for placeholder, here in PLACEHOLDERS.items():
+        text = text.replace(placeholder, here)
+    return text
+
+
+def on_a_small_budget(text, images):
+    """Give placeholders a value, and make a training one epoch of a few images, or two epochs if it is resumed."""
+    text = re.sub(r"\bFOLDER\b", str(images), with_placeholders(text))
+    if text.startswith("make "):
+        return f"{text} --assume-old=.venv/.installed"
+    words = shlex.split(text)
+    return f"{text} {shlex.join(budget(words[words.index('train') + 1 :], images))}" if "train" in words else text
+
+
+def budget(words, images):
+    """Return flags that shorten a training; of two equal flags the last counts."""
+    recipe, *flags = words
+    epochs = "2" if "--resume" in flags else "1"
+    data = ["--data.path", str(images)] if recipe.startswith("cifar10") and "--data.name" not in flags else []
+    large = recipe == "cifar10-resnets-article" and "40" in flags
+    experts = ["--model.num-experts", "4"] if large else []  # of 13 million parameters each
+    return ["--epochs", epochs, "--model.split-epoch", "0", *data, *experts]
+
+
+def fresh_clone(folder):
+    """Copy what git keeps of the working tree, and put beside it what a reader of the pages has at hand."""
+    names = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    for name in subprocess.run(names, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")[:-1]:
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    (folder / ".venv").symlink_to(ROOT / ".venv")
+    shutil.copy(folder / "deploy/article.json", folder / "settings.json")
+    for name in ("cat.png", "cat.jpg"):
+        Image.new("RGB", (32, 32), "orange").save(folder / name)
+    return folder
+
+
+def variables(clone):
+    """Return an environment in which the clone's package is found first, and DeepSpeed takes the CPU."""
+    more = environment(clone)
+    path = [str(clone / "src"), *filter(None, [more.get("PYTHONPATH")])]
+    return more | {"PYTHONPATH": ":".join(path), "DS_ACCELERATOR": "cpu"}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
