@@ -77,7 +77,7 @@ def test_switch_loss_counts_dropped_assignments_too():
 
 def test_switch_loss_holds_the_shares_constant():
     counts, probs = torch.tensor([2.0, 1.0, 0.0, 0.0], requires_grad=True), torch.full((4,), 0.75, requires_grad=True)
-    load_balance_loss(replace(NOTHING, num_tokens=torch.tensor(3.0), tokens_per_expert=counts, probs=probs)).backward()
+    load_balance_loss(replace(NOTHING, num_tokens=torch.tensor(3), tokens_per_expert=counts, probs=probs)).backward()
     assert counts.grad is None
     assert_close(probs.grad, 4 / 3 * torch.tensor([2 / 3, 1 / 3, 0, 0]))
 

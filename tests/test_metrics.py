@@ -60,13 +60,13 @@ def test_by_hand(case, metric, expected):
 
 
 def test_router_entropy_is_a_mean_over_tokens():
-    assert_close(metrics.router_entropy(sums(1.0, 1.0, num_tokens=8.0, entropy=2.0)), torch.tensor(0.25))
+    assert_close(metrics.router_entropy(sums(1, 1, num_tokens=8, entropy=2.0)), torch.tensor(0.25))
 
 
 def test_drop_rate_is_a_share_of_assignments():
-    assert_close(metrics.drop_rate(sums(3.0, 1.0, num_tokens=2.0, dropped=1.0)), torch.tensor(0.25))
+    assert_close(metrics.drop_rate(sums(3, 1, num_tokens=2, dropped=1)), torch.tensor(0.25))
 
 
 def test_the_worst_max_over_mean_is_experts_over_top_k():
     """Two choices per token, always the same two of six."""
-    assert_close(metrics.max_over_mean_load(sums(5.0, 5.0, 0.0, 0.0, 0.0, 0.0, num_tokens=5.0)), torch.tensor(3.0))
+    assert_close(metrics.max_over_mean_load(sums(5, 5, 0, 0, 0, 0, num_tokens=5)), torch.tensor(3.0))

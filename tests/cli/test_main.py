@@ -87,7 +87,7 @@ def test_help_of_the_commands(gatewright):
         ("train cifar10-cnn --data.path nowhere --tracking.no-enabled", "nowhere"),
         ("train digits --device gpu", "There is no device 'gpu' here. Use --device auto, or cpu."),
         ("train digits --device meta", "There is no device 'meta' here. Use --device auto, or cpu."),
-        ("train digits --resume", "There is no run to resume at runs/digits-"),
+        ("train digits --resume", "There is no run to resume at runs: name its folder"),
         ("train digits --resume --output nowhere", "There is no run to resume at nowhere: name its folder"),
         ("evaluate nowhere", "No run at nowhere: it has no config.yaml. Name a folder that train wrote."),
         ("predict nowhere image.png", "No run at nowhere: it has no config.yaml."),
@@ -184,6 +184,7 @@ def test_ctrl_c_before_the_training_is_no_traceback(monkeypatch, capsys):
 # Gets Ctrl-C while the package is being imported, and is the program that is installed.
 INTERRUPTED = """
 import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell has its background jobs ignore it.
 class Interrupter:
     def find_spec(self, name, path=None, target=None):
         if name == "gatewright.routing":

@@ -121,15 +121,15 @@ def test_the_sums_agree_with_the_assignments(case, num_experts, top_k, training,
     routing = route(router, features_for(router, num_tokens), training=training)
     chosen = torch.nn.functional.one_hot(routing.expert_index, num_experts + 1)[:, :-1].to(routing.weight.dtype)
     sums = routing.sums
-    assert_close(sums.num_tokens, torch.tensor(float(num_tokens)))
-    assert_close(sums.tokens_per_expert, chosen.sum(0))
+    assert_close(sums.num_tokens, torch.tensor(num_tokens))
+    assert_close(sums.tokens_per_expert, chosen.sum(0).long())
     assert_close(sums.importance, routing.weight @ chosen)
     assert_close(sums.probs.sum(), torch.tensor(float(num_tokens)))
     assert ((sums.load >= 0) & (sums.load <= num_tokens + 1e-5)).all()  # an estimate in training
     assert sums.dropped == 0
     assert 0 <= sums.entropy <= num_tokens * torch.tensor(float(num_experts)).log() + 1e-5
     if not training:
-        assert_close(expert_load(sums), sums.tokens_per_expert)
+        assert_close(expert_load(sums), sums.tokens_per_expert.to(sums.load.dtype))
 
 
 def test_sums_of_two_batches_are_the_sums_of_the_joint_batch(case):
@@ -160,6 +160,9 @@ def test_evaluation_draws_nothing(case):
     assert torch.equal(first.weight, second.weight)
 
 
+COUNTS = {"num_tokens", "tokens_per_expert", "dropped", "group_tokens"}
+
+
 @pytest.mark.parametrize(
     ("module", "features", "weight"),
     [
@@ -180,7 +183,8 @@ def test_routing_is_at_least_float32(case, module, features, weight, autocast):
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         routing = route(router, torch.randn(7, DIM, dtype=features), training=True)
     assert routing.weight.dtype == weight
-    assert {getattr(routing.sums, field.name).dtype for field in fields(routing.sums)} == {weight}
+    types = {field.name: getattr(routing.sums, field.name).dtype for field in fields(routing.sums)}
+    assert types == {name: torch.int64 if name in COUNTS else weight for name in types}
 
 
 def test_autocast_changes_nothing(case):

@@ -95,8 +95,8 @@ def loads_over_training(make_router, options, steps):
 
     loads = [float(max_over_mean_load(route(5000).sums))]
     for _ in range(300):
-        moe.record(route(256))
-        moe.record(route(256))
+        moe.record(route(256), torch.zeros(1))
+        moe.record(route(256), torch.zeros(1))
         if steps:
             end_step(moe)
     return [*loads, float(max_over_mean_load(route(5000).sums))]

@@ -97,13 +97,13 @@ TYPES = [torch.bfloat16, torch.float16, torch.float64]
 def test_the_bias_stays_float32_bit_by_bit_in_a_model_of_another_type(dtype):
     router = Biased(8, 5, 2)
     router.expert_bias.bias.copy_(torch.randn(5))
-    router.expert_bias.load.copy_(torch.tensor([1.0, 257.0, 65521.0, 3.0, 0.0]))
+    router.expert_bias.load.copy_(torch.tensor([1, 257, 65521, 3, 2**40]))
     before = {name: buffer.clone() for name, buffer in router.named_buffers()}
     router.to(dtype)
     assert router.gate.weight.dtype == dtype
     assert sorted(before) == ["expert_bias.bias", "expert_bias.load"]
     for name, buffer in router.named_buffers():
-        assert buffer.dtype == torch.float32
+        assert buffer.dtype == before[name].dtype
         assert torch.equal(buffer, before[name])
     assert router.float().gate.weight.dtype == torch.float32
     assert [len(list(router.expert_bias.buffers())), *router.state_dict()] == [2, "gate.weight", "expert_bias.bias"]
@@ -138,7 +138,7 @@ def test_a_model_made_on_the_meta_device_takes_its_bias_from_a_state():
 def test_the_default_type_does_not_matter():
     torch.set_default_dtype(torch.bfloat16)
     try:
-        assert {buffer.dtype for buffer in ExpertBias(3).buffers()} == {torch.float32}
+        assert [buffer.dtype for buffer in ExpertBias(3).buffers()] == [torch.float32, torch.int64]
     finally:
         torch.set_default_dtype(torch.float32)
 

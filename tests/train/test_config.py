@@ -259,7 +259,7 @@ def test_an_optimizer_that_cannot_be_is_refused(changes, message):
         ({"model": {"top_k": 9}}, r"top_k \(9\) cannot exceed num_experts \(8\)"),
         ({"model": {"router": "top-j"}}, "No router is called 'top-j'; did you mean 'top-k'?"),
         ({"model": {"router": "top-k", "router_options": {"jiter": 0.1}}}, "did you mean 'jitter'?"),
-        ({"model": {"router_options": {"jitter": 0.1}}}, "router noisy-top-k is called 'jitter'. Known: none"),
+        ({"model": {"router_options": {"jitter": 0.1}}}, "router noisy-top-k is called 'jitter'. Known: gate_bias"),
         ({"model": {"router": "top-k", "router_options": {"jitter": 2.0}}}, "jitter is at least 0 and below 1"),
         ({"model": {"router": "top-k", "router_options": {"jitter": "much"}}}, "jitter .* is a number; got 'much'"),
         ({"model": {"losses": {"lod": 0.1}}}, "No auxiliary loss is called 'lod'; did you mean 'load'?"),

@@ -24,7 +24,7 @@ REQUIRED = {
     "test_accuracy_per_class",
     "train_seconds",
     "epochs",
-    "changes",
+    "resumed_with",
     "num_parameters",
     "num_active_parameters",
     "active_flops_per_image",

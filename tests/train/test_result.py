@@ -121,7 +121,7 @@ def test_the_description_is_that_of_the_evaluation():
     assert layer == describe_layer(use) | {"layer": "MoE", "router": "NoisyTopK", "top_k": 2}
     assert described["test_loss"] == found.loss
     assert layer["tokens_per_expert"] == tokens.tolist()
-    assert layer["load_cv"] == pytest.approx(float(tokens.std(correction=0) / tokens.mean()))
+    assert layer["load_cv"] == pytest.approx(float(tokens.double().std(correction=0) / tokens.double().mean()))
     assert layer["dead_experts"] == [index for index, count in enumerate(tokens) if count == 0]
     assert json.loads(json.dumps(described)) == described
 

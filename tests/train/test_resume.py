@@ -136,9 +136,9 @@ def test_a_finished_run_is_not_relabelled_and_more_epochs_say_what_they_do_to_th
         "The learning rate was 0.0002 in the last step and is 0.0015 in the next.",
     ]
     assert capsys.readouterr().err.splitlines() == [f"resumed: {sentence}" for sentence in sentences]
-    assert longer["changes"] == sentences
+    assert longer["resumed_with"] == sentences
     assert json.loads((output / "result.json").read_text())["epochs"] == 2
-    assert train(replace(config, epochs=2), resume=True)[0]["changes"] == sentences  # and stays on record
+    assert train(replace(config, epochs=2), resume=True)[0]["resumed_with"] == sentences  # and stays on record
 
 
 def test_a_stop_after_the_last_step_of_an_epoch_saves_that_step_once(tmp_path):

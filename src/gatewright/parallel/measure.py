@@ -131,7 +131,8 @@ def measure_sizes(
     _fill(network)
     part = None if layer is None else f"{name}.experts" if name else "experts"
     few = saved_bytes(network, make_items(FEW), part, context)
-    expert_operations = few.operations[0] // max(calls[0], 1)  # An expert without rows is not called.
+    # On average over the experts: one without rows is not called, and starts few.
+    expert_operations = few.operations[0] // (1 if layer is None else layer.router.num_experts)
     more = saved_bytes(network, make_items(2 * FEW), part, context)
     top_k = 1 if few.trip is None else len(few.trip[0]) // FEW
     rows = FEW * top_k
