@@ -30,6 +30,7 @@ def result():
         "command": "gatewright train digits --optim.lr 0.1",
         "finished": "2026-01-02T03:04:05+00:00",
         "data": [split | {"split": "training", "num_images": 1000}, split | {"split": "test", "num_images": 200}],
+        "resumed_with": ["optim.lr was 0.2 until step <5>, and is 0.1 from there on."],
         "changes": {"optim.lr": {"run": 0.1, "recipe": 0.001}},
         "num_parameters": 1234567,
         "num_active_parameters": 345678,

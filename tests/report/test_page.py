@@ -47,6 +47,7 @@ def test_the_page_says_what_it_shows(run_folder):
         "of 200 test images are classified right",
         "pets (/data/pets): 1,000 training, 200 test images",
         "optim.lr 0.1 (recipe: 0.001)",
+        "optim.lr was 0.2 until step <5>, and is 0.1 from there on.",
         "1 epoch in 1 min 15 s",
         "gatewright train digits --optim.lr 0.1",
         "2026-01-02 03:04 UTC",

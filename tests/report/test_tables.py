@@ -55,3 +55,4 @@ def test_the_result_in_a_few_lines(result):
         assert part in text
     assert "pets (/data/pets): 1,000 training, 200 test images" in text
     assert "optim.lr 0.1 (recipe: 0.001)" in text
+    assert "optim.lr was 0.2 until step <5>, and is 0.1 from there on." in text

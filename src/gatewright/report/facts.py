@@ -93,6 +93,7 @@ def result_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts += (
         [("changed from the recipe", changes_summary(result["changes"]))] if result.get("changes") is not None else []
     )
+    facts += [("changed on resuming", " ".join(result["resumed_with"]))] if result.get("resumed_with") else []
     facts += [
         ("test accuracy", f"{result['test_accuracy']:.2%}"),
         ("training", f"{count(result['epochs'], 'epoch')} in {duration(result['train_seconds'])}"),
