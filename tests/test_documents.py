@@ -14,6 +14,7 @@ from tests.documents.examples import PAGES, ROOT, examples
 
 EXAMPLES = {page: examples(page) for page in PAGES}
 PROGRAMS = {page: example.text for page, found in EXAMPLES.items() for example in found if example.python}
+EXPORT = "docs/export.md"
 TRAININGS = [
     example
     for found in EXAMPLES.values()
@@ -39,9 +40,18 @@ def test_the_router_of_the_contributing_guide_routes_by_angle_alone():
     assert router.gate.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", sorted(PROGRAMS.keys() - {"README.md", "CONTRIBUTING.md"} - FRAGMENTS.keys()))
+@pytest.mark.parametrize("name", sorted(PROGRAMS.keys() - {"README.md", "CONTRIBUTING.md", EXPORT} - FRAGMENTS.keys()))
 def test_the_examples_of_the_pages_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    run_program(name)
+
+
+def test_the_example_of_an_export_runs(run_unhooked):
+    """The import hook wants integers, where a free batch size is none."""
+    run_unhooked(run_program, EXPORT)
+
+
+def run_program(name):
     exec(compile(PROGRAMS[name], name, "exec"), {"__name__": name})
 
 

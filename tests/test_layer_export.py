@@ -51,6 +51,38 @@ def test_convolutional_experts_of_whole_images(run_unhooked):
     run_unhooked(images_agree)
 
 
+def agrees_in_onnx(build, *parts):
+    """Run the layer's ONNX program at other batch sizes; the scores of a batch of zeros tie."""
+    import onnxruntime
+
+    layer = build(*parts).eval()
+    example = arguments(layer, torch.randn(6, 8))
+    dynamic = tuple({0: torch.export.Dim("batch")} for _ in example)
+    program = torch.onnx.export(layer, example, dynamo=True, dynamic_shapes=dynamic, verbose=False)
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    for x in (torch.randn(1, 8), torch.randn(13, 8), torch.zeros(5, 8)):
+        inputs = arguments(layer, x)
+        named = {taken.name: tensor.numpy() for taken, tensor in zip(session.get_inputs(), inputs, strict=True)}
+        assert_close(torch.from_numpy(session.run(None, named)[0]), layer(*inputs).detach())
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    ("router", "experts"),
+    [
+        ("noisy-top-k", "modules"),
+        ("biased", "grouped-swiglu-bias"),
+        ("hierarchical", "modules"),
+        ("expert-choice", "grouped-swiglu-bias"),
+        ("hashed", "modules"),
+    ],
+)
+def test_an_onnx_program_returns_what_the_layer_does(run_unhooked, router, experts):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    run_unhooked(agrees_in_onnx, make_moe, router, experts)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("build", [make_moe, make_merged])
 def test_tracing_by_example_is_refused(build):

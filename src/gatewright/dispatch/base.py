@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gatewright.ops import stable_sort
 from gatewright.routing import Routing, SoftRouting
 
 
@@ -58,7 +59,7 @@ class Dispatcher(ABC):
 
 def group_by_expert(x: Float[Tensor, "tokens *item"], routing: Routing) -> ExpertBatch:
     """Gather one row per assignment; experts in order, arrivals in order within each, dropped assignments last."""
-    order = routing.expert_index.argsort(stable=True)
+    _, order = stable_sort(routing.expert_index)
     token_index, expert_index, weight = (v[order] for v in (routing.token_index, routing.expert_index, routing.weight))
     grouped = replace(routing, token_index=token_index, expert_index=expert_index, weight=weight)
     return ExpertBatch(x.index_select(0, grouped.token_index), count(grouped), grouped)

@@ -2,5 +2,6 @@
 
 from gatewright.ops.grouped_mm import expert_of_rows, grouped_mm
 from gatewright.ops.sinkhorn import sinkhorn
+from gatewright.ops.stable_sort import stable_sort
 
-__all__ = ["expert_of_rows", "grouped_mm", "sinkhorn"]
+__all__ = ["expert_of_rows", "grouped_mm", "sinkhorn", "stable_sort"]

@@ -40,7 +40,7 @@ def grouped_mm(
 def expert_of_rows(ends: Int[Tensor, " experts"], num_rows: int) -> Int[Tensor, " rows"]:
     """Return the expert of each row, from the ends of the groups; rows past the last group have ``num_experts``."""
     place = torch.arange(num_rows, device=ends.device, dtype=ends.dtype)
-    if is_batched(ends):
+    if torch.compiler.is_exporting() or is_batched(ends):  # ONNX and vmap have no searchsorted.
         return (place[:, None] >= ends).sum(-1)
     return torch.searchsorted(ends, place, right=True)
 

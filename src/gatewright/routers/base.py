@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
+from gatewright.ops import stable_sort
 from gatewright.routing import Routing, RoutingSums, SoftRouting
 from gatewright.scope import ONE_PROCESS, BatchScope
 
@@ -224,7 +225,8 @@ def normalized(scores: Float[Tensor, "tokens choices"]) -> Float[Tensor, "tokens
 
 def largest(values: Float[Tensor, "*tokens choices"], count: int) -> Int[Tensor, "*tokens count"]:
     """Find the largest values of each row, in falling order; of equal ones the first come first, on every device."""
-    return values.sort(dim=-1, descending=True, stable=True).indices[..., :count]
+    _, order = stable_sort(values, descending=True)
+    return order[..., :count]
 
 
 def selected_weight(

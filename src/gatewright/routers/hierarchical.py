@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from gatewright.ops import stable_sort
 from gatewright.routers.base import MIN_NOISE_STD, Router, gate_logits, largest, load_probability, zero_gate
 from gatewright.routing import Routing, RoutingSums, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope
@@ -126,10 +127,10 @@ class Hierarchical(Router):
         group_weight = primary.noisy[:, 0].gather(-1, group_index).softmax(-1)
         weight = (group_weight[:, :, None] * chosen.noisy.gather(-1, index_in_group).softmax(-1)).flatten(1)
         expert_index = (group_index[:, :, None] * self.group_size + index_in_group).flatten(1)
-        best = weight.sort(dim=-1, descending=True, stable=True)
+        best, order = stable_sort(weight, descending=True)
         routing = top_k_routing(
-            expert_index.gather(1, best.indices),
-            best.values,
+            expert_index.gather(1, order),
+            best,
             (primary.logits.mT + secondary.logits).flatten(1),
             (primary.logits.softmax(-1).mT * secondary.logits.softmax(-1)).flatten(1),
         )
