@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.data.samples import write_hub_folder
+from tests.data.samples import write_class_folders, write_hub_folder
 from tests.documents.examples import PAGES, ROOT, Example, examples
 from tests.train.runs import environment
 
@@ -20,7 +20,7 @@ SKIPPED = {
     r"^make install": "it installs packages, and ran before this check",
     r"^make clean": "it removes the environment that this check runs in",
     r"^make (test|test-all|coverage|promises|notebooks|docs-check)\b": "it takes many minutes, and is a check itself",
-    r"^(\S+/)?pip install|^git clone": "it needs a network",
+    r"^(\S+/)?pip install|^git clone|--data.name OWNER/NAME$": "it needs a network",
     r"--hostfile": "it needs a second machine",
     r"^sbatch": "it needs a Slurm cluster; tests/test_deploy.py runs the script",
     r"^az ": "it needs an Azure subscription",
@@ -28,7 +28,12 @@ SKIPPED = {
 }
 FRAGMENTS = {"docs/architecture.md": "lines out of a method"}
 # What stands for something that a reader has, and what it is here. Two hosts become one.
-PLACEHOLDERS = {"/shared/forty": "runs/forty", "first-host:29400": "localhost:0", "--nnodes 2": "--nnodes 1"}
+PLACEHOLDERS = {
+    "--data.name folder --data.path FOLDER": "--data.name folder --data.path pets",
+    "/shared/forty": "runs/forty",
+    "first-host:29400": "localhost:0",
+    "--nnodes 2": "--nnodes 1",
+}
 
 
 def main(pages):
@@ -116,6 +121,7 @@ def fresh_clone(folder):
             shutil.copy2(ROOT / name, folder / name)
     (folder / ".venv").symlink_to(ROOT / ".venv")
     shutil.copy(folder / "deploy/article.json", folder / "settings.json")
+    write_class_folders(folder / "pets", per_class=20)
     for name in ("cat.png", "cat.jpg"):
         Image.new("RGB", (32, 32), "orange").save(folder / name)
     return folder

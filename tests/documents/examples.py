@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 FOLDERS = ("docs/*.md", "docs/*/*.md", "notebooks/*.md")
 PAGES = sorted(page.relative_to(ROOT).as_posix() for folder in ("*.md", *FOLDERS) for page in ROOT.glob(folder))
-PROGRAMS = "az|deepspeed|gatewright|git|make|mlflow|pip|python|sbatch|source|torchrun"
+PROGRAMS = "az|deepspeed|gatewright|git|make|mkdir|mlflow|pip|python|sbatch|source|torchrun"
 COMMAND = re.compile(rf"(\w+=\S* )*(\.venv/bin/)?({PROGRAMS}|\. \.venv/bin/activate)( |$)")
 ASSIGNMENT = re.compile(r'(\w+)="([^"]*)"$')
 COMMENT = re.compile(r"(^|\s+)#.*$")

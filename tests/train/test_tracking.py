@@ -2,7 +2,6 @@ import logging
 
 import pytest
 
-from gatewright.train.mlflow_tracker import artifact_location
 from gatewright.train.tracking import TrackingConfig, start_tracking
 from tests.train.runs import logged
 
@@ -57,22 +56,6 @@ def test_a_sqlite_store_of_ones_own_keeps_its_files_beside_it(tmp_path, monkeypa
     tracker.close("FINISHED")
     assert len(list(tmp_path.glob("stores/mlartifacts/*/artifacts/metrics.jsonl"))) == 1
     assert list((tmp_path / "work").iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("uri", "location"),
-    [
-        ("sqlite:////a/b/my.db", "/a/b/mlartifacts"),
-        ("sqlite+pysqlite:////a/b/my.db?timeout=5", "/a/b/mlartifacts"),
-        ("sqlite:///:memory:", None),
-        ("sqlite://", None),
-        ("postgresql://me@host/db", None),
-        ("http://127.0.0.1:5000", None),
-        ("./mlruns", None),
-    ],
-)
-def test_only_a_sqlite_file_has_a_place_for_artifacts_beside_it(uri, location):
-    assert artifact_location(uri) == location
 
 
 def test_without_mlflow_there_is_still_the_file(tmp_path):

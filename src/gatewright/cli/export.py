@@ -10,7 +10,7 @@ import tyro
 from gatewright.cli.flags import parse
 from gatewright.extras import require
 from gatewright.train import Trained, load_run
-from gatewright.train.config import config_text
+from gatewright.train.config_file import config_text
 from gatewright.train.folder import is_writable
 
 

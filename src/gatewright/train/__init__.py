@@ -1,6 +1,7 @@
 """Training, evaluation and what is kept of them. Needs ``pip install 'gatewright[train]'``."""
 
-from gatewright.train.config import OptimConfig, RunConfig, load_config, save_config
+from gatewright.train.config import OptimConfig, RunConfig
+from gatewright.train.config_file import load_config, save_config
 from gatewright.train.engine import TrainingDiverged
 from gatewright.train.evaluate import Evaluation, LayerUse, evaluate
 from gatewright.train.folder import check_same_images

@@ -13,7 +13,8 @@ from typing import Any
 
 from gatewright.data import ImageSet
 from gatewright.train.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
-from gatewright.train.config import RunConfig, load_config, settings_of
+from gatewright.train.config import RunConfig
+from gatewright.train.config_file import load_config, settings_of
 from gatewright.train.lock import locked
 from gatewright.train.processes import ALONE, Processes
 from gatewright.train.program import program

@@ -17,7 +17,8 @@ from gatewright.report import write_pictures, write_report
 from gatewright.routed import moe_layers
 from gatewright.train.build import build_engine, check_image_shape
 from gatewright.train.checkpoint import newest_checkpoint
-from gatewright.train.config import RunConfig, save_config, settings_of
+from gatewright.train.config import RunConfig
+from gatewright.train.config_file import save_config, settings_of
 from gatewright.train.device import find_device
 from gatewright.train.engine import Batch, StepReport, TorchEngine, TrainingDiverged
 from gatewright.train.evaluate import Evaluation, evaluate

@@ -7,7 +7,8 @@ import torch
 from gatewright.data import ImageSplits, load_images
 from gatewright.models import ImageClassifier
 from gatewright.train.build import build_network, steps_per_epoch
-from gatewright.train.config import RunConfig, config_text
+from gatewright.train.config import RunConfig
+from gatewright.train.config_file import config_text
 from gatewright.train.device import find_device
 from gatewright.train.folder import RUNS, newest_intact
 from gatewright.train.join import check_fit

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from gatewright.extras import require
 from gatewright.models import ImageClassifier
 from gatewright.parallel import whole_state
-from gatewright.train.config import RunConfig, load_config, read_config
+from gatewright.train.config import RunConfig
+from gatewright.train.config_file import load_config, read_config
 from gatewright.train.engine import load_weights
 from gatewright.train.folder import newest_intact
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gatewright.train.build import steps_per_epoch
-from gatewright.train.config import OptimConfig, RunConfig, settings_of
+from gatewright.train.config import OptimConfig, RunConfig
+from gatewright.train.config_file import settings_of
 from gatewright.train.optim import rate_factor
 
 

@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from gatewright.train.config import RunConfig, settings_of
+from gatewright.train.config import RunConfig
+from gatewright.train.config_file import settings_of
 from gatewright.train.processes import Processes
 from gatewright.train.signals import Interrupted
 from gatewright.train.tracking import NoTracker, RunStatus, Tracker, start_tracking
