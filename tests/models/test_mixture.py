@@ -71,7 +71,10 @@ def test_each_model_has_a_dispatcher_of_its_own():
             {"router": "top-k", "router_options": {"normalise": True}},
             "option of the router top-k is called 'normalise'",
         ),
-        ({"router_options": {"jitter": 0.1}}, "No option of the router noisy-top-k is called 'jitter'. Known: gate_bias."),
+        (
+            {"router_options": {"jitter": 0.1}},
+            "No option of the router noisy-top-k is called 'jitter'. Known: gate_bias.",
+        ),
         ({"router": "top-k", "router_options": {"dim": 3}}, "option of the router top-k is called 'dim'"),
         ({"router": "soft", "dispatch": "capacity"}, "the router soft mixes all tokens into slots of a fixed number"),
         ({"router": "soft", "router_options": {"top_k": 2}}, "No option of the router soft is called 'top_k'"),

@@ -123,10 +123,9 @@ def measure_sizes(
     experts = [] if layer is None else list(layer.experts.parameters())
     outer = list(set(network.parameters()) - set(experts))
     rest = Part(parameters=_count(outer), state=state(outer))
-    expert, calls = Part(), [0]
+    expert = Part()
     if layer is not None:
         first = _keep_first(layer)
-        first.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
         expert = Part(parameters=_count(first.parameters()), state=state(first.parameters()))
     _fill(network)
     part = None if layer is None else f"{name}.experts" if name else "experts"
