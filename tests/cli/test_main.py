@@ -190,8 +190,8 @@ class Interrupter:
         if name == "gatewright.routing":
             signal.raise_signal(signal.SIGINT)
 sys.meta_path.insert(0, Interrupter())
-from gatewright_command import main
-sys.exit(main())
+import runpy
+runpy.run_module("gatewright_command", run_name="__main__")
 """
 
 

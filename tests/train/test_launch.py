@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from gatewright.train import launch, train
+from gatewright.train import launch, save_config, train
+from gatewright.train.launch import how_to_go_on
 from tests.train.runs import FIVE_STEPS, call, digits_config, write_image_folder
 
 FOUR = {"processes": 4, "data": FIVE_STEPS}
@@ -53,3 +54,17 @@ def test_a_run_that_cannot_go_on_so_is_refused_before_any_process_starts(tmp_pat
     more = replace(config.data, path=str(write_image_folder(tmp_path / "more", num_train=40)))
     with pytest.raises(ValueError, match="was trained on 32 images, and now there are 40"):
         launch(replace(two, data=more), [], resume=True)
+
+
+def test_a_run_that_is_stopped_says_what_it_saved_and_what_to_type(tmp_path):
+    config = digits_config(tmp_path / "run", data=FIVE_STEPS)
+    assert how_to_go_on(config) == (
+        "Stopped before training began, and nothing was saved. Give the same command again."
+    )
+    (tmp_path / "run").mkdir()
+    save_config(config, tmp_path / "run" / "config.yaml")
+    assert "Stopped, and nothing was saved yet. Go on with: " in how_to_go_on(config)
+    train(config, resume=True)  # What it says to type begins again.
+    said = how_to_go_on(config)
+    assert "Stopped, and the newest checkpoint is step-00000006.safetensors. Go on with: " in said
+    assert said.endswith(f"train digits --output {tmp_path / 'run'} --resume")

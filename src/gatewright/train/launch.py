@@ -16,8 +16,9 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from gatewright.train.agent import DIVERGED, FOR_A_PERSON, Agent, first_failure, sentence
+from gatewright.train.checkpoint import newest_checkpoint
 from gatewright.train.config import RunConfig
-from gatewright.train.folder import CONFIG, own_folder
+from gatewright.train.folder import CONFIG, own_folder, resume_command
 from gatewright.train.signals import Interrupted
 from gatewright.train.validate import check_processes
 
@@ -45,7 +46,7 @@ def launch(config: RunConfig, words: Sequence[str], *, resume: bool = False) -> 
         OSError: If the folder of the run, or that of its data, is not what it has to be.
         ValueError: If the settings, the data or the run to resume do not fit together.
         ChildProcessError: If processes died more often than ``parallel.max_restarts``.
-        Interrupted: If a signal stopped the run; its processes saved it first.
+        Interrupted: If a signal stopped the run; its processes saved it first if they were training.
         SystemExit: If a process said what a person must mend, or diverged.
     """
     check_processes(config, resume=resume)
@@ -62,7 +63,7 @@ def launch(config: RunConfig, words: Sequence[str], *, resume: bool = False) -> 
         role="train",
         local_world_size=config.processes,
         entrypoint=sys.executable,
-        args=("-m", "gatewright", "train", *words, "--output", config.output),
+        args=("-m", "gatewright_command", "train", *words, "--output", config.output),
         rdzv_handler=get_rendezvous_handler(parameters),
         max_restarts=config.parallel.max_restarts,
         monitor_interval=0.2,
@@ -70,7 +71,7 @@ def launch(config: RunConfig, words: Sequence[str], *, resume: bool = False) -> 
     try:
         result = Agent(spec, DefaultLogsSpecs()).run()
     except SignalException as stop:
-        raise Interrupted("Stopped, and saved: go on with --resume.", int(stop.sigval)) from stop
+        raise Interrupted(how_to_go_on(config), int(stop.sigval)) from stop
     finally:
         spec.rdzv_handler.shutdown()
     if result.is_failed():
@@ -84,6 +85,16 @@ def _end(config: RunConfig, failures: Mapping[int, ProcessFailure]) -> NoReturn:
         f"{sentence(failures)}, after {config.parallel.max_restarts} restarts (--parallel.max-restarts); its own words "
         f"are above. Go on from the newest checkpoint with --resume --output {config.output}."
     )
+
+
+def how_to_go_on(config: RunConfig) -> str:
+    """Say what there is of a run that was stopped, which may not have saved anything yet."""
+    output = Path(config.output or "")
+    if not (output / CONFIG).is_file():
+        return "Stopped before training began, and nothing was saved. Give the same command again."
+    newest = newest_checkpoint(output / "checkpoints")
+    saved = f"the newest checkpoint is {newest.name}" if newest else "nothing was saved yet"
+    return f"Stopped, and {saved}. Go on with: {resume_command(config, output)}"
 
 
 def was_restarted(output: Path, environment: Mapping[str, str] = os.environ) -> bool:

@@ -66,7 +66,8 @@ def _digest(images: ImageSet) -> str:
 def command() -> str:
     """Return the command that started this process, as one types it, without the password of a URI."""
     program = Path(sys.argv[0])
-    ours = program.name == "gatewright" or program.parent.name == "gatewright"  # the script, or python -m gatewright
+    modules = ("gatewright", "gatewright_command")  # by python -m
+    ours = program.name == "gatewright" or program.parent.name in modules
     words = [*(["gatewright"] if ours else ["python", str(program)]), *sys.argv[1:]]
     return shlex.join(re.sub(r"//[^/@]*@", "//", word) for word in words)
 
