@@ -107,6 +107,38 @@ def layer(router, experts, dtype, num_experts=NUM_EXPERTS, num_tokens=13, ep_siz
     return differences(lambda: build().to(dtype), x, ep_size, split)
 
 
+def penalty(router, experts, ep_size):
+    """Differences of a second derivative: of the squared gradient of the input, by the input and by the experts."""
+    torch.manual_seed(0)
+    whole, x = make_moe(router, experts, dim=DIM).double(), torch.randn(13, DIM, dtype=torch.float64)
+    whole.losses.clear()
+    mesh = mesh_of(ep_size)
+    part = part_of(len(x), mesh.size(), dist.get_rank(), "even")
+
+    def derivatives(layer, x):
+        x = x.clone().requires_grad_()
+        seed_noise(layer, 3, 1)
+        (slope,) = torch.autograd.grad(run(layer, x).pow(3).sum(), x, create_graph=True)
+        slope.square().sum().backward()
+        return x.grad, gradients_of(layer.experts)
+
+    spread = copy.deepcopy(whole)
+    parallelize(spread, mesh)
+    expected, of_experts = derivatives(whole, x)
+    found, of_own = derivatives(spread, x[part.start : part.stop])
+    runs = expert_runs(NUM_EXPERTS, ep_size)[mesh.get_local_rank("expert")]
+    wanted = {name: of_experts[name] for name in of_own}
+    wanted = {
+        name: each if each.shape == of_own[name].shape else each[runs.start : runs.stop]
+        for name, each in wanted.items()
+    }
+    return {
+        "input": difference(found, expected[part.start : part.stop]),
+        "experts": max(difference(of_own[name], each) for name, each in wanted.items()),
+        "compared": len(wanted),
+    }
+
+
 def soft(router, experts, dtype, ep_size):
     """Differences of a layer that mixes tokens: in groups of three that no process cuts, or in one over all of them."""
     torch.manual_seed(1)  # Not one of those with which the gradient of `scale`, a sum over all entries, cancels.

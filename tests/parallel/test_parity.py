@@ -36,6 +36,12 @@ def test_every_way_to_mix_tokens(ranks, router, experts, world, ep_size, dtype):
     assert_equal(ranks(world, parity.soft, router, experts, dtype, ep_size), dtype)
 
 
+@pytest.mark.parametrize("router", ["noisy-top-k", "expert-choice", "sinkhorn"])
+@pytest.mark.parametrize("experts", ["modules-different", "grouped-relu-bias"])
+def test_second_derivatives(ranks, router, experts):
+    assert_equal(ranks(2, parity.penalty, router, experts, 2), torch.float64)
+
+
 @pytest.mark.parametrize("experts", EXPERT_CASES)
 @pytest.mark.parametrize("num_tokens", [1, 2, 40])
 def test_every_kind_of_experts_on_uneven_parts_of_a_batch(ranks, experts, num_tokens):

@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup, Work
 
 
@@ -99,9 +98,8 @@ class _AllToAll(torch.autograd.Function):
         return arrived
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-        return _exchange(gradient, ctx.received, ctx.sent, ctx.group), None, None, None, None
+        return all_to_all(gradient, ctx.received, ctx.sent, ctx.group), None, None, None, None
 
 
 class _AllReduce(torch.autograd.Function):
@@ -111,9 +109,8 @@ class _AllReduce(torch.autograd.Function):
         return _summed(values, group)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _summed(gradient, ctx.group), None
+        return all_reduce(gradient, ctx.group), None
 
 
 class _AllGather(torch.autograd.Function):
@@ -125,10 +122,9 @@ class _AllGather(torch.autograd.Function):
         return _exchange(values.repeat(ranks, *[1] * (values.dim() - 1)), [len(values)] * ranks, sizes, group)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         own = ctx.sizes[ctx.group.rank()]
-        parts = _exchange(gradient, ctx.sizes, [own] * ctx.group.size(), ctx.group)
+        parts = all_to_all(gradient, ctx.sizes, [own] * ctx.group.size(), ctx.group)
         return parts.view(ctx.group.size(), own, *gradient.shape[1:]).sum(0), None, None
 
 
