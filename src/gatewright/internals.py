@@ -25,6 +25,11 @@ def saves_by_hooks() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
+def is_exporting() -> bool:
+    """Whether `torch.export` traces the program; torch 2.11 says so of `torch.compile` too, but for this flag."""
+    return torch.compiler._is_exporting_flag
+
+
 def in_transform() -> bool:
     """Whether a transform of `torch.func` runs, such as ``grad``, ``jvp`` or ``vmap``."""
     return not torch.compiler.is_compiling() and _functorch.peek_interpreter_stack() is not None

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gatewright.experts.base import Shape
-from gatewright.internals import backward_id, in_transform, outside_transforms, without_transforms
+from gatewright.internals import backward_id, in_transform, is_exporting, outside_transforms, without_transforms
 from gatewright.losses import LOSSES
 from gatewright.names import known
 from gatewright.routers import Router
@@ -158,7 +158,7 @@ class RoutedLayer(nn.Module):
             routing: What was routed where.
             output: What the layer returns.
         """
-        if torch.compiler.is_exporting():
+        if is_exporting():
             return
         if not torch.compiler.is_compiling() and backward_id() != -1:
             if self.training and self._lost:
@@ -184,11 +184,12 @@ class RoutedLayer(nn.Module):
 
     def _wait_for_losses(self, sums: RoutingSums, output: Tensor) -> None:
         """Keep the sums until their losses are taken, or no backward pass can come to them any more."""
-        self._untaken = [each for each in self._untaken if not each.is_abandoned()]
-        if torch.compiler.is_compiling() and not any(parameter.requires_grad for parameter in self.parameters()):
-            self._untaken.clear()  # Nothing marks a compiled output, and a frozen layer's losses may wait for ever.
-        marks = not torch.compiler.is_compiling() and not in_transform()
-        self._untaken.append(Untaken(sums, Mark(output) if marks else None))
+        compiling = torch.compiler.is_compiling()
+        mark = None if compiling or in_transform() else Mark(output)
+        # Nothing marks a compiled output, and the losses of a frozen layer may wait for ever: it keeps the last ones.
+        forgetful = compiling and not any(parameter.requires_grad for parameter in self.parameters())
+        waiting = [] if forgetful else [each for each in self._untaken if not each.is_abandoned()]
+        self._untaken = [*waiting, Untaken(sums, mark)]
 
     def watch(self) -> None:
         """See to it that a gradient which arrives before the losses were taken is an error."""

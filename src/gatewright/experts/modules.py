@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gatewright.experts.base import Experts, Shape, make_modules, output_for_zeros, output_shape_of
-from gatewright.internals import is_batched
+from gatewright.internals import is_batched, is_exporting
 from gatewright.ops import expert_of_rows
 
 _RESUME = "_gatewright_resume_batch_statistics"
@@ -63,7 +63,7 @@ class ModuleExperts(Experts):
         Raises:
             RuntimeError: If it cannot be read, and a BatchNorm would take the statistics of rows that are others'.
         """
-        if torch.compiler.is_exporting() or is_batched(tokens_per_expert):
+        if is_exporting() or is_batched(tokens_per_expert):
             return self._on_every_row(rows, tokens_per_expert)
         counts = tokens_per_expert.tolist()
         groups = rows.split([*counts, rows.shape[0] - sum(counts)])

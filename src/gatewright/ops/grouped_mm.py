@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gatewright.internals import in_forward_mode, in_transform, is_batched
+from gatewright.internals import in_forward_mode, in_transform, is_batched, is_exporting
 
 
 def grouped_mm(
@@ -30,7 +30,7 @@ def grouped_mm(
         # Torch leaves rows past the last group uninitialised, in the output and in the gradient.
         in_group = (torch.arange(rows.shape[0], device=rows.device) < ends[-1])[:, None]
         return F.grouped_mm(rows.where(in_group, 0), weight, offs=ends).where(in_group, 0)
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return _every_product(rows, weight, ends)
     loop = _compiled_loop if torch.compiler.is_compiling() else _loop
     product: Tensor = loop(rows, weight, ends)
@@ -40,7 +40,7 @@ def grouped_mm(
 def expert_of_rows(ends: Int[Tensor, " experts"], num_rows: int) -> Int[Tensor, " rows"]:
     """Return the expert of each row, from the ends of the groups; rows past the last group have ``num_experts``."""
     place = torch.arange(num_rows, device=ends.device, dtype=ends.dtype)
-    if torch.compiler.is_exporting() or is_batched(ends):  # ONNX and vmap have no searchsorted.
+    if is_exporting() or is_batched(ends):  # ONNX and vmap have no searchsorted.
         return (place[:, None] >= ends).sum(-1)
     return torch.searchsorted(ends, place, right=True)
 
@@ -52,7 +52,7 @@ def _torch_takes(rows: Tensor, weight: Tensor) -> bool:
     float32_works = rows.device.type == "cpu" and not torch.compiler.is_compiling()
     dtypes = (torch.bfloat16, torch.float32) if float32_works else (torch.bfloat16,)
     aligned = all(size * rows.element_size() % 16 == 0 for size in weight.shape[1:])
-    return rows.dtype in dtypes and aligned and (torch.compiler.is_exporting() or rows.shape[0] > 0)
+    return rows.dtype in dtypes and aligned and (is_exporting() or rows.shape[0] > 0)
 
 
 def _loop(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:

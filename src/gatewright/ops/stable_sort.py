@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Int, Num
 from torch import Tensor
 
+from gatewright.internals import is_exporting
+
 
 def stable_sort(
     values: Num[Tensor, "*rows choices"], *, descending: bool = False
@@ -13,7 +15,7 @@ def stable_sort(
     ONNX has no stable sort. Its exporter turns torch's plain one into ONNX's TopK, which puts the lower index first
     among equal values: https://onnx.ai/onnx/operators/onnx__TopK.html.
     """
-    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+    if is_exporting() and torch.onnx.is_in_onnx_export():
         sorted_values, indices = values.sort(dim=-1, descending=descending)
     else:
         sorted_values, indices = values.sort(dim=-1, descending=descending, stable=True)
