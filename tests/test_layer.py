@@ -255,6 +255,11 @@ def test_a_loss_of_ones_own_is_a_function():
     assert moe.router.gate.weight.grad.any()
 
 
+def test_losses_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="<lambda>, <lambda>"):
+        MoE(TopK(8, 4), GroupedFeedForward(4, 8, 8), losses={lambda s: s.entropy: 0.1, lambda s: s.router_z: 0.1})
+
+
 def test_a_transformers_fast_path_is_told_what_to_do():
     block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     block.linear1 = MoE(TopK(8, 4), ModuleExperts(lambda: nn.Linear(8, 16), 4))

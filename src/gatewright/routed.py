@@ -72,9 +72,14 @@ class RoutedLayer(nn.Module):
         self.item_shape = (shape,) if isinstance(shape, int) else tuple(shape)
         given = router.default_losses if losses is None else losses
         asked: dict[str | Loss, float] = dict(given.items())
-        own = {loss.__name__: loss for loss in asked if callable(loss)}
+        own = {_name(loss): loss for loss in asked if callable(loss)}
         self._loss_functions: dict[str, Loss] = {**LOSSES, **own}
-        self.losses = {loss.__name__ if callable(loss) else loss: float(asked[loss]) for loss in asked}
+        self.losses = {_name(loss): float(coefficient) for loss, coefficient in asked.items()}
+        if len(self.losses) < len(asked):
+            raise ValueError(
+                f"Auxiliary losses have different names; got {', '.join(map(_name, asked))}. Give each function of "
+                "your own a name of its own."
+            )
         for name, coefficient in self.losses.items():
             known(name, self._loss_functions, "auxiliary loss")
             if not math.isfinite(coefficient):
@@ -280,6 +285,10 @@ def _refuse_untaken_losses(layer: "weakref.ref[RoutedLayer]", gradient: Tensor) 
             "backward ran before this MoE layer's auxiliary loss was taken, so its experts would go unbalanced. Add it "
             "to the loss: loss = task_loss + gatewright.aux_loss(model). To train without, pass losses={} to MoE."
         )
+
+
+def _name(loss: str | Loss) -> str:
+    return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
 
 
 def _zero() -> Float[Tensor, ""]:
