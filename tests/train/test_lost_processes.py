@@ -75,6 +75,9 @@ def test_a_folder_that_may_not_be_written_is_said_and_nothing_starts_again(disk,
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     with Launched(disk / "run", "--epochs", 1, folder=tmp_path) as run:
         assert run.finish() == 2
-    assert "error: [Errno 30] Read-only file system: " in run.errors()
+    assert (
+        f"error: {disk} cannot be written to, and the run's folder is to be {disk / 'run'}. Name another."
+        in run.errors()
+    )
     assert "start again" not in run.errors()
     assert "Traceback" not in run.errors()
