@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gatewright import GroupedFeedForward, MergedMoE, ModuleExperts, MoE, Soft, TopK
+from gatewright import GroupedFeedForward, MergedMoE, ModuleExperts, MoE, ResidualMixture, Soft, TopK
 from gatewright.experts import Experts
 from gatewright.routers import ROUTERS
 from gatewright.train.roles import parameter_roles
@@ -88,3 +88,11 @@ def test_a_parameter_has_the_role_of_the_module_that_holds_it(case):
 @pytest.mark.parametrize("name", ROUTERS)
 def test_a_router_has_gates_and_biases_alone(name):
     assert set(parameter_roles(ROUTERS[name](8, 4)).values()) <= {"gate", "bias"}
+
+
+def test_the_coefficient_of_a_residual_mixture_is_a_gate():
+    moe = MoE(TopK(8, 2), GroupedFeedForward(2, 8, 16))
+    layer = ResidualMixture(moe, nn.Linear(8, 8))
+    roles = parameter_roles(layer)
+    assert roles[layer.coefficient.weight] == "gate"
+    assert roles[layer.branch.weight] == "matrix"

@@ -9,6 +9,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from gatewright.experts import Experts
 from gatewright.routers import Router
+from gatewright.routers.base import Gate
 
 Role = Literal["matrix", "filter", "stacked matrix", "stacked filter", "gate", "embedding", "norm", "bias", "other"]
 
@@ -44,7 +45,7 @@ def _role(module: nn.Module, parameter: nn.Parameter) -> Role:
         return "norm"
     if dimensions <= 1:
         return "bias"
-    if isinstance(module, Router):
+    if isinstance(module, (Router, Gate)):
         return "gate"
     if isinstance(module, EMBEDDINGS):
         return "embedding"
