@@ -31,8 +31,8 @@ class Question:
     """What to predict besides what the sizes say.
 
     Args:
-        links: Between the processes.
-        device: Of each process.
+        links: The links between the processes.
+        device: The device that each process computes on.
         imbalance: Rows of the busiest process over their mean; None takes what random routing leaves.
         overlap: Count as if tokens travelled while others are computed.
         memory_per_rank: Bytes that a process has: also print the fewest processes on which the step fits.
@@ -53,7 +53,7 @@ class RecipeArguments:
         run: The run's settings, as in train.
         question: What to predict.
         image_shape: Channels, height and width; None takes those of a built-in data set.
-        num_classes: None takes those of a built-in data set.
+        num_classes: The number of classes; None takes that of a built-in data set.
     """
 
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
@@ -78,19 +78,19 @@ class SizeArguments:
     """Predict memory, bytes and time of a training step of feed-forward experts.
 
     Args:
-        tokens: Of one step, on all processes.
-        dim: Of an item, in and out.
+        tokens: Tokens of one step, on all processes together.
+        dim: Size of an item, in and out.
         ffn: Hidden size of an expert.
-        num_experts: Of each layer.
+        num_experts: Number of experts of each layer.
         top_k: Experts per token.
-        layers: Mixture layers.
-        matrices: Of an expert: 2, or 3 for SwiGLU.
-        row_bytes: Of a number of the rows that are computed and sent.
-        number_bytes: Of a weight, a gradient or a number of the optimizer's.
-        optimizer: Whose state every parameter has; sgd is with momentum.
-        dense_parameters: Beside the mixture layers, on every process.
-        dense_saved: Bytes per token that these keep for backward.
-        processes: All of them.
+        layers: Number of mixture layers.
+        matrices: Matrices of an expert: 2, or 3 for SwiGLU.
+        row_bytes: Bytes of a number in the rows that are computed and sent.
+        number_bytes: Bytes of a weight, of a gradient and of a number in the optimizer's state.
+        optimizer: The optimizer, whose state every parameter has; sgd is with momentum.
+        dense_parameters: Parameters beside the mixture layers, which every process holds.
+        dense_saved: Bytes per token that the dense parameters' layers keep for backward.
+        processes: Number of processes.
         parallel: How experts are spread over them.
         question: What to predict.
     """
