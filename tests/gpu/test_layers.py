@@ -1,6 +1,7 @@
 """Layers on a CUDA device: the CPU's numbers, half precision, graphs, the same bits in every run, no waiting."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -84,7 +85,9 @@ def test_a_float16_step_with_scaled_gradients():
 def test_routers_never_wait_for_the_device(router):
     router, features = make_router(router, 8, 9, 2).cuda(), torch.randn(64, 8, device="cuda")
     router(features)
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that the mode is a prototype.
+        torch.cuda.set_sync_debug_mode("error")
     try:
         router(features).weight.sum().backward()
     finally:
