@@ -27,7 +27,7 @@ from gatewright.recipes import RECIPES
 from gatewright.train import OptimConfig, RunConfig
 from gatewright.train.build import build_engine
 from gatewright.train.config import ParallelConfig
-from gatewright.train.join import join_processes
+from gatewright.train.launch.join import join_processes
 from gatewright.train.pace import Pace
 
 PROCESSES, BATCH, STEPS, PORT = 4, 640, 4, "29551"

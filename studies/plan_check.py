@@ -16,8 +16,8 @@ import torch
 
 from gatewright.cli.plan import SHAPES, RecipeArguments, recipe_sizes
 from gatewright.models import ImageClassifier
-from gatewright.parallel import Device, Links, Sizes, feed_forward_sizes, plan, smallest
-from gatewright.parallel.measure import saved_bytes
+from gatewright.planner import Device, Links, Sizes, feed_forward_sizes, plan, smallest
+from gatewright.planner.measure import saved_bytes
 from gatewright.recipes import RECIPES
 from gatewright.train.device import autocast
 from studies.published import H100, Row, published

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal, get_args
 
-from gatewright.parallel import Device, Links, Part, Plan, feed_forward_sizes, plan
-from gatewright.parallel.cost import all_to_all_seconds
-from gatewright.parallel.plan import compute_over_communication
+from gatewright.planner import Device, Links, Part, Plan, feed_forward_sizes, plan
+from gatewright.planner.cost import all_to_all_seconds
+from gatewright.planner.plan import compute_over_communication
 
 Row = tuple[str, float, float | tuple[float, float], str]
 """What, predicted, published or measured (a range is its ends), unit."""

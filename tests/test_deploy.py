@@ -14,7 +14,7 @@ import yaml
 
 from gatewright.cli.commands import parse_train
 from gatewright.recipes import RECIPES
-from gatewright.train.join import check_fit
+from gatewright.train.launch.join import check_fit
 from tests.train.runs import environment, logged
 
 DEPLOY = Path(__file__).parent.parent / "deploy"

@@ -6,10 +6,10 @@ The core, importable with torch alone: four nouns (`Router`, `Dispatcher`, `Expe
 
 from gatewright.dispatch import Capacity, Dispatcher, Dropless, ExpertBatch, SoftDispatch
 from gatewright.experts import Experts, GroupedFeedForward, ModuleExperts
-from gatewright.layer import MoE
-from gatewright.merged import MergedMoE
-from gatewright.residual import ResidualMixture
-from gatewright.routed import RoutedLayer, aux_loss, end_step, moe_layers, seed_noise
+from gatewright.layers.base import RoutedLayer, aux_loss, end_step, moe_layers, seed_noise
+from gatewright.layers.merged import MergedMoE
+from gatewright.layers.moe import MoE
+from gatewright.layers.residual import ResidualMixture
 from gatewright.routers import (
     Biased,
     ExpertChoice,

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from gatewright.models import ImageClassifier
 from gatewright.train import load_config, load_run, train
-from gatewright.train.checkpoint import newest_checkpoint
+from gatewright.train.checkpoint.format import newest_checkpoint
 from tests.train.runs import FIVE_STEPS, digits_config
 
 

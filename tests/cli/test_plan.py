@@ -6,7 +6,7 @@ import pytest
 
 from gatewright.cli.plan import SizeArguments, explicit_sizes
 from gatewright.data import load_images
-from gatewright.parallel import plan
+from gatewright.planner import plan
 from gatewright.recipes import RECIPES
 
 SIZES = "--num-experts 64 --dim 128 --ffn 256 --tokens 4096 --processes 8 --parallel.ep-size 8"

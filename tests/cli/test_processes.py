@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gatewright.data import AugmentConfig
 from gatewright.train import train
-from gatewright.train.checkpoint import load_checkpoint, newest_checkpoint
+from gatewright.train.checkpoint.format import load_checkpoint, newest_checkpoint
 from tests.train.runs import differences, digits_config, final_state, finish, logged, start, wait_until
 
 SETTINGS = {

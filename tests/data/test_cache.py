@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gatewright.data import ImageSet, ImageSplits
-from gatewright.data.cache import cache_folder, cache_name, cached
+from gatewright.data.images.cache import cache_folder, cache_name, cached
 from tests.data.samples import write_hub_folder
 
 

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from gatewright.data import decode_image
-from gatewright.data.decode import decode_source
-from gatewright.data.sources import EncodedImage, ImageSource
+from gatewright.data.images.decode import decode_source
+from gatewright.data.images.sources import EncodedImage, ImageSource
 from tests.data.samples import pixels, png
 
 

@@ -1,7 +1,7 @@
 import torch
 from sklearn.datasets import load_digits as load_sklearn_digits
 
-from gatewright.data.digits import load_digits
+from gatewright.data.images.digits import load_digits
 
 
 def test_digits_are_those_of_scikit_learn_at_full_range():

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from gatewright.data.folder import find_images, read_folder
+from gatewright.data.images.folder import find_images, read_folder
 from tests.data.samples import pixels, png, write_class_folders
 
 

@@ -6,8 +6,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from gatewright.data.parquet import find_parquet_files, read_parquet
-from gatewright.data.sources import SplitFiles
+from gatewright.data.images.parquet import find_parquet_files, read_parquet
+from gatewright.data.images.sources import SplitFiles
 from tests.data.samples import FEATURES, rows, write_hub_folder, write_parquet
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gatewright.data.split import stratified_split
+from gatewright.data.images.split import stratified_split
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.1, 0.2, 0.5, 0.99])

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from gatewright import ModuleExperts, MoE, TopK, aux_loss, moe_layers
+from gatewright.integrations.deepspeed.engine import start_deepspeed
 from gatewright.models import CnnConfig, DeepSpeedMoE, ResNetsConfig
 from gatewright.recipes import RECIPES
-from gatewright.train.deepspeed_engine import start_deepspeed
 
 pytestmark = [
     pytest.mark.distributed,

@@ -9,11 +9,12 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from gatewright import GroupedFeedForward, MoE, NoisyTopK, TopK, moe_layers, seed_noise
-from gatewright.parallel import Part, expert_mesh, expert_runs, feed_forward_sizes
-from gatewright.parallel.measure import saved_bytes
+from gatewright.parallel import expert_mesh, expert_runs
+from gatewright.planner import Part, feed_forward_sizes
+from gatewright.planner.measure import saved_bytes
 from gatewright.train import OptimConfig
 from gatewright.train.optim import build_optimizers
-from gatewright.train.several import SeveralProcesses
+from gatewright.train.strategies.ddp import SeveralProcesses
 
 DIM, FFN, TOP_K, IN, OUT = 32, 48, 2, 12, 5
 OPTIMIZERS = {"adamw": 2, "sgd": 1}

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from gatewright import ModuleExperts, MoE, TopK, aux_loss
+from gatewright.integrations.deepspeed.parameters import adapt_to_deepspeed, plain_state
 from gatewright.parallel import expert_mesh, expert_parameters, gather_state, parallelize
-from gatewright.parallel.deepspeed import adapt_to_deepspeed, plain_state
 from tests.cases import EXPERT_CASES
 from tests.train.deepspeeds import installed
 
@@ -92,7 +92,7 @@ def saved(experts, folder):
     """Train by DeepSpeed's own engine, save by it, change everything, load by it."""
     import deepspeed
 
-    from gatewright.train.deepspeed_engine import start_deepspeed
+    from gatewright.integrations.deepspeed.engine import start_deepspeed
 
     start_deepspeed(torch.device("cpu"))
     model = adapt_to_deepspeed(spread(experts=experts))
@@ -200,5 +200,6 @@ def test_experts_on_every_process_are_dense_to_deepspeed():
 
 
 def test_importing_gatewright_does_not_import_deepspeed():
-    code = "import sys, gatewright.train, gatewright.parallel.deepspeed; sys.exit('deepspeed' in sys.modules)"
+    modules = "sys, gatewright.train, gatewright.integrations.deepspeed.parameters"
+    code = f"import {modules}; sys.exit('deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=False).returncode == 0

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from gatewright import aux_loss
+from gatewright.integrations.deepspeed.parameters import adapt_to_deepspeed
 from gatewright.parallel import expert_parameters, total_gradient_norm
-from gatewright.parallel.deepspeed import adapt_to_deepspeed
 from tests.parallel.test_deepspeed import mesh_of, spread
 from tests.train.deepspeeds import installed
 
@@ -20,7 +20,7 @@ def started(model, **settings):
     """DeepSpeed's engine round a model."""
     import deepspeed
 
-    from gatewright.train.deepspeed_engine import start_deepspeed
+    from gatewright.integrations.deepspeed.engine import start_deepspeed
 
     start_deepspeed(torch.device("cpu"))
     settings = {"train_batch_size": 8, "optimizer": ADAM} | settings

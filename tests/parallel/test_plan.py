@@ -7,10 +7,10 @@ import torch
 
 from gatewright import GroupedFeedForward, MergedMoE, ModuleExperts, MoE, Soft, TopK
 from gatewright.models import DigitsConfig, ImageClassifier, ResNetsConfig
-from gatewright.parallel import feed_forward_sizes, measure_sizes, plan
-from gatewright.parallel.measure import saved_bytes
-from gatewright.parallel.plan import predict_memory, routed_bytes
-from gatewright.parallel.sizes import LAYER_OPERATIONS
+from gatewright.planner import feed_forward_sizes, measure_sizes, plan
+from gatewright.planner.measure import saved_bytes
+from gatewright.planner.plan import predict_memory, routed_bytes
+from gatewright.planner.sizes import LAYER_OPERATIONS
 from tests.parallel import plans
 
 CLOSE = 0.1

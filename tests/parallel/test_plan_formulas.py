@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gatewright.parallel import Device, Links, Part, feed_forward_sizes, plan, smallest
-from gatewright.parallel.cost import (
+from gatewright.planner import Device, Links, Part, feed_forward_sizes, plan, smallest
+from gatewright.planner.cost import (
     all_reduce_bytes,
     all_reduce_seconds,
     all_to_all_seconds,
     copies_to_other_nodes,
     random_imbalance,
 )
-from gatewright.parallel.plan import compute_over_communication, process_imbalance
+from gatewright.planner.plan import compute_over_communication, process_imbalance
 from studies import plan_check
 
 SIZES = feed_forward_sizes(tokens=4096, dim=64, ffn=256, num_experts=16, top_k=2)

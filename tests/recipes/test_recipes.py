@@ -13,7 +13,7 @@ from gatewright.data import ImageSet, training_batches
 from gatewright.models import ImageClassifier, begin_epoch
 from gatewright.recipes import RECIPES, with_epochs
 from gatewright.train import load_config, save_config
-from gatewright.train.engine import TorchEngine
+from gatewright.train.step import TorchEngine
 
 SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
 TWINS = [(name, f"{name}-dense") for name in RECIPES if f"{name}-dense" in RECIPES]

@@ -17,7 +17,7 @@ from gatewright.parallel import expert_mesh
 from gatewright.recipes import RECIPES
 from gatewright.train import OptimConfig, RunConfig
 from gatewright.train.config import DeepSpeedConfig, ParallelConfig
-from gatewright.train.several import SeveralProcesses
+from gatewright.train.strategies.ddp import SeveralProcesses
 from tests.cases import EXPERT_CASES, make_router, run_beside
 
 STEPS = 12

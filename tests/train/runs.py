@@ -21,8 +21,8 @@ from gatewright.data import ImageSet
 from gatewright.models import ImageClassifier
 from gatewright.recipes import RECIPES
 from gatewright.train import TrackingConfig
-from gatewright.train.checkpoint import load_checkpoint, newest_checkpoint
-from gatewright.train.engine import TorchEngine
+from gatewright.train.checkpoint.format import load_checkpoint, newest_checkpoint
+from gatewright.train.step import TorchEngine
 
 FIVE_STEPS = {"batch_size": 256, "holdout": 0.1}  # of 1,294 images, in an epoch that leaves some over
 

@@ -9,9 +9,9 @@ from gatewright import ModuleExperts, MoE
 from gatewright.models import CnnConfig, StartTogether
 from gatewright.parallel import expert_mesh
 from gatewright.train import OptimConfig, RunConfig
-from gatewright.train.engine import TorchEngine
-from gatewright.train.several import SeveralProcesses
-from gatewright.train.sharded import ShardedProcesses
+from gatewright.train.step import TorchEngine
+from gatewright.train.strategies.ddp import SeveralProcesses
+from gatewright.train.strategies.fsdp import ShardedProcesses
 from tests.cases import EXPERT_CASES, NUM_EXPERTS, make_router, run_beside
 
 STEPS, SAVED, FURTHER = 20, 10, 20

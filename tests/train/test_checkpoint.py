@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from gatewright.parallel import Rows, whole_state
-from gatewright.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint, save_part
+from gatewright.train.checkpoint.format import load_checkpoint, newest_checkpoint, save_checkpoint, save_part
 from tests.train.runs import differences
 
 # Writes a checkpoint in a process that may write no file of more than 64 KiB, and says what happened.
 LIMITED = """
 import resource, signal, sys, torch
 from pathlib import Path
-from gatewright.train.checkpoint import save_checkpoint
+from gatewright.train.checkpoint.format import save_checkpoint
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 signal.signal(signal.SIGXFSZ, getattr(signal, sys.argv[2]))
 try:

@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from gatewright.train.checkpoint import FORMAT, load_checkpoint, save_checkpoint
+from gatewright.train.checkpoint.format import FORMAT, load_checkpoint, save_checkpoint
 from tests.train.runs import differences
 from tests.train.test_checkpoint import small
 

@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from gatewright.integrations.deepspeed.engine import DeepSpeedEngine
 from gatewright.train import OptimConfig, TrainingDiverged
-from gatewright.train.deepspeed_engine import DeepSpeedEngine
-from gatewright.train.engine import TorchEngine
+from gatewright.train.step import TorchEngine
 from tests.cases import ROUTER_CASES
 from tests.train.deepspeeds import (
     ADAMW,

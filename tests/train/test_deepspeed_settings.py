@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from gatewright.integrations.deepspeed.settings import deepspeed_settings
 from gatewright.models import DigitsConfig
 from gatewright.recipes import RECIPES
 from gatewright.train.config import DeepSpeedConfig, ParallelConfig
-from gatewright.train.deepspeed_settings import deepspeed_settings
 from tests.train.deepspeeds import ADAMW, ARTICLE, PLAIN, config_of, zero
 
 

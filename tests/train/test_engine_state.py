@@ -8,7 +8,7 @@ import torch
 
 from gatewright.models import ResNetsConfig
 from gatewright.train import OptimConfig
-from gatewright.train.checkpoint import load_checkpoint, save_checkpoint
+from gatewright.train.checkpoint.format import load_checkpoint, save_checkpoint
 from tests.train.engines import DENSE, IMAGES, MIXTURE, SGD, classifier, config, engine_for, train_for
 from tests.train.runs import batches_of, differences, image_set, make_engine
 

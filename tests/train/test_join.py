@@ -11,10 +11,10 @@ from gatewright.parallel import expert_mesh
 from gatewright.recipes import RECIPES
 from gatewright.train.config import ParallelConfig
 from gatewright.train.folder import own_folder
-from gatewright.train.heartbeat import LostProcess
-from gatewright.train.join import join_processes
-from gatewright.train.launch import needs_launch
-from gatewright.train.several import SeveralProcesses
+from gatewright.train.launch.elastic import needs_launch
+from gatewright.train.launch.join import join_processes
+from gatewright.train.launch.watchdog import LostProcess
+from gatewright.train.strategies.ddp import SeveralProcesses
 
 TWO = replace(RECIPES["digits"](), processes=2)
 

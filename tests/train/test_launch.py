@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from gatewright.train import launch, save_config, train
-from gatewright.train.launch import how_to_go_on
+from gatewright.train.launch.elastic import how_to_go_on
 from tests.train.runs import FIVE_STEPS, call, digits_config, write_image_folder
 
 FOUR = {"processes": 4, "data": FIVE_STEPS}

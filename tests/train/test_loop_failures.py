@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from gatewright.train import Interrupted, TrainingDiverged, train
-from gatewright.train.checkpoint import load_checkpoint, newest_checkpoint
+from gatewright.train.checkpoint.format import load_checkpoint, newest_checkpoint
 from tests.train.runs import FIVE_STEPS, digits_config, signal_at, write_image_folder
 
 

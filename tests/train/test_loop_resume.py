@@ -8,7 +8,7 @@ import pytest
 from gatewright.data import AugmentConfig
 from gatewright.models import ResNetsConfig
 from gatewright.train import Interrupted, load_config, load_run, train
-from gatewright.train.checkpoint import newest_checkpoint
+from gatewright.train.checkpoint.format import newest_checkpoint
 from tests.train.runs import FIVE_STEPS, differences, digits_config, final_state, logged, signal_at, write_image_folder
 
 RESNETS = ResNetsConfig(

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from gatewright.train.checkpoint import load_checkpoint, newest_checkpoint
+from gatewright.train.checkpoint.format import load_checkpoint, newest_checkpoint
 from tests.train.launched import Launched, needs_proc
 from tests.train.runs import wait_until
 

@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from gatewright.train.tracking import TrackingConfig, start_tracking
+from gatewright.train.tracking.base import TrackingConfig, start_tracking
 from tests.train.mlflow_server import history
 from tests.train.runs import logged, wait_until
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy i
 
 
 def test_what_was_logged_while_the_server_was_away_arrives(server, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("gatewright.train.outbox.AWAY_SECONDS", 120.0)
+    monkeypatch.setattr("gatewright.train.tracking.retry_queue.AWAY_SECONDS", 120.0)
     tracker = start_tracking(TrackingConfig(uri=server.uri), output=tmp_path, run_name="outage")
     tracker.log_parameters({"seed": 0})
     tracker.log_metrics({"loss": 0.0}, step=0)
@@ -43,7 +43,7 @@ def test_what_was_logged_while_the_server_was_away_arrives(server, tmp_path, mon
 
 def test_a_server_that_hangs_does_not_hold_the_run(server, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    monkeypatch.setattr("gatewright.train.outbox.AWAY_SECONDS", 1.0)
+    monkeypatch.setattr("gatewright.train.tracking.retry_queue.AWAY_SECONDS", 1.0)
     tracker = start_tracking(TrackingConfig(uri=server.uri), output=tmp_path, run_name="hang")
     server.signal(signal.SIGSTOP)
     try:
@@ -56,7 +56,7 @@ def test_a_server_that_hangs_does_not_hold_the_run(server, tmp_path, monkeypatch
 
 
 def test_a_server_that_never_comes_back_is_told_and_the_file_is_complete(server, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("gatewright.train.outbox.AWAY_SECONDS", 1.0)
+    monkeypatch.setattr("gatewright.train.tracking.retry_queue.AWAY_SECONDS", 1.0)
     tracker = start_tracking(TrackingConfig(uri=server.uri), output=tmp_path, run_name="killed")
     server.kill()
     for step in range(100):

@@ -1,6 +1,6 @@
 import pytest
 
-from gatewright.train.mlflow_store import artifact_location
+from gatewright.integrations.mlflow.store import artifact_location
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gatewright.train import train
-from gatewright.train.tracking import TrackingConfig, start_tracking
+from gatewright.train.tracking.base import TrackingConfig, start_tracking
 from tests.train.mlflow_server import history
 from tests.train.runs import FIVE_STEPS, digits_config, logged
 

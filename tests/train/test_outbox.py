@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from gatewright.train.outbox import CAPACITY, Outbox
+from gatewright.train.tracking.retry_queue import CAPACITY, Outbox
 
 
 def test_a_full_outbox_counts_what_it_drops():
@@ -22,7 +22,7 @@ def test_a_full_outbox_counts_what_it_drops():
 
 
 def test_nobody_waits_for_a_send_that_does_not_return(monkeypatch):
-    monkeypatch.setattr("gatewright.train.outbox.BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("gatewright.train.tracking.retry_queue.BUSY_SECONDS", 0.1)
     gate = threading.Event()
     outbox = Outbox(lambda kind, payloads: gate.wait(), "nowhere")
     outbox.put("metrics", [1, 2, 3])

@@ -10,8 +10,8 @@ from torch import nn
 from gatewright import ModuleExperts, MoE, TopK, aux_loss
 from gatewright.parallel import expert_mesh
 from gatewright.train.pace import Pace, peak_memory
-from gatewright.train.processes import ALONE
-from gatewright.train.several import SeveralProcesses
+from gatewright.train.strategies.base import ALONE
+from gatewright.train.strategies.ddp import SeveralProcesses
 
 pytestmark = pytest.mark.distributed
 DIM, TOKENS = 8, 6

@@ -3,9 +3,9 @@
 import pytest
 
 from gatewright.parallel import whole_state
-from gatewright.train.checkpoint import load_checkpoint, newest_checkpoint
-from gatewright.train.processes import ALONE
-from gatewright.train.saving import Saver
+from gatewright.train.checkpoint.format import load_checkpoint, newest_checkpoint
+from gatewright.train.checkpoint.writer import Saver
+from gatewright.train.strategies.base import ALONE
 from tests.train.spread import FURTHER, SAVED, engine_of, largest_difference, several, train
 
 pytestmark = pytest.mark.distributed

@@ -7,7 +7,7 @@ import torch
 
 from gatewright.data import load_images
 from gatewright.train import evaluate, load_config, load_run, save_config, train
-from gatewright.train.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
+from gatewright.train.checkpoint.format import checkpoints, load_checkpoint, newest_checkpoint
 from tests.train.runs import digits_config, write_image_folder
 
 

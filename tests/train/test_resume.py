@@ -10,9 +10,9 @@ import pytest
 from gatewright.data import AugmentConfig
 from gatewright.recipes import RECIPES
 from gatewright.train import Interrupted, RunConfig, load_config, train
-from gatewright.train.checkpoint import checkpoints
+from gatewright.train.checkpoint.format import checkpoints
+from gatewright.train.checkpoint.resume import DECISIONS, check_changes, flat
 from gatewright.train.config_file import NETWORKS, settings_of
-from gatewright.train.resume import DECISIONS, check_changes, flat
 from tests.train.runs import FIVE_STEPS, digits_config, logged, signal_at, write_image_folder
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "resume.md"

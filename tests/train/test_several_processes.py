@@ -12,10 +12,10 @@ from gatewright.data import ImageSet
 from gatewright.parallel import expert_parameters, expert_runs
 from gatewright.train import evaluate
 from gatewright.train.config import ParallelConfig
-from gatewright.train.engine import TorchEngine
-from gatewright.train.processes import ALONE
-from gatewright.train.several import SeveralProcesses
-from gatewright.train.sharded import ShardedProcesses
+from gatewright.train.step import TorchEngine
+from gatewright.train.strategies.base import ALONE
+from gatewright.train.strategies.ddp import SeveralProcesses
+from gatewright.train.strategies.fsdp import ShardedProcesses
 from tests.cases import ROUTER_CASES, make_router
 from tests.train.spread import STEPS, batches, engine_of, largest_difference, mesh_of, several, train
 

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from gatewright.train.signals import STOPPING, Interrupted, StopRequest
+from gatewright.train.launch.signals import STOPPING, Interrupted, StopRequest
 
 
 @pytest.fixture(params=STOPPING, ids=lambda number: number.name)

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from gatewright.train.tracking import TrackingConfig, start_tracking
+from gatewright.train.tracking.base import TrackingConfig, start_tracking
 from tests.train.runs import logged
 
 pytest.importorskip("mlflow")

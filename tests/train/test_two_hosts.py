@@ -2,7 +2,7 @@
 
 import pytest
 
-from gatewright.train.checkpoint import newest_checkpoint
+from gatewright.train.checkpoint.format import newest_checkpoint
 from tests.train.hosts import Hosts, why_not
 from tests.train.runs import logged, wait_until
 

@@ -70,8 +70,8 @@ def _run_command(command: str, words: list[str]) -> int:
         with _ended_by_ctrl_c():
             from gatewright.cli.commands import COMMANDS
             from gatewright.train import Interrupted, TrainingDiverged
-            from gatewright.train.agent import DIVERGED
-            from gatewright.train.heartbeat import LOST_PROCESS, LostProcess
+            from gatewright.train.launch.agent import DIVERGED
+            from gatewright.train.launch.watchdog import LOST_PROCESS, LostProcess
     except ModuleNotFoundError as error:
         raise ImportError(f"{error.name} is not installed: pip install 'gatewright[train]'") from error
     try:

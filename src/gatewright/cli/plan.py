@@ -15,12 +15,12 @@ from torch import nn
 from gatewright.cli.flags import flags_of, parse, refuse_unknown_flags, with_options, without_options
 from gatewright.models import ImageClassifier
 from gatewright.names import known
-from gatewright.parallel import Device, Links, Part, Plan, Sizes, feed_forward_sizes, measure_sizes, plan, smallest
+from gatewright.planner import Device, Links, Part, Plan, Sizes, feed_forward_sizes, measure_sizes, plan, smallest
 from gatewright.recipes import RECIPES
 from gatewright.train import OptimConfig, RunConfig
 from gatewright.train.device import autocast
+from gatewright.train.launch.roles import Role, parameter_roles
 from gatewright.train.optim import by_muon
-from gatewright.train.roles import Role, parameter_roles
 
 SHAPES = {"digits": ((1, 8, 8), 10), "cifar10": ((3, 32, 32), 10), "cifar100": ((3, 32, 32), 100)}
 STATE = {"adamw": 2, "sgd": 1, "none": 0}

@@ -12,7 +12,7 @@ from torch import Tensor
 from gatewright.cli.arguments import PredictArguments
 from gatewright.cli.flags import parse, refuse_unknown_flags
 from gatewright.data import as_floats, decode_image, find_images
-from gatewright.routed import moe_layers
+from gatewright.layers.base import moe_layers
 from gatewright.routing import Routing, SoftRouting
 from gatewright.train import Trained, load_run
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from gatewright.experts.base import output_shape_of
 from gatewright.extras import require
+from gatewright.layers.base import RoutedLayer
 from gatewright.models.options import check_options
-from gatewright.routed import RoutedLayer
 from gatewright.routers import TopK
 
 

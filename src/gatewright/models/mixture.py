@@ -11,7 +11,7 @@ from torch import nn
 
 from gatewright.dispatch import Capacity, Dispatcher, Priority
 from gatewright.experts import ModuleExperts
-from gatewright.layer import MoE
+from gatewright.layers.moe import MoE
 from gatewright.models.deepspeed_moe import DeepSpeedMoE
 from gatewright.models.options import check_options
 from gatewright.models.together import StartTogether

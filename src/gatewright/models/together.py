@@ -8,7 +8,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from gatewright.experts import ModuleExperts
-from gatewright.layer import MoE
+from gatewright.layers.moe import MoE
 
 
 class StartTogether(nn.Module):

@@ -10,38 +10,24 @@ from gatewright.parallel.apply import (
     total_gradient_norm,
 )
 from gatewright.parallel.batch_norm import SyncBatchNorm, synchronize_batch_norm
-from gatewright.parallel.cost import Links
 from gatewright.parallel.dispatcher import ExpertParallel, expert_runs
-from gatewright.parallel.measure import measure_sizes
-from gatewright.parallel.plan import Device, Plan, plan
 from gatewright.parallel.scope import ProcessScope
-from gatewright.parallel.sizes import Part, Sizes, feed_forward_sizes
-from gatewright.parallel.smallest import smallest
 from gatewright.parallel.state import Rows, gather_state, own_state, part_of_state, whole_state
 
 __all__ = [
-    "Device",
     "ExpertParallel",
-    "Links",
-    "Part",
-    "Plan",
     "ProcessScope",
     "Rows",
-    "Sizes",
     "SyncBatchNorm",
     "average_expert_gradients",
     "check_ep_size",
     "expert_mesh",
     "expert_parameters",
     "expert_runs",
-    "feed_forward_sizes",
     "gather_state",
-    "measure_sizes",
     "own_state",
     "parallelize",
     "part_of_state",
-    "plan",
-    "smallest",
     "sum_in_place",
     "synchronize_batch_norm",
     "total_gradient_norm",

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from gatewright.layer import MoE
+from gatewright.layers.base import moe_layers
+from gatewright.layers.moe import MoE
 from gatewright.parallel.collectives import waiting
 from gatewright.parallel.dispatcher import ExpertParallel, expert_runs
 from gatewright.parallel.scope import ProcessScope
-from gatewright.routed import moe_layers
 
 
 def expert_mesh(ep_size: int, device_type: str = "cpu", *, timeout: float | None = None) -> DeviceMesh:

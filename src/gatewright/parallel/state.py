@@ -8,9 +8,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from gatewright.layer import MoE
+from gatewright.layers.base import moe_layers
+from gatewright.layers.moe import MoE
 from gatewright.parallel.dispatcher import ExpertParallel, expert_runs
-from gatewright.routed import moe_layers
 
 
 class Rows:

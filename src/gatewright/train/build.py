@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from gatewright.data import ImageSplits, channel_statistics, num_batches
+from gatewright.integrations.deepspeed.engine import DeepSpeedEngine, start_deepspeed
 from gatewright.models import ImageClassifier
 from gatewright.train.config import RunConfig
-from gatewright.train.deepspeed_engine import DeepSpeedEngine, start_deepspeed
-from gatewright.train.engine import TorchEngine
 from gatewright.train.limits import check_network
-from gatewright.train.processes import ALONE, Processes
+from gatewright.train.step import TorchEngine
+from gatewright.train.strategies.base import ALONE, Processes
 
 
 def check_image_shape(config: RunConfig, image_shape: tuple[int, int, int]) -> None:

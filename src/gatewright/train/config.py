@@ -9,7 +9,7 @@ from torch import nn
 
 from gatewright.data import DataConfig
 from gatewright.models import ModelConfig
-from gatewright.train.tracking import TrackingConfig
+from gatewright.train.tracking.base import TrackingConfig
 
 Precision = Literal["float32", "bfloat16", "float16"]
 

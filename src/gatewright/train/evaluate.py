@@ -10,12 +10,12 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
 from gatewright.data import ImageSet, evaluation_batches
-from gatewright.routed import moe_layers
+from gatewright.layers.base import moe_layers
 from gatewright.routing import Routing, RoutingSums, SoftRouting
 from gatewright.train.config import Precision
 from gatewright.train.device import autocast
-from gatewright.train.engine import take_routing
-from gatewright.train.processes import ALONE, Processes
+from gatewright.train.step import take_routing
+from gatewright.train.strategies.base import ALONE, Processes
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from gatewright.data import ImageSet
-from gatewright.train.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
+from gatewright.train.checkpoint.format import checkpoints, load_checkpoint, newest_checkpoint
 from gatewright.train.config import RunConfig
 from gatewright.train.config_file import load_config, settings_of
+from gatewright.train.launch.program import program
 from gatewright.train.lock import locked
-from gatewright.train.processes import ALONE, Processes
-from gatewright.train.program import program
+from gatewright.train.strategies.base import ALONE, Processes
 
 CONFIG = "config.yaml"
 RUNS = "runs"

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gatewright.layer import MoE
+from gatewright.layers.moe import MoE
 from gatewright.train.config import RunConfig
 
 COMPILERS = ("g++", "clang++")

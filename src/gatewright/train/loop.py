@@ -12,27 +12,27 @@ from typing import Any
 import torch
 
 from gatewright.data import ImageSet, evaluation_batches, load_images, training_batches, write_examples
+from gatewright.layers.base import moe_layers
 from gatewright.metrics import load_share
 from gatewright.report import write_pictures, write_report
-from gatewright.routed import moe_layers
 from gatewright.train.build import build_engine, check_image_shape
-from gatewright.train.checkpoint import newest_checkpoint
+from gatewright.train.checkpoint.format import newest_checkpoint
+from gatewright.train.checkpoint.writer import Saver
 from gatewright.train.config import RunConfig
 from gatewright.train.config_file import save_config, settings_of
 from gatewright.train.device import find_device
-from gatewright.train.engine import Batch, StepReport, TorchEngine, TrainingDiverged
 from gatewright.train.evaluate import Evaluation, evaluate
 from gatewright.train.folder import CONFIG, agreed_state, own_folder, resume_command
-from gatewright.train.join import join_processes
+from gatewright.train.launch.join import join_processes
+from gatewright.train.launch.signals import Interrupted, StopRequest
 from gatewright.train.pace import Pace
 from gatewright.train.preview import announcement
 from gatewright.train.progress import Progress
 from gatewright.train.provenance import describe_data, describe_origin
 from gatewright.train.result import describe_result, evaluation_metrics, hardware, layer_metrics, versions, write_json
 from gatewright.train.run import Position, Run
-from gatewright.train.saving import Saver
-from gatewright.train.signals import Interrupted, StopRequest
-from gatewright.train.tracked import tracked
+from gatewright.train.step import Batch, StepReport, TorchEngine, TrainingDiverged
+from gatewright.train.tracking.tracked import tracked
 from gatewright.train.validate import check_start, check_trained_on, tell_changes
 
 

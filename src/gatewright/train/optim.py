@@ -10,8 +10,8 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gatewright.train.config import OptimConfig
+from gatewright.train.launch.roles import Role, parameter_roles
 from gatewright.train.muon import FORMS, Muon
-from gatewright.train.roles import Role, parameter_roles
 
 
 def build_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:

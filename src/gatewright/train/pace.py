@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from gatewright.layer import MoE
+from gatewright.layers.base import moe_layers
+from gatewright.layers.moe import MoE
 from gatewright.parallel import ExpertParallel
 from gatewright.parallel.collectives import waiting
-from gatewright.routed import moe_layers
-from gatewright.train.processes import Processes
+from gatewright.train.strategies.base import Processes
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from gatewright.train.config import RunConfig
 from gatewright.train.config_file import config_text
 from gatewright.train.device import find_device
 from gatewright.train.folder import RUNS, newest_intact
-from gatewright.train.join import check_fit
+from gatewright.train.launch.join import check_fit
 from gatewright.train.limits import check_network
 from gatewright.train.optim import build_optimizers
-from gatewright.train.processes import ALONE
+from gatewright.train.strategies.base import ALONE
 from gatewright.train.validate import check_start, check_trained_on, tell_changes
 
 

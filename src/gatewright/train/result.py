@@ -14,13 +14,13 @@ from torch import Size, Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gatewright import metrics
-from gatewright.layer import MoE
-from gatewright.merged import MergedMoE
+from gatewright.layers.base import RoutedLayer
+from gatewright.layers.merged import MergedMoE
+from gatewright.layers.moe import MoE
 from gatewright.models import DeepSpeedMoE
-from gatewright.routed import RoutedLayer
 from gatewright.routing import RoutingSums
 from gatewright.train.evaluate import Evaluation, LayerUse
-from gatewright.train.processes import ALONE, Processes
+from gatewright.train.strategies.base import ALONE, Processes
 
 
 def describe_result(

@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gatewright.data import ImageSplits
+from gatewright.train.checkpoint.writer import Saver
 from gatewright.train.config import RunConfig
-from gatewright.train.engine import TorchEngine
 from gatewright.train.pace import Pace
 from gatewright.train.provenance import DataSplit
-from gatewright.train.saving import Saver
-from gatewright.train.tracking import Tracker
+from gatewright.train.step import TorchEngine
+from gatewright.train.tracking.base import Tracker
 
 
 @dataclass

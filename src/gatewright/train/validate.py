@@ -8,13 +8,13 @@ import torch
 
 from gatewright.data import ImageSet, load_images, local_files
 from gatewright.train.build import steps_per_epoch
+from gatewright.train.checkpoint.resume import check_changes
 from gatewright.train.config import RunConfig
 from gatewright.train.device import find_device
 from gatewright.train.folder import agreed_state, check_output, check_same_images, own_folder, refuse_a_late_split
-from gatewright.train.join import check_devices, check_fit
+from gatewright.train.launch.join import check_devices, check_fit
 from gatewright.train.limits import check_network
-from gatewright.train.processes import Processes
-from gatewright.train.resume import check_changes
+from gatewright.train.strategies.base import Processes
 
 
 def check_start(config: RunConfig, resume: bool) -> None:

@@ -1,0 +1,79 @@
+"""Batches for training, in an order that can be taken up again, and for evaluation."""
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gatewright.data.images.augment import augment
+from gatewright.data.images.config import DataConfig
+from gatewright.data.images.image_set import ImageSet, as_floats
+
+Batch = tuple[Float[Tensor, "batch channels height width"], Int[Tensor, " batch"]]
+
+
+def num_batches(num_images: int, batch_size: int) -> int:
+    """Count the training batches of one epoch.
+
+    A short last batch counts only from 2 images on: batch normalisation cannot train on 1.
+    """
+    full, rest = divmod(num_images, batch_size)
+    return full + (rest >= 2)
+
+
+def training_batches(images: ImageSet, config: DataConfig, *, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
+    """Iterate over the shuffled, augmented batches of one epoch, in [0, 1].
+
+    The order is a function of seed and epoch, and the augmentation of seed, epoch and the batch's number: a run taken
+    up again at `start` sees exactly the batches that the first run would have seen. A single image left over at the end
+    is dropped (see `num_batches`); the shuffle drops another one each epoch.
+
+    Args:
+        images: the training images.
+        config: batch size and augmentation.
+        seed: of the run.
+        epoch: from 0.
+        start: number of batches of this epoch to skip.
+
+    Raises:
+        ValueError: there are too few images for one batch, or `start` is beyond the epoch.
+    """
+    count = num_batches(len(images), config.batch_size)
+    if not count:
+        raise ValueError(
+            f"an epoch needs 2 images or a full batch of {config.batch_size}; got {len(images)}: add images"
+        )
+    if not 0 <= start <= count:
+        raise ValueError(
+            f"start counts batches of an epoch, 0 to {count}; got {start}: resume with the same batch_size"
+        )
+    return _training_batches(images, config, seed, epoch, range(start, count))
+
+
+def evaluation_batches(images: ImageSet, batch_size: int) -> Iterator[Batch]:
+    """Iterate over every image exactly once, in order, in [0, 1]; the last batch may be short.
+
+    Raises:
+        ValueError: `batch_size` is less than 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more; got {batch_size}")
+    for first in range(0, len(images), batch_size):
+        rows = slice(first, first + batch_size)
+        yield as_floats(images.images[rows]), images.labels[rows]
+
+
+def _training_batches(images: ImageSet, config: DataConfig, seed: int, epoch: int, batches: range) -> Iterator[Batch]:
+    order = torch.randperm(len(images), generator=_generator("order", seed, epoch))
+    for batch in batches:
+        chosen = images.select(order[batch * config.batch_size :][: config.batch_size])
+        changed = augment(chosen.images, config.augment, _generator("augment", seed, epoch, batch))
+        yield as_floats(changed), chosen.labels
+
+
+def _generator(purpose: str, *numbers: int) -> torch.Generator:
+    """Seed a generator from all the numbers; sums such as seed + epoch would make runs share their randomness."""
+    digest = hashlib.blake2b(repr((purpose, *numbers)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)

@@ -1,0 +1,1 @@
+"""Optional libraries, one room each; importing the package imports none of them."""

@@ -1,0 +1,1 @@
+"""DeepSpeed: its engine, and all that knows of it."""

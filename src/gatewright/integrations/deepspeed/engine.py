@@ -1,0 +1,227 @@
+"""The DeepSpeed engine: its optimizer step and ZeRO in place of torch's, everything else as in `TorchEngine`."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gatewright.extras import require
+from gatewright.integrations.deepspeed.parameters import adapt_to_deepspeed, plain_state, tag_experts
+from gatewright.integrations.deepspeed.settings import deepspeed_settings, is_half, is_plain, zero_stage
+from gatewright.layers.base import moe_layers
+from gatewright.layers.moe import MoE
+from gatewright.models import idle_parameters, serving_parameters
+from gatewright.parallel import synchronize_batch_norm
+from gatewright.scope import BatchScope
+from gatewright.train.config import RunConfig
+from gatewright.train.optim import averaged, build_optimizers
+from gatewright.train.step import TorchEngine, TrainingDiverged
+from gatewright.train.strategies.base import ALONE, Processes
+
+KEPT = 2
+
+
+class DeepSpeedEngine(TorchEngine):
+    """Trains a model by `deepspeed.initialize`, on the processes of torch's default group.
+
+    With ZeRO stage 0, float32 and the run's own optimizer, the state is that of `TorchEngine`: any number of processes
+    and either engine goes on from it. Otherwise it holds the weights, and the rest is in DeepSpeed's own checkpoint.
+
+    Args:
+        model: Maps images in [0, 1] to logits; the whole model, on every process the same.
+        config: The run.
+        device: Where to train.
+        steps_per_epoch: Optimizer steps per epoch.
+        processes: Those of the run.
+        folder: Where DeepSpeed's own checkpoints go.
+
+    Raises:
+        ValueError: If DeepSpeed's settings and the run's do not fit together.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: RunConfig,
+        *,
+        device: torch.device,
+        steps_per_epoch: int,
+        processes: Processes = ALONE,
+        folder: Path | None = None,
+    ) -> None:
+        self.folder = folder
+        self.settings, said = deepspeed_settings(config, processes.world, on_cpu=device.type == "cpu")
+        if processes.rank == 0:
+            print(*said, sep="\n", end="\n" if said else "")
+        super().__init__(model, config, device=device, steps_per_epoch=steps_per_epoch, processes=processes)
+
+    def _start(self) -> nn.Module:
+        if single := [name for name, parameter in self.model.named_parameters() if parameter.dim() == 0]:
+            raise ValueError(
+                "DeepSpeed sends parameters out as bytes, which fails for one without dimensions: "
+                f"{', '.join(single)}. Use --engine torch."
+            )
+        deepspeed = start_deepspeed(self.device)
+        self._layout = torch.contiguous_format  # DeepSpeed sends parameters out as the bytes that they are in memory.
+        self.model.to(memory_format=self._layout)  # type: ignore[call-overload]
+        network = self.processes.share_out(self.model)
+        if is_half(self.settings):  # DeepSpeed leaves statistics in float32: torch's takes no such pair.
+            synchronize_batch_norm(self.model, BatchScope())
+        self.average = averaged(self.model, self.config.optim.ema_decay)
+        adapt_to_deepspeed(self.model, everywhere=serving_parameters(self.model))
+        if zero_stage(self.settings) == 3 and any(isinstance(layer, MoE) for _, layer in moe_layers(self.model)):
+            deepspeed.utils.set_z3_leaf_modules(self.model, [MoE])
+        optimizer = None if "optimizer" in self.settings else self._own_optimizer()
+        parameters = None if optimizer else [p for p in self.model.parameters() if p.requires_grad]
+        self._own = [] if optimizer is None else [optimizer]
+        self.optimizers = self._own if is_plain(self.settings) else []
+        self.engine: Any = deepspeed.initialize(
+            model=network, optimizer=optimizer, model_parameters=parameters, config=dict(self.settings)
+        )[0]
+        zero = zero_stage(self.settings) in (1, 2) and hasattr(self.engine.optimizer, "_coalesce_grad_reduction")
+        self._in_order = zero and any(True for _ in moe_layers(self.model))
+        self._step_under_way: contextlib.ExitStack | None = None
+        return self.engine  # type: ignore[no-any-return]
+
+    def _own_optimizer(self) -> Optimizer:
+        """Make the run's optimizer, with experts' parameters in groups of their own."""
+        first, *others = build_optimizers(self.model, self.config.optim)
+        if others:
+            raise ValueError(
+                "DeepSpeed takes one optimizer, and --optim.name muon is two. Use adamw or sgd, or DeepSpeed's own by "
+                "its JSON."
+            )
+        split = require("deepspeed.moe.utils", "deepspeed").split_params_into_different_moe_groups_for_optimizer
+        groups = [{**group, "name": f"group {place}"} for place, group in enumerate(first.param_groups)]
+        first.param_groups[:] = split(groups)
+        return first
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Let parts of the model that change with the epoch do so; DeepSpeed hears of experts that have split."""
+        super().begin_epoch(epoch)
+        tag_experts(self.model, everywhere=serving_parameters(self.model))
+
+    @contextlib.contextmanager
+    def _accumulate(self, last: bool) -> Iterator[None]:
+        """Reduce gradients after the last micro-batch only, and with a mixture in an order that is the same everywhere.
+
+        ZeRO 1 and 2 fill their buckets as gradients arrive. That order depends on which experts a process's own images
+        chose, and buckets in different orders would add one expert's gradient to another's.
+        """
+        self.engine.set_gradient_accumulation_boundary(last)
+        if self._in_order and self._step_under_way is None:
+            self._step_under_way = contextlib.ExitStack()
+            self._step_under_way.enter_context(self.engine.coalesce_grad_reduction())
+        yield
+        if last and self._step_under_way is not None:
+            self._step_under_way.close()
+            self._step_under_way = None
+            self.engine.set_gradient_accumulation_boundary(True)  # The block put back what it was at the beginning.
+
+    def _propagate(self, loss: Tensor) -> None:
+        self.engine.backward(loss, scale_wrt_gas=False)
+
+    def _stepped(self) -> list[Optimizer]:
+        return [self.engine.optimizer]
+
+    def _scheduled(self) -> list[Optimizer]:
+        return [] if "scheduler" in self.settings else self._own
+
+    def _learning_rate(self) -> float:
+        rate: float = self.engine.get_lr()[0]
+        return rate
+
+    def _apply(self) -> Tensor:
+        for parameter in idle_parameters(self.model):
+            parameter.grad = (
+                None  # DeepSpeed gives zeros to what has no gradient, and the optimizer would step by them.
+            )
+        if zero_stage(self.settings) == 0 and not is_half(self.settings):
+            norm = self.processes.clip(self.model, self.config.optim.clip_norm)
+            self._refuse_non_finite(norm)
+            self.engine.step()
+            return norm
+        self.engine.step()
+        norm = torch.as_tensor(self.engine.get_global_grad_norm() or 0.0)
+        if not is_half(self.settings):  # There an overflow is expected, and DeepSpeed lowers its loss scale.
+            self._refuse_non_finite(norm)
+        return norm
+
+    def _refuse_non_finite(self, norm: Tensor) -> None:
+        if not torch.isfinite(norm):
+            raise TrainingDiverged(self._diagnosis("gradient norm", float(norm), None))
+
+    def _diagnosis(self, what: str, value: float, images: Tensor | None) -> str:
+        zero = zero_stage(self.settings) > 0  # ZeRO ties parameters to its buffers: such a model cannot be copied.
+        return super()._diagnosis(what, value, None if zero else images)
+
+    def state_dict(self, *, part: bool = False) -> dict[str, Any]:
+        """Return the logical state; where it cannot hold all, write DeepSpeed's own checkpoint beside it."""
+        if not is_plain(self.settings) and self.folder is not None:
+            self.engine.save_checkpoint(str(self.folder), tag=self._tag(self.step_count))
+            self._delete_old(self.folder)
+        return super().state_dict(part=part)
+
+    def _delete_old(self, folder: Path) -> None:
+        """Keep as many of DeepSpeed's checkpoints as of the run's."""
+        if self.processes.rank == 0:
+            for old in sorted(folder.glob("step-*"))[:-KEPT]:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state, and where it does not hold all from DeepSpeed's own checkpoint, if that is trusted.
+
+        Raises:
+            ValueError: If the state belongs to another model or other settings, or DeepSpeed's checkpoint is missing or
+                not trusted.
+        """
+        own = None if is_plain(self.settings) else self._trusted(state["step_count"])
+        super().load_state_dict(state)
+        if own is not None:
+            self.engine.load_checkpoint(str(own.parent), tag=own.name)
+
+    def _trusted(self, step: int) -> Path:
+        own = (self.folder or Path()) / self._tag(step)
+        if not own.is_dir():
+            raise ValueError(f"The run goes on from DeepSpeed's own checkpoint, and there is none at {own}.")
+        if not self.config.deepspeed.trust_checkpoint:
+            raise ValueError(
+                f"The run goes on from DeepSpeed's own checkpoint, {own}. That is a pickle: loading it runs the code "
+                "in it. If you wrote it yourself, say --deepspeed.trust-checkpoint."
+            )
+        return own
+
+    def _tag(self, step: int) -> str:
+        return f"step-{step:08d}"
+
+    def _weights(self) -> dict[str, Any]:
+        if zero_stage(self.settings) < 3:
+            return plain_state(self.model)
+        with require("deepspeed", "deepspeed").zero.GatheredParameters(list(self.model.parameters())):
+            return {name: value.clone() for name, value in plain_state(self.model).items()}
+
+    def _load_weights(self, weights: dict[str, Any]) -> None:
+        if is_plain(self.settings):  # Otherwise they come with DeepSpeed's own checkpoint.
+            super()._load_weights(weights)
+
+    def _fixed_settings(self) -> dict[str, Any]:
+        if is_plain(self.settings):
+            return super()._fixed_settings()
+        sizes = {"processes": self.processes.world, "ep_size": self.config.parallel.ep_size}
+        return {**super()._fixed_settings(), "zero_stage": zero_stage(self.settings), **sizes}
+
+
+def start_deepspeed(device: torch.device) -> Any:
+    """Import DeepSpeed for a device, and have it use the processes of torch's default group, or be one alone."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
+    deepspeed = require("deepspeed", "deepspeed")
+    # Shared memory is for inference; without a compiler, which it needs, DeepSpeed would not start.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

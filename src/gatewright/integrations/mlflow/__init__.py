@@ -1,0 +1,1 @@
+"""MLflow: its stores and servers, and the tracker that logs to them."""

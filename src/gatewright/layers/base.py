@@ -1,0 +1,295 @@
+"""What every layer with a router keeps beside its output: the last routing, and losses waiting to be taken."""
+
+import math
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from gatewright.experts.base import Shape
+from gatewright.internals import backward_id, in_transform, is_exporting, outside_transforms, without_transforms
+from gatewright.layers.untaken import Mark, Untaken
+from gatewright.losses import LOSSES
+from gatewright.names import known
+from gatewright.routers import Router
+from gatewright.routing import Routing, RoutingSums, SoftRouting
+from gatewright.scope import BatchScope, noise_key
+
+Loss = Callable[[RoutingSums], Tensor]
+"""An auxiliary loss: a function of a batch's sums, unweighted."""
+
+Coefficients = Mapping[str, float] | Mapping[str | Loss, float]
+
+TRACED = (
+    "torch.jit.trace would keep the routes of its example for ever, and give other inputs wrong outputs. Use "
+    "torch.export.export, or torch.onnx.export(..., dynamo=True)."
+)
+
+NO_WEIGHT = (
+    "{name} has no {attribute}: every expert has its own. If torch.nn.TransformerEncoderLayer asks, whose fast path "
+    "reads it in evaluation, call torch.backends.mha.set_fastpath_enabled(False) first."
+)
+
+REENTRANT = (
+    "MoE layer ran in training without gradients, so its auxiliary losses are lost: either under torch.no_grad(), or "
+    "under reentrant activation checkpointing, which Gatewright refuses because the losses would never reach the "
+    "optimizer. Pass use_reentrant=False to torch.utils.checkpoint.checkpoint."
+)
+
+
+class RoutedLayer(nn.Module):
+    """A layer with a router: its auxiliary losses, its last routing and its place in a global batch.
+
+    Args:
+        router: Who goes where.
+        losses: Coefficient per auxiliary loss, by its name in `gatewright.losses.LOSSES` or by a function of your own
+            from `RoutingSums` to a scalar; None takes the router's own.
+        item_shape: Shape of one item; an int stands for one dimension, None for ``(router.dim,)``.
+
+    Raises:
+        ValueError: If the router is none, a loss is unknown, or its coefficient not finite.
+    """
+
+    item_shape: Shape
+    """Shape of one item."""
+    output_shape: Shape
+    """Shape of what becomes of one item, known once the layer has its experts."""
+
+    routing: Routing | SoftRouting | None
+    """The last forward's routing without its graph, grouped by expert and with what was dropped; a view for metrics."""
+
+    def __init__(
+        self, router: Router, losses: Coefficients | None, item_shape: int | Sequence[int] | None = None
+    ) -> None:
+        super().__init__()
+        check_router(router)
+        self.router = router
+        shape = (router.dim,) if item_shape is None else item_shape
+        self.item_shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        given = router.default_losses if losses is None else losses
+        asked: dict[str | Loss, float] = dict(given.items())
+        own = {_name(loss): loss for loss in asked if callable(loss)}
+        self._loss_functions: dict[str, Loss] = {**LOSSES, **own}
+        self.losses = {_name(loss): float(coefficient) for loss, coefficient in asked.items()}
+        if len(self.losses) < len(asked):
+            raise ValueError(
+                f"Auxiliary losses have different names; got {', '.join(map(_name, asked))}. Give each function of "
+                "your own a name of its own."
+            )
+        for name, coefficient in self.losses.items():
+            known(name, self._loss_functions, "auxiliary loss")
+            if not math.isfinite(coefficient):
+                raise ValueError(f"The coefficient of an auxiliary loss is finite; got {coefficient} for {name}.")
+        self.scope, self.local_balance = BatchScope(), False
+        self.routing = None
+        self.loss_values: dict[str, Tensor] = {}
+        self._untaken: list[Untaken] = []
+        self._lost = False
+
+    def take_losses(self) -> dict[str, Tensor]:
+        """Return each auxiliary loss, unweighted, of the training forwards since the last call, and forget them."""
+        untaken, self._untaken = [each.sums for each in self._untaken if not each.is_spent()], []
+        if not untaken and self.training and self._lost:
+            raise RuntimeError(REENTRANT)
+        batches = untaken if self.local_balance else [sums.over(self.scope) for sums in untaken]
+        functions = {name: self._loss_functions[name] for name in self.losses}
+        losses = {name: sum((loss(sums) for sums in batches), _zero()) for name, loss in functions.items()}
+        self.loss_values = {name: loss.detach() for name, loss in losses.items()}
+        return losses
+
+    def check_num_experts(self, num_experts: int) -> None:
+        """Refuse experts that the router does not choose among.
+
+        Raises:
+            ValueError: If there are not as many as the router chooses among.
+        """
+        if self.router.num_experts != num_experts:
+            raise ValueError(
+                f"The router chooses among {self.router.num_experts} experts and there are {num_experts}. "
+                "Give both the same num_experts."
+            )
+
+    def flat_items(self, x: Tensor) -> Float[Tensor, "tokens *item"]:
+        """Merge the leading dimensions into one.
+
+        Raises:
+            ValueError: If these are not floating-point items of ``item_shape``.
+            RuntimeError: If the layer is traced by `torch.jit.trace`.
+        """
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            raise RuntimeError(TRACED)
+        if not x.is_floating_point():
+            raise ValueError(
+                f"{type(self).__name__} takes floating-point items; got {x.dtype}. Convert with x.float() first."
+            )
+        if x.dim() <= len(self.item_shape) or tuple(x.shape[x.dim() - len(self.item_shape) :]) != self.item_shape:
+            raise ValueError(
+                f"{type(self).__name__} takes items of shape {self.item_shape} behind one or more batch dimensions; "
+                f"got {tuple(x.shape)}. Reshape the input, or set item_shape."
+            )
+        return x.reshape(-1, *self.item_shape)
+
+    def batch_shape(self, x: Tensor) -> torch.Size:
+        """Return the dimensions of an input in front of an item's."""
+        return x.shape[: x.dim() - len(self.item_shape)]
+
+    def like_batch(self, output: Float[Tensor, "tokens *out"], x: Tensor) -> Float[Tensor, "*batch_and_out"]:
+        """Give outputs the leading dimensions of the input."""
+        return output.reshape(*self.batch_shape(x), *self.output_shape)
+
+    def route_features(self, features: Tensor, batch: Sequence[int]) -> Routing | SoftRouting:
+        """Route items by features of any trailing shape behind the items' batch dimensions.
+
+        Raises:
+            ValueError: If there are not ``router.dim`` numbers per item.
+        """
+        num_tokens = math.prod(batch)
+        if tuple(features.shape[: len(batch)]) != tuple(batch) or features.numel() != num_tokens * self.router.dim:
+            raise ValueError(
+                f"The router looks at {self.router.dim} numbers per item, for {num_tokens} items; got features of "
+                f"shape {tuple(features.shape)}. Make router.dim and the features agree."
+            )
+        routing: Routing | SoftRouting = self.router(features.reshape(num_tokens, self.router.dim), self.scope)
+        return routing
+
+    def record(self, routing: Routing | SoftRouting, output: Tensor) -> None:
+        """Keep what losses and metrics read; a forward that runs again inside backward records nothing.
+
+        Args:
+            routing: What was routed where.
+            output: What the layer returns.
+        """
+        if is_exporting():
+            return
+        if not torch.compiler.is_compiling() and backward_id() != -1:
+            if self.training and self._lost:
+                raise RuntimeError(REENTRANT)
+            return
+        if in_transform():  # Its tensors are of no use after it, so no routing is kept.
+            self.routing, sums = None, routing.sums.map(without_transforms)
+            with outside_transforms():
+                self._note_training(sums.detach())
+        else:
+            self.routing = routing.detach()
+            self._note_training(self.routing.sums)
+        if self.training and self.losses:
+            self._lost = not torch.is_grad_enabled()
+            if not self._lost:
+                self._wait_for_losses(routing.sums, output)
+
+    def _note_training(self, sums: RoutingSums) -> None:
+        """Let the router take note of a training forward, and go on to the next one's noise."""
+        if self.training:
+            self.router.record(sums)
+            self.scope.next_forward()
+
+    def _wait_for_losses(self, sums: RoutingSums, output: Tensor) -> None:
+        """Keep the sums until their losses are taken, or no backward pass can come to them any more."""
+        compiling = torch.compiler.is_compiling()
+        mark = None if compiling or in_transform() else Mark(output)
+        # Nothing marks a compiled output, and the losses of a frozen layer may wait for ever: it keeps the last ones.
+        forgetful = compiling and not any(parameter.requires_grad for parameter in self.parameters())
+        waiting = [] if forgetful else [each for each in self._untaken if not each.is_abandoned()]
+        self._untaken = [*waiting, Untaken(sums, mark)]
+
+    def watch(self) -> None:
+        """See to it that a gradient which arrives before the losses were taken is an error."""
+        check = partial(_refuse_untaken_losses, weakref.ref(self))
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                parameter.register_hook(check)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the last batch out of copies and pickles."""
+        return {**self.__dict__, "routing": None, "loss_values": {}, "_untaken": [], "_lost": False}
+
+    def __getattr__(self, name: str) -> Any:
+        """Say where the weights are to whoever takes the layer for an `nn.Linear`."""
+        if name in ("weight", "bias"):
+            raise AttributeError(NO_WEIGHT.format(name=type(self).__name__, attribute=name))
+        return super().__getattr__(name)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Watch the copy's parameters as the original's are watched."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.watch()
+
+
+def check_router(router: object) -> None:
+    """Refuse what is not a router.
+
+    Raises:
+        ValueError: If it is not a `gatewright.Router`.
+    """
+    if not isinstance(router, Router):
+        raise ValueError(
+            "A router is a gatewright.Router, a module that chooses experts for every token and says how much each "
+            f"counts; got {type(router).__name__}. Pass one, such as gatewright.TopK(dim, num_experts, top_k=2), which "
+            "has a linear layer of its own."
+        )
+
+
+def moe_layers(model: nn.Module) -> Iterator[tuple[str, RoutedLayer]]:
+    """Yield the name and the layer of everything with a router in a model, the model itself included."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, RoutedLayer))
+
+
+def aux_loss(model: nn.Module) -> Float[Tensor, ""]:
+    """Add up coefficient times auxiliary loss over every MoE layer of a model, for one backward.
+
+    Call it once per training forward and add it to the loss: ``loss = task_loss + gatewright.aux_loss(model)``. In
+    evaluation it is zero. With gradient accumulation it is per micro-batch, like the task loss.
+
+    Raises:
+        ValueError: If the model has no MoE layer.
+        RuntimeError: If a layer ran in training without gradients.
+    """
+    layers = [layer for _, layer in moe_layers(model)]
+    if not layers:
+        raise ValueError("aux_loss found no MoE layer in this model; pass the model that contains them.")
+    taken = [(layer.losses[name], loss) for layer in layers for name, loss in layer.take_losses().items()]
+    return sum((coefficient * loss for coefficient, loss in taken), _zero())
+
+
+def end_step(model: nn.Module) -> None:
+    """Let routers adapt to what they routed since the last optimizer step; call it after ``optimizer.step()``.
+
+    Loss-free balancing (`gatewright.Biased`) needs it: once per optimizer step, however many micro-batches and forwards
+    that took. Other routers ignore it.
+    """
+    for _, layer in moe_layers(model):
+        layer.router.end_step(layer.scope)
+
+
+def seed_noise(model: nn.Module, seed: int, step: int) -> None:
+    """Make the routers' noise a function of a seed, a step, the layer's place and the token's global number.
+
+    It then does not depend on how a batch is split over processes, nor on what else draws random numbers; micro-batches
+    are batches of their own. Call it before every forward with another ``step``: the same numbers give the same noise.
+    A layer that is called several times in one forward draws other noise each time. Activation checkpointing finds the
+    noise of the forward that it runs again. Without this call noise comes from torch's generator.
+    """
+    for place, (_, layer) in enumerate(moe_layers(model)):
+        layer.scope.set_key(noise_key(seed, step, place))
+
+
+def _refuse_untaken_losses(layer: "weakref.ref[RoutedLayer]", gradient: Tensor) -> None:
+    moe = layer()
+    if moe is not None and any(each.is_forgotten() for each in moe._untaken):
+        moe._untaken.clear()  # They belong to the step that fails here; the next one is not to take them too.
+        raise RuntimeError(
+            "backward ran before this MoE layer's auxiliary loss was taken, so its experts would go unbalanced. Add it "
+            "to the loss: loss = task_loss + gatewright.aux_loss(model). To train without, pass losses={} to MoE."
+        )
+
+
+def _name(loss: str | Loss) -> str:
+    return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+
+
+def _zero() -> Float[Tensor, ""]:
+    return torch.zeros((), dtype=torch.float32)

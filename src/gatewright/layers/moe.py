@@ -1,0 +1,108 @@
+"""The layer: route, dispatch, experts, combine. The only file that sees all four nouns."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float, Num
+from torch import Tensor, nn
+
+from gatewright.dispatch import Dispatcher, Dropless, SoftDispatch
+from gatewright.experts import Experts
+from gatewright.experts.base import check_experts, check_output_shape
+from gatewright.layers.base import Coefficients, RoutedLayer
+from gatewright.routers import Router
+
+
+class MoE(RoutedLayer):
+    """A mixture of experts in place of a module: ``y = sum_i G(x)_i E_i(x)``.
+
+    Eq. 1 of https://arxiv.org/abs/1701.06538, with any router, experts and dispatch.
+
+    Leading dimensions are free, and so is the shape of an item: with ``item_shape=(84,)`` an input of ``(batch, 84)``
+    or ``(batch, time, 84)`` is routed per vector, with ``item_shape=(3, 32, 32)`` whole images are.
+
+    In training, add `gatewright.aux_loss(model)` to the loss: it holds the balance losses that keep experts alive. A
+    step that forgets it fails in backward.
+
+    Args:
+        router: Who goes where.
+        experts: What they do there.
+        item_shape: Shape of what is dispatched; an int stands for one dimension. By default ``(router.dim,)``.
+        dispatcher: How tokens travel; by default `Dropless`, or `SoftDispatch` for a dense router. Evaluation drops
+            nothing, whatever the dispatcher.
+        losses: Coefficient per auxiliary loss, by its name in `gatewright.losses.LOSSES` or by a function of your own
+            from `RoutingSums` to a scalar; by default the router's own (``router.default_losses``). An empty mapping
+            turns them off.
+        shared: A module applied to every item, dropped or not, and added with weight 1. Several shared experts are one
+            wider module: https://arxiv.org/abs/2401.06066 section 3.2.
+
+    Raises:
+        ValueError: If router, experts or dispatcher are something else; router and experts disagree on their number, or
+            router and dispatcher on the kind of routing; experts do not take the items or return different shapes; the
+            shared expert does not fit them, or a loss is unknown.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        experts: Experts,
+        *,
+        item_shape: int | Sequence[int] | None = None,
+        dispatcher: Dispatcher | None = None,
+        losses: Coefficients | None = None,
+        shared: nn.Module | None = None,
+    ) -> None:
+        super().__init__(router, losses, item_shape)
+        check_experts(experts)
+        self.check_num_experts(experts.num_experts)
+        self.experts, self.shared, self.dispatcher = experts, shared, _dispatcher_for(router, dispatcher)
+        self.output_shape = experts.output_shape(self.item_shape)
+        if shared is not None:
+            check_output_shape("the shared expert", shared, self.item_shape, self.output_shape)
+        self.watch()
+
+    def forward(
+        self, x: Float[Tensor, "*batch_and_item"], features: Num[Tensor, "*batch_and_features"] | None = None
+    ) -> Float[Tensor, "*batch_and_out"]:
+        """Send each item to its experts and add up what they return.
+
+        Args:
+            x: Items, ``(*batch, *item_shape)``.
+            features: What the router looks at, ``(*batch, ...)`` with ``router.dim`` numbers per item; by default the
+                items themselves, flattened.
+
+        Raises:
+            ValueError: If a shape or dtype does not fit.
+        """
+        items = self.flat_items(x)
+        routing = self.route_features(x if features is None else features, self.batch_shape(x))
+        batch = self.dispatcher.dispatch(items, routing, training=self.training)
+        beside = None if self.shared is None else self.shared(items)  # while the rows travel
+        batch = self.dispatcher.arrive(batch)
+        rows = self.experts(batch.rows, batch.tokens_per_expert)
+        output = self.dispatcher.combine(rows, batch, items.shape[0])
+        if beside is not None:
+            output = output + beside
+        output = self.like_batch(output, x)
+        self.record(batch.routing, output)
+        return output
+
+    def extra_repr(self) -> str:
+        """Show the dispatcher and the losses when a model is printed."""
+        return f"dispatcher={self.dispatcher}, losses={self.losses}"
+
+
+def _dispatcher_for(router: Router, dispatcher: Dispatcher | None) -> Dispatcher:
+    """Choose a dispatcher that takes what the router makes, or refuse one that does not."""
+    if dispatcher is None:
+        return SoftDispatch() if router.dense else Dropless()
+    if not isinstance(dispatcher, Dispatcher):
+        raise ValueError(
+            f"A dispatcher is a gatewright.Dispatcher; got {dispatcher!r}. Leave it out, or pass Capacity()."
+        )
+    if dispatcher.dense != router.dense:
+        takes, fits = ("Routing", "SoftDispatch()") if router.dense else ("SoftRouting", "Dropless() or Capacity()")
+        raise ValueError(
+            f"The dispatcher takes the record that the router makes; got {dispatcher}, which takes a {takes}, and "
+            f"{type(router).__name__}, which makes the other kind. Leave the dispatcher out, or pass {fits}."
+        )
+    return dispatcher

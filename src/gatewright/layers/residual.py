@@ -1,0 +1,59 @@
+"""A mixture beside a dense branch, with a learned share of each."""
+
+import math
+
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor, nn
+
+from gatewright.experts.base import check_output_shape
+from gatewright.layers.base import RoutedLayer
+from gatewright.routers.base import gate_logits, zero_gate
+
+
+class ResidualMixture(nn.Module):
+    """``y = c_0 moe(x) + c_1 branch(x)`` with ``c = softmax(W x + b)``: a mixture that corrects a dense branch.
+
+    The residual mixture of https://arxiv.org/abs/2201.05596 section 4.1, with the coefficients of DeepSpeed's code, two
+    per item. They start at one half each and are computed in at least float32.
+
+    Args:
+        moe: The mixture, `MoE` or `MergedMoE`; `gatewright.aux_loss` finds it here.
+        branch: What every item goes through, a module on flat items ``(tokens, *item)``; by default nothing, so that
+            the input itself is added.
+
+    Raises:
+        ValueError: If the mixture is none, or the branch does not take its items or returns another shape.
+    """
+
+    def __init__(self, moe: RoutedLayer, branch: nn.Module | None = None) -> None:
+        super().__init__()
+        if not isinstance(moe, RoutedLayer):
+            raise ValueError(
+                f"The mixture is a gatewright.MoE or gatewright.MergedMoE; got {type(moe).__name__}. The dense module "
+                "goes second: ResidualMixture(moe, branch)."
+            )
+        self.moe, self.branch = moe, nn.Identity() if branch is None else branch
+        check_output_shape("the branch", self.branch, moe.item_shape, moe.output_shape)
+        self.coefficient = zero_gate(math.prod(moe.item_shape), 2, bias=True)
+
+    def forward(
+        self, x: Float[Tensor, "*batch_and_item"], features: Num[Tensor, "*batch_and_features"] | None = None
+    ) -> Float[Tensor, "*batch_and_out"]:
+        """Weigh what the mixture and the branch make of each item.
+
+        Args:
+            x: Items, ``(*batch, *item_shape)``.
+            features: What the mixture's router looks at, as in `MoE`; the coefficient looks at the items.
+        """
+        items = self.moe.flat_items(x)
+        num_tokens = items.shape[0]
+        mixed, kept = self.moe(x, features).reshape(num_tokens, *self.moe.output_shape), self.branch(items)
+        shares = self.shares(items).view(num_tokens, 2, *[1] * len(self.moe.output_shape))
+        output = shares[:, 0] * mixed + shares[:, 1] * kept
+        return self.moe.like_batch(output.to(torch.promote_types(mixed.dtype, kept.dtype)), x)
+
+    def shares(self, items: Float[Tensor, "tokens *item"]) -> Float[Tensor, "tokens 2"]:
+        """Return the shares of mixture and branch, which add up to 1."""
+        flat = items.reshape(items.shape[0], math.prod(self.moe.item_shape))
+        return gate_logits(flat, self.coefficient).softmax(-1)

@@ -1,0 +1,19 @@
+"""Predictions: how large a model is, how much memory and time it takes, and how to spread it over processes."""
+
+from gatewright.planner.cost import Links
+from gatewright.planner.measure import measure_sizes
+from gatewright.planner.plan import Device, Plan, plan
+from gatewright.planner.sizes import Part, Sizes, feed_forward_sizes
+from gatewright.planner.smallest import smallest
+
+__all__ = [
+    "Device",
+    "Links",
+    "Part",
+    "Plan",
+    "Sizes",
+    "feed_forward_sizes",
+    "measure_sizes",
+    "plan",
+    "smallest",
+]

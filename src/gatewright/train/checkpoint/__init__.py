@@ -1,0 +1,1 @@
+"""Checkpoints: their format, writing and loading them, and going on from one."""

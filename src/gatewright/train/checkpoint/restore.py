@@ -1,0 +1,90 @@
+"""A trained model from a run's folder or an exported file, ready to evaluate or predict; the data set is not needed."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from gatewright.extras import require
+from gatewright.models import ImageClassifier
+from gatewright.parallel import whole_state
+from gatewright.train.config import RunConfig
+from gatewright.train.config_file import load_config, read_config
+from gatewright.train.folder import newest_intact
+from gatewright.train.step import load_weights
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and what it was trained for.
+
+    Args:
+        config: The run.
+        model: In evaluation mode, with averaged weights where the run kept them.
+        class_names: In the order of the logits.
+        image_shape: ``(channels, height, width)``.
+    """
+
+    config: RunConfig
+    model: nn.Module
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+
+
+def load_run(path: str | Path) -> Trained:
+    """Load the newest checkpoint of a run, or a file that ``gatewright export`` wrote.
+
+    Args:
+        path: The run's folder, or the file.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run, or no checkpoint yet.
+        ValueError: If config, checkpoint or file are broken, or do not belong together.
+    """
+    path = Path(path)
+    return _load_export(path) if path.is_file() else _load_folder(path)
+
+
+def _load_folder(output: Path) -> Trained:
+    config = load_config(output / "config.yaml")
+    state, damaged = newest_intact(output / "checkpoints")
+    if state is None:
+        raise FileNotFoundError(f"The run at {output} has no checkpoint yet. Go on with it by train --resume.")
+    for path in damaged:
+        step = state["engine"]["step_count"]
+        print(f"warning: {path} is damaged; this is the model of step {step}.", file=sys.stderr)
+    weights = whole_state(state["engine"]["average"] or state["engine"]["model"])
+    return _trained(output, config, weights, state["class_names"], state["image_shape"])
+
+
+def _load_export(file: Path) -> Trained:
+    safetensors = require("safetensors", "train")
+    try:
+        with safetensors.safe_open(file, "pt") as opened:
+            header = opened.metadata() or {}
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 it is no dictionary
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{file} is truncated or not a safetensors file: {error}. Export the run again.") from error
+    if missing := {"config", "class_names", "image_shape"}.difference(header):
+        raise ValueError(
+            f"{file} is no export of a run: its header has no {', '.join(sorted(missing))}. Name one that gatewright "
+            "export wrote."
+        )
+    config = read_config(header["config"], file)
+    return _trained(file, config, weights, json.loads(header["class_names"]), json.loads(header["image_shape"]))
+
+
+def _trained(
+    path: Path, config: RunConfig, weights: dict[str, Tensor], names: Sequence[str], shape: Sequence[int]
+) -> Trained:
+    channels, height, width = shape
+    network = config.model.build((channels, height, width), len(names))
+    model = ImageClassifier(network, [0.0] * channels, [1.0] * channels)
+    try:
+        load_weights(model, weights)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return Trained(config, model.eval(), tuple(names), (channels, height, width))

@@ -1,0 +1,1 @@
+"""Processes: starting them, joining them, and noticing that one is gone."""

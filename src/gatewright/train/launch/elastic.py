@@ -1,0 +1,102 @@
+"""Starting the processes of a run on this machine, and starting them again where one dies."""
+
+import logging
+import os
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+from gatewright.train.checkpoint.format import newest_checkpoint
+from gatewright.train.config import RunConfig
+from gatewright.train.folder import CONFIG, own_folder, resume_command
+from gatewright.train.launch.agent import DIVERGED, FOR_A_PERSON, Agent, first_failure, sentence
+from gatewright.train.launch.signals import Interrupted
+from gatewright.train.validate import check_processes
+
+TORCHS_WORDS = "torch.distributed.elastic.multiprocessing.api"
+"""Where torch logs that a process failed, which `Agent` says in a sentence, and that it stops the others."""
+
+
+def needs_launch(config: RunConfig, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is to start others, instead of being one that a launcher started."""
+    launched = "RANK" in environment or int(environment.get("SLURM_NTASKS", 1)) > 1  # A shell of Slurm's is one task.
+    return config.processes > 1 and not launched
+
+
+def launch(config: RunConfig, words: Sequence[str], *, resume: bool = False) -> None:
+    """Run ``gatewright train`` with these words on every process, by torch's elastic launcher.
+
+    A process that dies takes the others with it; all are started again from the newest checkpoint.
+
+    Args:
+        config: The run.
+        words: What was typed after ``train``.
+        resume: Whether these words ask to go on with a run.
+
+    Raises:
+        OSError: If the folder of the run, or that of its data, is not what it has to be.
+        ValueError: If the settings, the data or the run to resume do not fit together.
+        ChildProcessError: If processes died more often than ``parallel.max_restarts``.
+        Interrupted: If a signal stopped the run; its processes saved it first if they were training.
+        SystemExit: If a process said what a person must mend, or diverged.
+    """
+    check_processes(config, resume=resume)
+    with own_folder(config, resume) as output:  # The first process takes it over.
+        config = replace(config, output=str(output))
+    threads = max(1, (os.cpu_count() or 1) // config.processes)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    # Each start has a store of its own: in the launcher's, processes started again find the addresses of the dead.
+    # https://github.com/pytorch/pytorch/issues/135712
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    logging.getLogger(TORCHS_WORDS).setLevel(logging.CRITICAL)
+    parameters = RendezvousParameters("c10d", "localhost:0", uuid.uuid4().hex, 1, 1)
+    spec = WorkerSpec(
+        role="train",
+        local_world_size=config.processes,
+        entrypoint=sys.executable,
+        args=("-m", "gatewright_command", "train", *words, "--output", config.output),
+        rdzv_handler=get_rendezvous_handler(parameters),
+        max_restarts=config.parallel.max_restarts,
+        monitor_interval=0.2,
+    )
+    try:
+        result = Agent(spec, DefaultLogsSpecs()).run()
+    except SignalException as stop:
+        raise Interrupted(how_to_go_on(config), int(stop.sigval)) from stop
+    finally:
+        spec.rdzv_handler.shutdown()
+    if result.is_failed():
+        _end(config, result.failures)
+
+
+def _end(config: RunConfig, failures: Mapping[int, ProcessFailure]) -> NoReturn:
+    if (status := first_failure(failures)[1].exitcode) in (FOR_A_PERSON, DIVERGED):
+        sys.exit(status)
+    raise ChildProcessError(
+        f"{sentence(failures)}, after {config.parallel.max_restarts} restarts (--parallel.max-restarts); its own words "
+        f"are above. Go on from the newest checkpoint with --resume --output {config.output}."
+    )
+
+
+def how_to_go_on(config: RunConfig) -> str:
+    """Say what there is of a run that was stopped, which may not have saved anything yet."""
+    output = Path(config.output or "")
+    if not (output / CONFIG).is_file():
+        return "Stopped before training began, and nothing was saved. Give the same command again."
+    newest = newest_checkpoint(output / "checkpoints")
+    saved = f"the newest checkpoint is {newest.name}" if newest else "nothing was saved yet"
+    return f"Stopped, and {saved}. Go on with: {resume_command(config, output)}"
+
+
+def was_restarted(output: Path, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the launcher started this process again, with a run to go on with."""
+    return int(environment.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and (output / CONFIG).is_file()

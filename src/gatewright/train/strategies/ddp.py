@@ -1,0 +1,257 @@
+"""A run on several processes: experts spread over them, and torch's DDP round the rest."""
+
+import contextlib
+import inspect
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from gatewright.experts import ModuleExperts
+from gatewright.layers.moe import MoE
+from gatewright.models import StartTogether, serving_parameters, together
+from gatewright.parallel import (
+    ExpertParallel,
+    ProcessScope,
+    Rows,
+    SyncBatchNorm,
+    average_expert_gradients,
+    expert_parameters,
+    expert_runs,
+    gather_state,
+    own_state,
+    parallelize,
+    part_of_state,
+    sum_in_place,
+    synchronize_batch_norm,
+    total_gradient_norm,
+)
+from gatewright.parallel.collectives import waiting
+from gatewright.routers import Router
+from gatewright.scope import BatchScope
+from gatewright.train.config import ParallelConfig
+from gatewright.train.strategies.base import Processes, WithLosses
+
+
+class SeveralProcesses(Processes):
+    """A run on all processes of torch's default group.
+
+    Args:
+        mesh: From `gatewright.parallel.expert_mesh`.
+        local_rank: This process's number on its node.
+        parallel: How the run is spread over them.
+    """
+
+    def __init__(self, mesh: DeviceMesh, *, local_rank: int = 0, parallel: ParallelConfig | None = None) -> None:
+        self.mesh, self.local_rank, self.config = mesh, local_rank, parallel or ParallelConfig()
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.steps, self.noted = 0, threading.Event()
+        self.replicas = mesh.get_group("replica").size()
+        self._apart: dist.ProcessGroup | None = None
+
+    def spread(self, model: nn.Module) -> nn.Module:
+        """Leave each process its experts, and have torch's DDP keep the rest equal.
+
+        DDP's constructor and its forward overwrite other ranks' parameters and buffers with the first one's: it must
+        not see the experts, of which each process has its own.
+        """
+        network = self.share_out(model)
+        ignored = [f"network.{name}" for name, _ in expert_parameters(model)]
+        ignored += [f"network.{name}" for name in _own_buffers(model)]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, ignored)
+        idle = any(isinstance(module, StartTogether) for module in model.modules())
+        # Synchronised statistics are equal already; each process's own would be those of the first everywhere.
+        names = inspect.signature(DistributedDataParallel).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # until torch 2.12
+        broadcast: dict[str, Any] = {name: self.config.batch_norm == "local"}
+        # After its first step DDP would put gradients into another order, and a sum of more than two numbers is not the
+        # same in every order: a run that is resumed would end with other bits. Where it looks for unused parameters it
+        # keeps the order; it warns if it finds none.
+        keep_order = self.world > 2 and self.mesh.device_type == "cpu"
+        if keep_order or idle:
+            network.register_parameter("unused", nn.Parameter(torch.zeros(())))
+        return DistributedDataParallel(
+            network, find_unused_parameters=idle or keep_order, gradient_as_bucket_view=True, **broadcast
+        )
+
+    def share_out(self, model: nn.Module) -> nn.Module:
+        """Leave each process its experts, and give its routers the view of the global batch."""
+        parallelize(model, self.mesh, local_balance=self.config.balance == "local")
+        if self.config.batch_norm == "sync":
+            self._synchronize(model)
+        for layer in together(model):
+            for tensor in layer.first.state_dict().values():
+                dist.broadcast(tensor, 0)
+        return WithLosses(model)
+
+    def stand_ins(self, model: nn.Module) -> set[nn.Parameter]:
+        """Return the parameters of first experts, where the first of all is another process's."""
+        if self.mesh.get_local_rank("expert") == 0:
+            return set()
+        return set(serving_parameters(model))
+
+    def begin_epoch(self, model: nn.Module) -> None:
+        """Let experts that have just become separate networks keep statistics of their own."""
+        for module in model.modules():
+            if isinstance(module, StartTogether) and not module.together:
+                for norm in module.mixture.experts.modules():
+                    if isinstance(norm, SyncBatchNorm):
+                        norm.scope = self._copies_scope(module.mixture)
+
+    def _synchronize(self, model: nn.Module) -> None:
+        """Synchronise every BatchNorm over the processes that hold its module.
+
+        An expert of which no other process has a copy sees all its rows of the global batch where it lives.
+        """
+        everyone = ProcessScope(_everyone(), device=self.mesh.device_type)
+        layers = [layer for layer in model.modules() if isinstance(layer, MoE)]
+        synchronize_batch_norm(model, everyone, leave={layer.experts for layer in layers})
+        for together_layer in together(model):
+            synchronize_batch_norm(together_layer.first, everyone)
+        for layer in layers:
+            scope = self._copies_scope(layer)
+            normalized = any(isinstance(module, _BatchNorm) for module in layer.experts.modules())
+            if isinstance(scope, ProcessScope) and isinstance(layer.experts, ModuleExperts) and normalized:
+                layer.experts.call_idle(layer.item_shape)
+                synchronize_batch_norm(layer.experts, scope)
+
+    def _copies_scope(self, layer: MoE) -> BatchScope:
+        """Return the processes that hold copies of the experts that this one holds."""
+        group = self.mesh.get_group("replica") if isinstance(layer.dispatcher, ExpertParallel) else _everyone()
+        return ProcessScope(group, device=self.mesh.device_type) if group.size() > 1 else BatchScope()
+
+    def share(self, count: int) -> slice:
+        """Return this process's run of a batch's images; the first processes get one more, the last may get none."""
+        run = expert_runs(count, self.world)[self.rank]
+        return slice(run.start, run.stop)
+
+    def accumulate(self, network: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
+        """Let DDP average with the last micro-batch only."""
+        assert isinstance(network, DistributedDataParallel)
+        return contextlib.nullcontext() if last else network.no_sync()
+
+    def finish_gradients(self, model: nn.Module) -> None:
+        """Average the experts' gradients, which DDP leaves alone."""
+        shared = [parameter.grad for parameter in serving_parameters(model) if parameter.grad is not None]
+        sum_in_place(shared, _everyone())
+        average_expert_gradients(model, self.mesh, leave={id(gradient) for gradient in shared})
+        for gradient in shared:
+            gradient /= self.world
+
+    def clip(self, model: nn.Module, max_norm: float | None) -> Tensor:
+        """Clip by the norm over all processes, each expert counted once."""
+        norm = total_gradient_norm(model, self.mesh, everywhere=serving_parameters(model))
+        if max_norm is not None and torch.isfinite(norm):
+            nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm, foreach=False)
+        return norm
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Average over the processes."""
+        total = value.detach().clone()
+        with waiting.running():
+            dist.all_reduce(total)
+        return total / self.world
+
+    def sum(self, *tensors: Tensor) -> None:
+        """Add up over the processes, in place."""
+        with waiting.running():
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def collect(self, values: list[float]) -> list[list[float]]:
+        """Return the same numbers of every process."""
+        own = torch.tensor(values, dtype=torch.float64)
+        everyone = [torch.empty_like(own) for _ in range(self.world)]
+        dist.all_gather(everyone, own)
+        return [theirs.tolist() for theirs in everyone]
+
+    def reduced(self, model: nn.Module) -> Iterable[nn.Parameter]:
+        """Return all parameters but those of experts that live on this process alone."""
+        alone = {p for _, p in expert_parameters(model)} if self.replicas == 1 else set()
+        return (parameter for parameter in model.parameters() if parameter not in alone)
+
+    def work_apart(self) -> None:
+        """Make a group for what a thread beside the training asks; every process calls it."""
+        self._apart = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.config.timeout))
+
+    def agree(self, number: int | None, *, apart: bool = False) -> int | None:
+        """Return the largest number that any process has."""
+        largest = torch.tensor(-1 if number is None else number)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._apart if apart else None)
+        return None if largest < 0 else int(largest)
+
+    def barrier(self) -> None:
+        """Wait for every process."""
+        dist.barrier()
+
+    def equalize(self, *models: nn.Module) -> None:
+        """Average the statistics of every BatchNorm of which each copy has seen its own process's rows alone."""
+        for model in models:
+            spread = {norm for layer in _spread_layers(model) for norm in layer.experts.modules()}
+            for norm in (module for module in model.modules() if isinstance(module, _BatchNorm)):
+                if isinstance(norm, SyncBatchNorm) and isinstance(norm.scope, ProcessScope):
+                    continue  # They are equal already.
+                own, everyone = (self.replicas, self.mesh.get_group("replica")), (self.world, None)
+                copies, group = own if norm in spread else everyone
+                for buffer in norm.buffers() if copies > 1 else ():
+                    total = buffer.double()
+                    dist.all_reduce(total, group=group)
+                    buffer.copy_(total / copies)
+
+    def note(self, steps: int) -> None:
+        """Let the others know how many optimizer steps this process has made."""
+        self.steps = steps
+        self.noted.set()
+
+    def gather(self, tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        """Put the experts' state together on the first process."""
+        return gather_state(tensors, model, self.mesh)
+
+    def part(self, tensors: dict[str, Tensor], model: nn.Module) -> Mapping[str, Tensor | Rows]:
+        """Pick this process's experts, and on the first process all that is not spread too."""
+        return part_of_state(tensors, model, self.mesh)
+
+    def number_of_part(self, model: nn.Module) -> tuple[int | None, int]:
+        """Return this process's place among those that hold different experts, if it has their first copy."""
+        number = None if self.mesh.get_local_rank("replica") else self.mesh.get_local_rank("expert")
+        if any(True for _ in expert_parameters(model)):
+            return number, self.mesh["expert"].size()
+        return None if self.rank else 0, 1
+
+    def own(self, tensors: Mapping[str, Tensor | Rows], model: nn.Module) -> dict[str, Tensor]:
+        """Pick this process's experts; where they still are one, each process's first takes the state of the first."""
+        picked: dict[str, Any] = dict(own_state(tensors, model, self.mesh))
+        for name, module in model.named_modules():
+            if isinstance(module, StartTogether) and module.together:
+                prefix = f"{name}.mixture.experts.experts."
+                own = next(iter(module.mixture.experts.experts._modules))  # type: ignore[union-attr]
+                for key in [key for key in tensors if key.startswith(f"{prefix}0.")]:
+                    picked[key.replace(f"{prefix}0.", f"{prefix}{own}.", 1)] = tensors[key]
+        return picked
+
+
+def _everyone() -> dist.ProcessGroup:
+    group = dist.group.WORLD
+    assert group is not None
+    return group
+
+
+def _spread_layers(model: nn.Module) -> Iterator[MoE]:
+    """Layers of whose experts each process holds some."""
+    layers = (module for module in model.modules() if isinstance(module, MoE))
+    return (layer for layer in layers if isinstance(layer.dispatcher, ExpertParallel))
+
+
+def _own_buffers(model: nn.Module) -> Iterator[str]:
+    """Name the buffers of routers and spread experts: what one process has counted is not another's."""
+    prefixes = {name.rsplit(".", 1)[0] for name, _ in expert_parameters(model)}
+    prefixes |= {name for name, module in model.named_modules() if isinstance(module, Router)}
+    inside = tuple(f"{prefix}." for prefix in prefixes)
+    return (name for name, _ in model.named_buffers() if name.startswith(inside))

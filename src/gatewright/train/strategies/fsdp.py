@@ -1,0 +1,94 @@
+"""Sharded data parallelism: torch's FSDP2 over the dense parameters, and over the copies of spread experts."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from gatewright.layers.moe import MoE
+from gatewright.parallel import Rows, expert_parameters
+from gatewright.train.strategies.ddp import SeveralProcesses
+
+
+class ShardedProcesses(SeveralProcesses):
+    """Each process keeps a shard of every dense parameter, with its gradient and what the optimizer keeps of it.
+
+    FSDP2 (https://arxiv.org/abs/2304.11277) gathers a parameter where it is used. Dense parameters are sharded over all
+    processes, an expert's over those that hold the same expert; where only one does, it is whole there.
+    """
+
+    def spread(self, model: nn.Module) -> nn.Module:
+        """Shard the experts among their copies, then all the rest among everyone."""
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 takes no other
+        network = self.share_out(model)
+        spread = {parameter for _, parameter in expert_parameters(model)}
+        if self.replicas > 1:
+            for layer in (module for module in model.modules() if isinstance(module, MoE)):
+                if any(parameter in spread for parameter in layer.experts.parameters()):
+                    layer.experts.register_forward_hook(_whole_output)
+                    fully_shard(layer.experts, mesh=self.mesh["replica"])
+        everyone = init_device_mesh(self.mesh.device_type, (self.world,))
+        own = {parameter for _, parameter in expert_parameters(model)}
+        model.register_forward_hook(_whole_output)
+        # The model itself, because evaluation calls it directly. Its parameters stay whole until backward: gradients of
+        # auxiliary losses may reach them before those of the logits, at which FSDP would gather them again.
+        fully_shard(model, mesh=everyone, ignored_params=own, reshard_after_forward=False)
+        model.register_forward_hook(_reshard_after_evaluation)
+        return network
+
+    @contextlib.contextmanager
+    def accumulate(self, network: nn.Module, last: bool) -> Iterator[None]:
+        """Let FSDP reduce gradients with the last micro-batch only."""
+        model = network.network
+        assert isinstance(model, FSDPModule)
+        model.set_requires_gradient_sync(last)
+        yield
+
+    def finish_gradients(self, model: nn.Module) -> None:
+        """Average the experts' gradients: FSDP has taken their mean over the copies of an expert, if there are any."""
+        if self.replicas == 1:
+            super().finish_gradients(model)
+            return
+        for _, parameter in expert_parameters(model):
+            if parameter.grad is not None:
+                parameter.grad /= self.mesh["expert"].size()
+
+    def gather(self, tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        """Put shards together, then experts."""
+        return super().gather(_unsharded(tensors), model)
+
+    def part(self, tensors: dict[str, Tensor], model: nn.Module) -> Mapping[str, Tensor | Rows]:
+        """Put shards together, and pick this process's experts."""
+        return super().part(_unsharded(tensors), model)
+
+    def own(self, tensors: Mapping[str, Tensor | Rows], model: nn.Module) -> dict[str, Tensor]:
+        """Pick this process's experts, and its shard of everything."""
+        like = dict(model.named_parameters())
+        picked = super().own(tensors, model)
+        return {name: _shard_like(value, like.get(name.rsplit("|", 1)[0])) for name, value in picked.items()}
+
+
+def _whole_output(model: nn.Module, inputs: object, output: Tensor) -> Tensor:
+    """Copy what is a view: FSDP warns of those."""
+    return output.clone() if output._is_view() else output
+
+
+def _reshard_after_evaluation(model: nn.Module, inputs: object, output: Tensor) -> None:
+    """Let go of parameters where no backward will."""
+    assert isinstance(model, FSDPModule)
+    if not torch.is_grad_enabled():
+        model.reshard()
+
+
+def _unsharded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in tensors.items()}
+
+
+def _shard_like(value: Tensor, like: Tensor | None) -> Tensor:
+    if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
