@@ -31,7 +31,6 @@ CORE = set.union(*LEVELS[:5])
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 SIDEWAYS = {
     ("train", "report"),
-    ("train", "integrations"),
     ("integrations", "train"),
     ("cli", "recipes"),
     ("__main__", "cli"),

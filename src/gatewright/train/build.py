@@ -1,14 +1,15 @@
 """From a config and images to the engine that trains."""
 
 import sys
+from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from gatewright.data import ImageSplits, channel_statistics, num_batches
-from gatewright.integrations.deepspeed.engine import DeepSpeedEngine, start_deepspeed
 from gatewright.models import ImageClassifier
 from gatewright.train.config import RunConfig
 from gatewright.train.limits import check_network
@@ -55,8 +56,11 @@ def build_engine(
     folder: Path | None = None,
 ) -> TorchEngine:
     """Make the model for these images, and the engine that trains it; DeepSpeed's has a folder for its checkpoints."""
+    make: Callable[..., TorchEngine] = TorchEngine
     if config.engine == "deepspeed":
-        start_deepspeed(device)  # Its own layer in a model asks it for the device.
+        deepspeed = import_module("gatewright.integrations.deepspeed.engine")
+        deepspeed.start_deepspeed(device)  # Its own layer in a model asks it for the device.
+        make = partial(deepspeed.DeepSpeedEngine, folder=folder)
     mean, std = channel_statistics(splits.train)
     steps = steps_per_epoch(config, len(splits.train))
     if processes.rank == 0:
@@ -64,7 +68,6 @@ def build_engine(
     network = build_network(config, splits)
     model: nn.Module = ImageClassifier(network, mean.tolist(), std.tolist())
     check_network(model, config, device)
-    make = TorchEngine if config.engine == "torch" else partial(DeepSpeedEngine, folder=folder)
     return make(model, config, device=device, steps_per_epoch=steps, processes=processes)
 
 

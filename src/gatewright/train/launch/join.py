@@ -5,11 +5,11 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from importlib import import_module
 
 import torch
 import torch.distributed as dist
 
-from gatewright.integrations.deepspeed.settings import deepspeed_settings
 from gatewright.parallel import expert_mesh
 from gatewright.train.config import RunConfig
 from gatewright.train.launch.watchdog import LostProcess, watched
@@ -116,7 +116,8 @@ def check_fit(config: RunConfig, world: int) -> None:
             f"any: use a batch of at least {world}."
         )
     if config.engine == "deepspeed":
-        deepspeed_settings(config, world, on_cpu=config.device == "cpu")
+        settings = import_module("gatewright.integrations.deepspeed.settings")
+        settings.deepspeed_settings(config, world, on_cpu=config.device == "cpu")
     if world > 1 and (config.compile or config.precision == "float16"):
         raise ValueError(
             "Several processes train in float32 or bfloat16, and without --compile. Use --precision bfloat16, or one "

@@ -6,10 +6,10 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
-from gatewright.integrations.mlflow.tracker import MlflowRun, open_run
 from gatewright.train.provenance import DataSplit
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
@@ -78,7 +78,7 @@ class RunTracker:
         mlflow_run: The MLflow run to tell the same.
     """
 
-    def __init__(self, metrics_path: Path, mlflow_run: MlflowRun | None = None) -> None:
+    def __init__(self, metrics_path: Path, mlflow_run: Any | None = None) -> None:
         self._mlflow_run = mlflow_run
         self._metrics_path = metrics_path
         written = metrics_path.read_bytes() if metrics_path.exists() else b""
@@ -169,7 +169,8 @@ def start_tracking(config: TrackingConfig, *, output: Path, run_name: str, resum
     if not config.enabled:
         return RunTracker(metrics_path)
     uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow_run = open_run(
+    mlflow = import_module("gatewright.integrations.mlflow.tracker")
+    mlflow_run = mlflow.open_run(
         uri or f"sqlite:///{(output.resolve().parent / 'mlflow.db').as_posix()}",
         experiment=config.experiment,
         run_name=run_name,
