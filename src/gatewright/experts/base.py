@@ -42,8 +42,7 @@ class Experts(nn.Module, ABC):
     ) -> Float[Tensor, "assignments *out"]:
         """Run each expert on its group of rows; rows past the last group give zeros.
 
-        An expert without rows is not called, unless it waits for copies of itself in other processes: its gradient is
-        zero, never None, and its buffers do not change.
+        An expert without rows has a gradient of zero, never None, and its buffers do not change.
         """
 
     def reset_parameters(self) -> None:

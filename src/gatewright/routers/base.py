@@ -142,7 +142,7 @@ class ExpertBias(nn.Module):
                 warnings.warn(FORGOTTEN_STEP_HINT, stacklevel=2)
 
     def end_step(self, scope: BatchScope) -> None:
-        """Move every bias by one step, from the load of all processes, and begin to count anew."""
+        """Move every bias by one step, from the load of the global batch, and begin to count anew."""
         (load,) = scope.sum(self.load)
         self.bias.add_((load.sum() - len(load) * load).sign().to(self.bias.dtype), alpha=self.rate)
         self.load.zero_()
