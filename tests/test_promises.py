@@ -61,7 +61,7 @@ def rows():
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize(("table", "row"), rows())
+@pytest.mark.parametrize(("table", "row"), [*rows()])
 def test_every_combination(graphs, page, table, row):
     measured = measure(table, row, graphs[table, row].result)
     assert measured.answers() == promised(make(table, row)[0])

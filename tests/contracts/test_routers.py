@@ -68,12 +68,17 @@ class Whole(BatchScope):
 
 
 def test_a_route_does_not_depend_on_how_the_batch_is_split(case):
-    """Noise and batch-wise choices are those of the whole batch, for each part that a process has of it."""
+    """Noise and batch-wise choices are those of the whole batch, for each part that a process has of it.
+
+    And how many rows there are depends on no value.
+    """
     router = make_router(case, DIM, NUM_EXPERTS, 2)
     features, key = features_for(router, 12), torch.tensor(7)
     for training in MODES:
         whole = Whole(key)
-        joint = dense_weights(route(router, features, whole, training=training))
+        routing = route(router, features, whole, training=training)
+        assert len(routing.weight) == len(route(router, features_for(router, 12), training=training).weight)
+        joint = dense_weights(routing)
         for start, end in ((0, 5), (5, 12), (3, 3)):
             part = route(router, features[start:end], Part(key, whole.seen, start), training=training)
             assert_close(dense_weights(part), joint[start:end])
@@ -118,8 +123,7 @@ def test_the_record_is_well_formed_at_every_size(case):
     for (num_experts, top_k), training, num_tokens in product(SIZES, MODES, (0, 1, 17)):
         router = make_router(case, DIM, num_experts, top_k)
         discards = type(router) in DROPS and training  # its sums are of what was chosen, before some are discarded
-        routing, other = (route(router, features_for(router, num_tokens), training=training) for _ in range(2))
-        assert len(routing.weight) == len(other.weight)  # whatever the values
+        routing = route(router, features_for(router, num_tokens), training=training)
         check_record(routing, num_tokens, num_experts, most=math.inf if discards else 1)
         if not discards and type(router) not in EXPERTS_CHOOSE:
             check_order(routing, num_tokens, top_k, biased=type(router) in BIASED)
