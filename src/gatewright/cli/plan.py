@@ -132,7 +132,7 @@ def plan_command(words: list[str]) -> None:
 
 
 def recipe_sizes(asked: RecipeArguments) -> Sizes:
-    """Measure a recipe's network, with separate experts from the start.
+    """Measure a recipe's network, with its experts.
 
     Raises:
         ValueError: If the shape of its images is not known, or something else than DDP keeps its dense part equal.
@@ -153,7 +153,7 @@ def recipe_sizes(asked: RecipeArguments) -> Sizes:
             f"set {run.data.name}. Say --image-shape CHANNELS HEIGHT WIDTH and --num-classes N."
         )
     with torch.device("meta"):
-        network = replace(run.model, split_epoch=0).build(shape, classes)
+        network = run.model.build(shape, classes)
         model = ImageClassifier(network, [0.0] * shape[0], [1.0] * shape[0])
     return measure_sizes(
         model,

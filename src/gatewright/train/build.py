@@ -13,6 +13,7 @@ from gatewright.data import ImageSplits, channel_statistics, num_batches
 from gatewright.models import ImageClassifier
 from gatewright.train.config import RunConfig
 from gatewright.train.limits import check_network
+from gatewright.train.phases import dense_phase, seeded, upcycled
 from gatewright.train.step import TorchEngine
 from gatewright.train.strategies.base import ALONE, Processes
 
@@ -54,21 +55,51 @@ def build_engine(
     processes: Processes = ALONE,
     *,
     folder: Path | None = None,
+    dense: bool = False,
 ) -> TorchEngine:
-    """Make the model for these images, and the engine that trains it; DeepSpeed's has a folder for its checkpoints."""
+    """Make the model for these images, and the engine that trains it.
+
+    Args:
+        config: The run.
+        splits: Its images.
+        device: Where to train.
+        processes: Those of the run.
+        folder: Where DeepSpeed's own checkpoints go.
+        dense: Whether the model is the dense twin, which a run with an `upcycle_epoch` begins with.
+    """
+    if processes.rank == 0:
+        warn_of_few_images(config, splits)
+    model = build_model(dense_phase(config) if dense else config, splits, device)
+    return engine_maker(config, splits, device, processes, folder=folder)(model)
+
+
+def upcycle_engine(
+    engine: TorchEngine, config: RunConfig, splits: ImageSplits, *, folder: Path | None = None
+) -> TorchEngine:
+    """Return the engine that goes on with the mixture where one has trained the dense twin."""
+    make = engine_maker(config, splits, engine.device, engine.processes, folder=folder)
+    return upcycled(engine, seeded(config, lambda: build_model(config, splits, engine.device)), make)
+
+
+def engine_maker(
+    config: RunConfig, splits: ImageSplits, device: torch.device, processes: Processes, *, folder: Path | None
+) -> Callable[[nn.Module], TorchEngine]:
+    """Return what makes the engine of a model, as the run asks for."""
     make: Callable[..., TorchEngine] = TorchEngine
     if config.engine == "deepspeed":
         deepspeed = import_module("gatewright.integrations.deepspeed.engine")
         deepspeed.start_deepspeed(device)  # Its own layer in a model asks it for the device.
         make = partial(deepspeed.DeepSpeedEngine, folder=folder)
-    mean, std = channel_statistics(splits.train)
     steps = steps_per_epoch(config, len(splits.train))
-    if processes.rank == 0:
-        warn_of_few_images(config, splits)
-    network = build_network(config, splits)
-    model: nn.Module = ImageClassifier(network, mean.tolist(), std.tolist())
+    return partial(make, config=config, device=device, steps_per_epoch=steps, processes=processes)
+
+
+def build_model(config: RunConfig, splits: ImageSplits, device: torch.device) -> nn.Module:
+    """Make the network with the standardisation of these images in front of it."""
+    mean, std = channel_statistics(splits.train)
+    model = ImageClassifier(build_network(config, splits), mean.tolist(), std.tolist())
     check_network(model, config, device)
-    return make(model, config, device=device, steps_per_epoch=steps, processes=processes)
+    return model
 
 
 def build_network(config: RunConfig, splits: ImageSplits) -> nn.Module:

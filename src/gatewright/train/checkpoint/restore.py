@@ -14,6 +14,7 @@ from gatewright.parallel import whole_state
 from gatewright.train.config import RunConfig
 from gatewright.train.config_file import load_config, read_config
 from gatewright.train.folder import newest_intact
+from gatewright.train.phases import dense_phase
 from gatewright.train.step import load_weights
 
 
@@ -22,7 +23,7 @@ class Trained:
     """A trained model and what it was trained for.
 
     Args:
-        config: The run.
+        config: The run; of one that has only trained its dense network so far, with that as its model.
         model: In evaluation mode, with averaged weights where the run kept them.
         class_names: In the order of the logits.
         image_shape: ``(channels, height, width)``.
@@ -57,6 +58,8 @@ def _load_folder(output: Path) -> Trained:
         step = state["engine"]["step_count"]
         print(f"warning: {path} is damaged; this is the model of step {step}.", file=sys.stderr)
     weights = whole_state(state["engine"]["average"] or state["engine"]["model"])
+    if state["position"].get("dense", False):
+        config = dense_phase(config)
     return _trained(output, config, weights, state["class_names"], state["image_shape"])
 
 
