@@ -14,12 +14,14 @@ from gatewright.report.facts import (
     FAVOURITES,
     LOAD,
     class_label,
+    class_names_of,
     count,
     expert_facts,
     layer_kind,
     layer_summary,
     result_facts,
     routing_summary,
+    test_headline,
 )
 from gatewright.report.figure import label, legend_below, new_figure, svg
 
@@ -56,11 +58,12 @@ def _render(result: Mapping[str, Any], curves: Curves) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    class_names, hardware = list(result["test_accuracy_per_class"]), result["hardware"]
+    class_names, hardware = class_names_of(result), result["hardware"]
     page: str = environment.get_template("report.html").render(
         {"count": count, "LOAD": LOAD, "FAVOURITES": FAVOURITES},
         result=result,
         title=f"{result['recipe']}, seed {result['seed']}",
+        headline=test_headline(result),
         summary=_summary(result),
         num_images=_num_images(result),
         curves=[_chart(name, partial(draw_panel, quantity=name, curves=curves), 2.9) for name in PANELS if curves],
@@ -78,14 +81,14 @@ def _num_images(result: Mapping[str, Any]) -> int:
 
 
 def _summary(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    facts = [(key, value) for key, value in result_facts(result) if key not in ("recipe", "test accuracy")]
+    facts = [(key, value) for key, value in result_facts(result) if key not in ("recipe", test_headline(result)[0])]
     if "command" in result:
         facts += [("command", result["command"]), ("finished", f"{result['finished'][:16].replace('T', ' ')} UTC")]
     return facts
 
 
 def _layer(name: str, layer: Mapping[str, Any], result: Mapping[str, Any], curves: Curves) -> dict[str, Any]:
-    counts, class_names = layer["class_by_expert"], list(result["test_accuracy_per_class"])
+    counts = layer["class_by_expert"]
     tokens, by_class = (torch.tensor(layer["tokens_per_class"]), torch.tensor(counts)) if counts else (None, None)
     shares = [] if by_class is None or tokens is None else (by_class / tokens[:, None]).tolist()
     return {
@@ -93,7 +96,7 @@ def _layer(name: str, layer: Mapping[str, Any], result: Mapping[str, Any], curve
         "kind": layer_kind(layer),
         "routing": routing_summary(layer, _num_images(result)),
         "summary": layer_summary(layer),
-        "experts": expert_facts(torch.tensor(layer["tokens_per_expert"]), by_class, tokens, class_names),
+        "experts": expert_facts(torch.tensor(layer["tokens_per_expert"]), by_class, tokens, class_names_of(result)),
         "shares": shares,
         "texts": [[f"{100 * share:.0f}" for share in row] for row in shares],
         **_load_in_training(name, curves),
