@@ -15,6 +15,7 @@ from gatewright.models.together import (
     serving_parameters,
     together,
 )
+from gatewright.models.transformer import Transformer, TransformerConfig
 
 ModelConfig = CnnConfig | DigitsConfig | ResNetsConfig
 """The settings of any ready-made model."""
@@ -35,6 +36,8 @@ __all__ = [
     "ResNetsConfig",
     "RouterOption",
     "StartTogether",
+    "Transformer",
+    "TransformerConfig",
     "begin_epoch",
     "idle_parameters",
     "restore_splits",
