@@ -1,5 +1,6 @@
 """Data sets of images and of text: loading, splitting, augmenting and batching."""
 
+from gatewright.data.config import BatchConfig
 from gatewright.data.images.augment import augment, random_crop, random_flip, random_translate
 from gatewright.data.images.batches import evaluation_batches, num_batches, training_batches
 from gatewright.data.images.config import BUILT_IN_NAMES, AugmentConfig, DataConfig
@@ -19,6 +20,7 @@ __all__ = [
     "NUM_INPUTS",
     "NUM_OUTPUTS",
     "AugmentConfig",
+    "BatchConfig",
     "DataConfig",
     "ImageSet",
     "ImageSplits",
