@@ -5,13 +5,13 @@ import torch
 
 from gatewright.data import BEGIN, TextConfig, TextSet, evaluation_windows, num_text_batches, text_batches
 
-CONFIG = TextConfig(context=8, batch_size=3, eval_batch_size=4)
+CONFIG = TextConfig(batch_size=3)
 
 
 def numbered(*lengths):
     """Make documents in which every byte is the position it will have."""
     positions = iter(range(256))
-    return TextSet.pack([bytes(itertools.islice(positions, length)) for length in lengths])
+    return TextSet.pack([bytes(itertools.islice(positions, length)) for length in lengths], context=8)
 
 
 def targets(batches):
@@ -25,8 +25,14 @@ def same(left, right):
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 32, 77, 200])
 def test_evaluation_predicts_every_byte_once_in_order_without_padding(length):
     text = numbered(length)
-    assert targets(evaluation_windows(text, CONFIG)) == list(range(length))
-    assert list(evaluation_windows(TextSet.pack([]), CONFIG)) == []
+    assert targets(evaluation_windows(text, 4)) == list(range(length))
+    assert list(evaluation_windows(TextSet.pack([]), 4)) == []
+
+
+def test_evaluation_knows_the_kind_of_what_is_read():
+    text = TextSet.pack([b"x = 1", b"y"], context=3, python=True)
+    kinds = [text.kind_names[kind] for batch in evaluation_windows(text, 4) for kind in batch[2].flatten().tolist()]
+    assert kinds == ["other", "name", "white space", "operator", "white space", "other"]
 
 
 def test_a_pass_takes_no_byte_twice_and_nearly_all_of_them():
@@ -46,7 +52,7 @@ def test_inputs_are_the_bytes_before_and_documents_have_a_beginning():
 @pytest.mark.parametrize("start", [0, 1, 4])
 def test_a_run_taken_up_again_sees_the_same_batches(start):
     text = numbered(240)
-    config = TextConfig(context=8, batch_size=3, epoch_batches=4)
+    config = TextConfig(batch_size=3, epoch_batches=4)
     whole = list(text_batches(text, config, seed=3, epoch=2))
     torch.rand(10)  # the global generator has no say
     assert same(whole[start:], text_batches(text, config, seed=3, epoch=2, start=start))
@@ -56,7 +62,7 @@ def test_a_run_taken_up_again_sees_the_same_batches(start):
 def test_epochs_of_a_fixed_length_go_on_through_the_text():
     text = numbered(240)
     whole = list(text_batches(text, CONFIG, seed=0, epoch=0)) + list(text_batches(text, CONFIG, seed=0, epoch=1))
-    short = TextConfig(context=8, batch_size=3, epoch_batches=6)
+    short = TextConfig(batch_size=3, epoch_batches=6)
     epochs = [list(text_batches(text, short, seed=0, epoch=epoch)) for epoch in range(3)]
     assert same([batch for epoch in epochs for batch in epoch], whole)
     assert len(whole) == 18

@@ -134,8 +134,9 @@ def test_what_holds_no_text_is_refused(tmp_path):
         ({"path": "x"}, "name='python' has none"),
         ({"column": "text"}, "column is one of a Hugging Face data set"),
         ({"holdout": 1.0}, "holdout is a share"),
-        ({"context": 0}, "context, batch_size, eval_batch_size and epoch_batches are at least 1"),
-        ({"epoch_batches": 0}, "or epoch_batches None"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"context": 0}, "context and epoch_batches are at least 1"),
+        ({"epoch_batches": 0}, "or epoch_batches None for the whole text"),
     ],
 )
 def test_settings_out_of_range(settings, message):

@@ -45,18 +45,18 @@ def text_batches(text: TextSet, config: TextConfig, *, seed: int, epoch: int, st
     return _text_batches(text, config, seed, range(epoch * count + start, (epoch + 1) * count))
 
 
-def evaluation_windows(text: TextSet, config: TextConfig) -> Iterator[TextBatch]:
+def evaluation_windows(text: TextSet, batch_size: int) -> Iterator[tuple[Int64[Tensor, "batch context"], ...]]:
     """Iterate over the text from its first byte to its last, each predicted exactly once.
 
     Windows lie side by side, so that a byte is predicted from those before it in its own window. What is left at the
-    end is a batch of one shorter window; nothing is padded.
+    end is a batch of one shorter window; nothing is padded. Behind inputs and targets come the kinds of the inputs.
     """
-    whole = len(text) // config.context
-    places = torch.arange(whole) * config.context
-    for chosen in places.split(config.eval_batch_size) if whole else ():
-        yield text.windows(chosen, config.context)
-    if rest := len(text) - whole * config.context:
-        yield text.windows(torch.tensor([len(text) - rest]), rest)
+    whole = len(text) // text.context
+    for places in (torch.arange(whole) * text.context).split(batch_size) if whole else ():
+        yield *text.windows(places, text.context), text.kinds_of_inputs(places, text.context)
+    if rest := len(text) - whole * text.context:
+        last = torch.tensor([len(text) - rest])
+        yield *text.windows(last, rest), text.kinds_of_inputs(last, rest)
 
 
 def _text_batches(text: TextSet, config: TextConfig, seed: int, batches: range) -> Iterator[TextBatch]:
@@ -65,28 +65,28 @@ def _text_batches(text: TextSet, config: TextConfig, seed: int, batches: range) 
         number, place = divmod(batch, per_pass)
         if number != ordered:
             ordered, order = number, _window_order(text, config, seed, number)
-        yield text.windows(order[place * config.batch_size :][: config.batch_size], _length(text, config))
+        yield text.windows(order[place * config.batch_size :][: config.batch_size], _length(text))
 
 
 def _window_order(text: TextSet, config: TextConfig, seed: int, number: int) -> Int64[Tensor, " windows"]:
     """Shuffle the places of the windows of one pass through the text, which begins somewhere in the first window."""
-    generator, length = generator_for("text", seed, number), _length(text, config)
-    windows = _num_windows(text, config)
+    generator, length = generator_for("text", seed, number), _length(text)
+    windows = _num_windows(text)
     first = torch.randint(len(text) - windows * length + 1, (), generator=generator)
     return first + length * torch.randperm(windows, generator=generator)
 
 
-def _length(text: TextSet, config: TextConfig) -> int:
+def _length(text: TextSet) -> int:
     """Bytes of a window: the context, or all of a text that is shorter."""
-    return min(config.context, len(text))
+    return min(text.context, len(text))
 
 
-def _num_windows(text: TextSet, config: TextConfig) -> int:
+def _num_windows(text: TextSet) -> int:
     """Count the windows that fit wherever the first of them begins; a text that has room for none is one window."""
-    length = _length(text, config)
+    length = _length(text)
     return max((len(text) - length + 1) // max(length, 1), min(len(text), 1))
 
 
 def _batches_per_pass(text: TextSet, config: TextConfig) -> int:
     """Count the full batches of a pass; a text that has none is one short batch."""
-    return max(_num_windows(text, config) // config.batch_size, min(len(text), 1))
+    return max(_num_windows(text) // config.batch_size, min(len(text), 1))

@@ -3,13 +3,14 @@
 import re
 from dataclasses import dataclass
 
+from gatewright.data.config import BatchConfig
 from gatewright.names import hint
 
 BUILT_IN_TEXTS = ("python", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextConfig:
+class TextConfig(BatchConfig):
     """A text data set and how training reads it. A token is a byte.
 
     Args:
@@ -53,9 +54,9 @@ class TextConfig:
             raise ValueError(f"column is one of a Hugging Face data set; got {self.column!r} with name={self.name!r}.")
         if not 0 <= self.holdout < 1:
             raise ValueError(f"holdout is a share of the training documents in [0, 1); got {self.holdout}.")
-        sizes = (self.context, self.batch_size, self.eval_batch_size, self.epoch_batches or 1)
-        if min(sizes) < 1 or self.epoch_batches == 0:
+        if self.context < 1 or (self.epoch_batches is not None and self.epoch_batches < 1):
             raise ValueError(
-                "context, batch_size, eval_batch_size and epoch_batches are at least 1, or epoch_batches None; got "
-                f"{self.context}, {self.batch_size}, {self.eval_batch_size} and {self.epoch_batches}."
+                "context and epoch_batches are at least 1, or epoch_batches None for the whole text; got "
+                f"{self.context} and {self.epoch_batches}."
             )
+        super().__post_init__()

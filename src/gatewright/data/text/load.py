@@ -1,12 +1,13 @@
 """One function from a config to text."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from gatewright.data.cache import cache_folder, cache_name, cached
 from gatewright.data.hub import download_parquet
 from gatewright.data.parquet import find_parquet_files
-from gatewright.data.sources import SplitFiles
+from gatewright.data.sources import SPLITS, SplitFiles
 from gatewright.data.text.config import TextConfig
 from gatewright.data.text.sources import (
     TextSource,
@@ -36,8 +37,8 @@ def load_text(config: TextConfig) -> TextSplits:
         ValueError: The data are damaged, of the wrong schema, or too little.
     """
     found = local_text_files(config)
-    settings = [config.column, config.holdout]
-    file = cache_folder(config.cache) / cache_name(config.name, settings, found.files if found else [])
+    name = cache_name(f"text-{config.name}", [config.column, config.holdout], found.files if found else [])
+    file = cache_folder(config.cache) / name
 
     def prepare() -> TextSplits:
         source = with_test_documents(_read(config, found))
@@ -46,7 +47,9 @@ def load_text(config: TextConfig) -> TextSplits:
         source = with_held_out_documents(source, config.holdout)
         return TextSplits(*map(TextSet.pack, (source.train, source.holdout, source.test)))
 
-    return cached(TextSplits, file, prepare)
+    splits = cached(TextSplits, file, prepare)
+    reading = {"context": config.context, "python": config.name == "python"}
+    return TextSplits(*(replace(getattr(splits, split), **reading) for split in SPLITS))
 
 
 def local_text_files(config: TextConfig) -> SplitFiles | None:

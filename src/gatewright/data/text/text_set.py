@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gatewright.data.cache import Content
 from gatewright.data.sources import SPLITS
+from gatewright.data.text.kinds import CHARACTER_KINDS, PYTHON_KINDS, character_kinds, python_kinds
 
 BEGIN = 256
 """The token in front of a document's first byte. It is read and never predicted."""
@@ -27,18 +28,22 @@ class TextSet:
     Args:
         content: The bytes of all documents, one after the other, without anything between them.
         starts: The position of each document's first byte, ascending; the first is 0 unless there are no documents.
+        context: Bytes of a window, which is as far as a model looks back.
+        python: Whether the documents are Python sources, whose bytes have the kinds of Python's tokens.
     """
 
     content: UInt8[Tensor, " bytes"]
     starts: Int64[Tensor, " documents"]
+    context: int = 256
+    python: bool = False
 
     @classmethod
-    def pack(cls, documents: Sequence[bytes]) -> Self:
+    def pack(cls, documents: Sequence[bytes], context: int = 256, *, python: bool = False) -> Self:
         """Pack documents into a set; empty ones hold nothing to predict, and are left out."""
         documents = [document for document in documents if document]
         lengths = torch.tensor([len(document) for document in documents], dtype=torch.int64)
         content = torch.frombuffer(bytearray(b"".join(documents)) or bytearray(1), dtype=torch.uint8)
-        return cls(content[: int(lengths.sum())], lengths.cumsum(0) - lengths)
+        return cls(content[: int(lengths.sum())], lengths.cumsum(0) - lengths, context, python)
 
     def __len__(self) -> int:
         """Return the number of bytes."""
@@ -61,6 +66,19 @@ class TextSet:
         found.update(self.starts.numpy().data)
         return found.hexdigest()
 
+    @property
+    def kind_names(self) -> tuple[str, ...]:
+        """Return the names of the kinds of bytes."""
+        return PYTHON_KINDS if self.python else CHARACTER_KINDS
+
+    @cached_property
+    def kinds(self) -> UInt8[Tensor, " bytes"]:
+        """The kind of each byte, a place in `kind_names`."""
+        find = python_kinds if self.python else character_kinds
+        lengths = torch.diff(self.starts, append=torch.tensor([len(self)])).tolist()
+        found = [find(document.numpy().tobytes()) for document in self.content.split(lengths)]
+        return torch.cat([torch.empty(0, dtype=torch.uint8), *found])
+
     def windows(
         self, places: Int64[Tensor, " batch"], length: int
     ) -> tuple[Int64[Tensor, "batch length"], Int64[Tensor, "batch length"]]:
@@ -77,6 +95,12 @@ class TextSet:
         positions = places[:, None] + torch.arange(length)
         before = self.content[(positions - 1).clamp(min=0)].long()
         return before.masked_fill(self.is_start[positions], BEGIN), self.content[positions].long()
+
+    def kinds_of_inputs(self, places: Int64[Tensor, " batch"], length: int) -> Int64[Tensor, "batch length"]:
+        """Return the kinds of what a model reads in these windows; `BEGIN` is of the last kind, other."""
+        positions = places[:, None] + torch.arange(length)
+        before = self.kinds[(positions - 1).clamp(min=0)].long()
+        return before.masked_fill(self.is_start[positions], len(self.kind_names) - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +121,7 @@ class TextSplits:
         """Return what a cache file keeps."""
         parts = {split: getattr(self, split) for split in SPLITS}
         contents = {f"{split}.content": part.content for split, part in parts.items()}
-        return contents | {f"{split}.starts": part.starts for split, part in parts.items()}, {"kind": "text"}
+        return contents | {f"{split}.starts": part.starts for split, part in parts.items()}, {"holds": "text"}
 
     @classmethod
     def from_content(cls, tensors: Mapping[str, Tensor], strings: Mapping[str, str]) -> Self:
