@@ -134,7 +134,7 @@ def reference_kept(gates, routing, dispatcher, training):
 
 
 def reference_soft(moe, x, features):
-    """What the reference makes of a layer of a dense router."""
+    """What the reference makes of a `SoftMoE`."""
     router = moe.router
     group_size = router.group_size or len(x)
     weights = reference.soft(features, router.gate.weight.t(), router.scale[0], group_size)

@@ -15,7 +15,7 @@ from gatewright import (
     MoE,
     NoisyTopK,
     Soft,
-    SoftDispatch,
+    SoftMoE,
     TopK,
     aux_loss,
     moe_layers,
@@ -87,7 +87,6 @@ def test_the_default_dispatcher_and_losses():
     moe = MoE(NoisyTopK(8, 3), GroupedFeedForward(3, 8, 4))
     assert isinstance(moe.dispatcher, Dropless)
     assert moe.losses == {"importance": 0.1, "load": 0.1}
-    assert isinstance(MoE(Soft(8, 3), GroupedFeedForward(3, 8, 4)).dispatcher, SoftDispatch)
     assert MoE(TopK(8, 3), GroupedFeedForward(3, 8, 4)).losses == {"load_balance": 0.01}
     assert MoE(TopK(8, 3), GroupedFeedForward(3, 8, 4), losses={"router_z": 1e-3}).losses == {"router_z": 1e-3}
 
@@ -121,12 +120,12 @@ def linear(out=8):
             r"one tensor with one row per row .* expert 1 \(LSTM\) returns tuple",
         ),
         (
-            lambda: MoE(Soft(8, 3), GroupedFeedForward(3, 8, 4), dispatcher=Dropless()),
-            r"got Dropless\(\), which takes a Routing, and Soft, .* or pass SoftDispatch\(\)\.",
+            lambda: SoftMoE(TopK(8, 3), GroupedFeedForward(3, 8, 4)),
+            r"The router of SoftMoE is a gatewright.Soft, .*; got TopK. Use gatewright.MoE",
         ),
         (
-            lambda: MoE(TopK(8, 3), GroupedFeedForward(3, 8, 4), dispatcher=SoftDispatch()),
-            r"got SoftDispatch\(\), which takes a SoftRouting, and TopK, .* pass Dropless\(\) or Capacity\(\)\.",
+            lambda: MoE(Soft(8, 3), GroupedFeedForward(3, 8, 4)),
+            r"chooses experts for every token .*; got Soft. .* goes with gatewright.SoftMoE\(router, experts\)",
         ),
         (
             lambda: MoE(TopK(8, 3), GroupedFeedForward(3, 8, 4), losses={"laod": 1.0}),

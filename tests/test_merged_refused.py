@@ -61,7 +61,7 @@ def norm(kind):
         ),
         (
             lambda: MergedMoE(Soft(8, 2), lambda: nn.Linear(8, 8), 2),
-            r"one weight per item and expert; Soft mixes items. Use another router, such as TopK",
+            r"got Soft. Pass one, such as gatewright.TopK",
         ),
         (
             lambda: MergedMoE(TopK(8, 2), lambda: nn.Linear(8, 8), 2, losses={"laod": 1.0}),

@@ -1,4 +1,4 @@
-"""The records that pass between the four nouns: a list of assignments, or weights, and the sums that losses read."""
+"""The record that passes between the four nouns: a list of assignments, and the sums that losses read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
-from gatewright.scope import ONE_PROCESS, BatchScope
+from gatewright.scope import BatchScope
 
 
 @dataclass(frozen=True)
@@ -106,74 +106,6 @@ class Routing:
             weight=self.weight.masked_fill(dropped_mask, 0.0),
             sums=replace(self.sums, dropped=self.sums.dropped + dropped_mask.sum()),
         )
-
-
-@dataclass(frozen=True)
-class SoftRouting:
-    """The dense twin of `Routing`: every token goes to every slot of every expert, by a share of it.
-
-    Args:
-        dispatch: What a token is multiplied by in the mean that fills a slot; at least float32. Over the tokens of a
-            group it sums to 1. Where a group is spread over processes, this is one process's part of it, and the
-            slots are filled by the sum over processes.
-        combine: What multiplies a slot's output for a token; over all slots it sums to 1.
-        sums: The batch's additive statistics, where a token counts for each expert by its weight.
-        scope: Over which the slots are filled: where a group is spread over processes, these.
-        logits: Of every token, over the slots of all experts.
-    """
-
-    dispatch: Float[Tensor, "groups group_tokens experts slots"]
-    combine: Float[Tensor, "groups group_tokens experts slots"]
-    sums: RoutingSums
-    scope: BatchScope
-    logits: Float[Tensor, "tokens all_slots"]
-
-    @property
-    def num_experts(self) -> int:
-        """How many experts there are."""
-        return self.combine.shape[2]
-
-    @property
-    def weight(self) -> Float[Tensor, "tokens experts"]:
-        """How much of each token's output comes from each expert; each row sums to 1."""
-        return self.combine.sum(-1).flatten(0, 1)
-
-    def detach(self) -> Self:
-        """Return the same routing without its graph."""
-        dispatch, combine, logits = (tensor.detach() for tensor in (self.dispatch, self.combine, self.logits))
-        return replace(self, dispatch=dispatch, combine=combine, logits=logits, sums=self.sums.detach())
-
-
-def soft_routing(
-    logits: Float[Tensor, "tokens slots"],
-    dispatch: Float[Tensor, "groups group_tokens experts expert_slots"],
-    combine: Float[Tensor, "groups group_tokens experts expert_slots"],
-    scope: BatchScope = ONE_PROCESS,
-) -> SoftRouting:
-    """Make the record of a router that mixes tokens; tokens per expert, load and importance are sums of weights.
-
-    Args:
-        logits: Over the slots of all experts.
-        dispatch: As in `SoftRouting`.
-        combine: As in `SoftRouting`.
-        scope: As in `SoftRouting`.
-    """
-    weight = combine.sum(-1).flatten(0, 1)
-    per_expert, count = weight.sum(0), partial(torch.zeros, dtype=torch.int64, device=logits.device)
-    sums = RoutingSums(
-        num_tokens=count(()) + logits.shape[0],
-        tokens_per_expert=per_expert,
-        importance=per_expert,
-        load=per_expert,
-        probs=per_expert,
-        router_z=logits.logsumexp(-1).square().sum(),
-        entropy=torch.special.entr(weight).sum(),
-        dropped=count(()),
-        group_load=logits.new_zeros(0),
-        group_tokens=count(0),
-        threshold=logits.new_zeros(()),
-    )
-    return SoftRouting(dispatch, combine, sums, scope, logits)
 
 
 def top_k_routing(

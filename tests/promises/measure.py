@@ -92,7 +92,7 @@ def forward(model, layer, x, seed=SEED):
 
 
 def alone_in_evaluation(layer, x):
-    """Whether an item, or a group of a dense router, has one output: alone, among others and in another order."""
+    """Whether an item, or a group of `Soft`, has one output: alone, among others and in another order."""
     layer, size = copy.deepcopy(layer).eval(), group_size(layer)
     joint, order = forward(layer, layer, x), torch.arange(TOKENS).view(-1, size).flip(0).flatten()
     alone = torch.cat([forward(layer, layer, part) for part in x.split(size)])
@@ -110,7 +110,7 @@ def alone_in_training(layer, x):
 def group_size(layer):
     """How many items are one to a layer; where a whole batch is, it should not be."""
     router = next(moe.router for _, moe in moe_layers(layer))
-    return router.group_size or 1 if router.dense else 1
+    return getattr(router, "group_size", 1) or 1
 
 
 def same(actual, expected):

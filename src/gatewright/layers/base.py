@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gatewright.experts.base import Shape
+from gatewright.experts.base import Experts, Shape, check_experts, check_output_shape
 from gatewright.internals import backward_id, in_transform, is_exporting, outside_transforms, without_transforms
 from gatewright.layers.untaken import Mark, Untaken
 from gatewright.losses import LOSSES
 from gatewright.names import known
-from gatewright.routers import Router
-from gatewright.routing import Routing, RoutingSums, SoftRouting
+from gatewright.routers import Router, Soft
+from gatewright.routing import Routing, RoutingSums
 from gatewright.scope import BatchScope, noise_key
 
 Loss = Callable[[RoutingSums], Tensor]
@@ -59,14 +59,13 @@ class RoutedLayer(nn.Module):
     output_shape: Shape
     """Shape of what becomes of one item, known once the layer has its experts."""
 
-    routing: Routing | SoftRouting | None
+    routing: Routing | None
     """The last forward's routing without its graph, grouped by expert and with what was dropped; a view for metrics."""
 
     def __init__(
-        self, router: Router, losses: Coefficients | None, item_shape: int | Sequence[int] | None = None
+        self, router: Router | Soft, losses: Coefficients | None, item_shape: int | Sequence[int] | None = None
     ) -> None:
         super().__init__()
-        check_router(router)
         self.router = router
         shape = (router.dim,) if item_shape is None else item_shape
         self.item_shape = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -113,6 +112,20 @@ class RoutedLayer(nn.Module):
                 "Give both the same num_experts."
             )
 
+    def fit(self, experts: Experts, shared: nn.Module | None) -> Shape:
+        """Return the shape of an output of experts, and of the one that every item goes through, that fit the layer.
+
+        Raises:
+            ValueError: If the experts are none, are not as many as the router chooses among, do not take the items or
+                return different shapes, or if the shared expert does not fit them.
+        """
+        check_experts(experts)
+        self.check_num_experts(experts.num_experts)
+        output_shape = experts.output_shape(self.item_shape)
+        if shared is not None:
+            check_output_shape("the shared expert", shared, self.item_shape, output_shape)
+        return output_shape
+
     def flat_items(self, x: Tensor) -> Float[Tensor, "tokens *item"]:
         """Merge the leading dimensions into one.
 
@@ -141,22 +154,22 @@ class RoutedLayer(nn.Module):
         """Give outputs the leading dimensions of the input."""
         return output.reshape(*self.batch_shape(x), *self.output_shape)
 
-    def route_features(self, features: Tensor, batch: Sequence[int]) -> Routing | SoftRouting:
-        """Route items by features of any trailing shape behind the items' batch dimensions.
+    def route(self, x: Tensor, features: Tensor | None = None) -> Any:
+        """Return what the router makes of items, or of features of any shape behind their batch dimensions.
 
         Raises:
             ValueError: If there are not ``router.dim`` numbers per item.
         """
+        features, batch, dim = x if features is None else features, self.batch_shape(x), self.router.dim
         num_tokens = math.prod(batch)
-        if tuple(features.shape[: len(batch)]) != tuple(batch) or features.numel() != num_tokens * self.router.dim:
+        if features.shape[: len(batch)] != batch or features.numel() != num_tokens * dim:
             raise ValueError(
-                f"The router looks at {self.router.dim} numbers per item, for {num_tokens} items; got features of "
-                f"shape {tuple(features.shape)}. Make router.dim and the features agree."
+                f"The router looks at {dim} numbers per item, for {num_tokens} items; got features of shape "
+                f"{tuple(features.shape)}. Make router.dim and the features agree."
             )
-        routing: Routing | SoftRouting = self.router(features.reshape(num_tokens, self.router.dim), self.scope)
-        return routing
+        return self.router(features.reshape(num_tokens, dim), self.scope)
 
-    def record(self, routing: Routing | SoftRouting, output: Tensor) -> None:
+    def record(self, routing: Routing, output: Tensor) -> None:
         """Keep what losses and metrics read; a forward that runs again inside backward records nothing.
 
         Args:
@@ -217,20 +230,6 @@ class RoutedLayer(nn.Module):
         """Watch the copy's parameters as the original's are watched."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.watch()
-
-
-def check_router(router: object) -> None:
-    """Refuse what is not a router.
-
-    Raises:
-        ValueError: If it is not a `gatewright.Router`.
-    """
-    if not isinstance(router, Router):
-        raise ValueError(
-            "A router is a gatewright.Router, a module that chooses experts for every token and says how much each "
-            f"counts; got {type(router).__name__}. Pass one, such as gatewright.TopK(dim, num_experts, top_k=2), which "
-            "has a linear layer of its own."
-        )
 
 
 def moe_layers(model: nn.Module) -> Iterator[tuple[str, RoutedLayer]]:

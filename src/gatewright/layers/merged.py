@@ -10,6 +10,7 @@ from torch.func import functional_call, vmap
 from gatewright.experts.base import make_modules, output_shape_of
 from gatewright.layers.base import Coefficients, RoutedLayer
 from gatewright.routers import Router
+from gatewright.routers.base import check_router
 from gatewright.routing import Routing
 
 
@@ -35,7 +36,7 @@ class MergedMoE(RoutedLayer):
 
     Raises:
         ValueError: If router and experts disagree on their number, experts differ in architecture, have buffers or no
-            parameters, do not take the items, a loss is unknown, or the router mixes items (`Router.dense`).
+            parameters, do not take the items, a loss is unknown, or the router is none.
     """
 
     def __init__(
@@ -47,12 +48,8 @@ class MergedMoE(RoutedLayer):
         item_shape: int | Sequence[int] | None = None,
         losses: Coefficients | None = None,
     ) -> None:
+        check_router(router)
         super().__init__(router, losses, item_shape)
-        if router.dense:
-            raise ValueError(
-                f"MergedMoE mixes parameters by one weight per item and expert; {type(router).__name__} mixes items. "
-                "Use another router, such as TopK(dim, num_experts, top_k=num_experts), or MoE."
-            )
         modules = make_modules(experts, num_experts)
         self.check_num_experts(len(modules))
         for index, module in enumerate(modules):
@@ -75,8 +72,7 @@ class MergedMoE(RoutedLayer):
             ValueError: If a shape or dtype does not fit.
         """
         items = self.flat_items(x)
-        routing = self.route_features(x if features is None else features, self.batch_shape(x))
-        assert isinstance(routing, Routing)
+        routing: Routing = self.route(x, features)
         output = self._run(items, self.mixed_parameters(routing, items.shape[0]))
         output = self.like_batch(output, x)
         self.record(routing, output)

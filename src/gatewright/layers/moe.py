@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from gatewright.dispatch import Dispatcher, Dropless, SoftDispatch
+from gatewright.dispatch import Dispatcher, Dropless
 from gatewright.experts import Experts
-from gatewright.experts.base import check_experts, check_output_shape
 from gatewright.layers.base import Coefficients, RoutedLayer
 from gatewright.routers import Router
+from gatewright.routers.base import check_router
+from gatewright.routing import Routing
 
 
 class MoE(RoutedLayer):
@@ -27,8 +28,7 @@ class MoE(RoutedLayer):
         router: Who goes where.
         experts: What they do there.
         item_shape: Shape of what is dispatched; an int stands for one dimension. By default ``(router.dim,)``.
-        dispatcher: How tokens travel; by default `Dropless`, or `SoftDispatch` for a dense router. Evaluation drops
-            nothing, whatever the dispatcher.
+        dispatcher: How tokens travel; by default `Dropless`. Evaluation drops nothing, whatever the dispatcher.
         losses: Coefficient per auxiliary loss, by its name in `gatewright.losses.LOSSES` or by a function of your own
             from `RoutingSums` to a scalar; by default the router's own (``router.default_losses``). An empty mapping
             turns them off.
@@ -36,9 +36,9 @@ class MoE(RoutedLayer):
             wider module: https://arxiv.org/abs/2401.06066 section 3.2.
 
     Raises:
-        ValueError: If router, experts or dispatcher are something else; router and experts disagree on their number, or
-            router and dispatcher on the kind of routing; experts do not take the items or return different shapes; the
-            shared expert does not fit them, or a loss is unknown.
+        ValueError: If router, experts or dispatcher are something else; router and experts disagree on their number;
+            experts do not take the items or return different shapes; the shared expert does not fit them, or a loss is
+            unknown.
     """
 
     def __init__(
@@ -51,13 +51,11 @@ class MoE(RoutedLayer):
         losses: Coefficients | None = None,
         shared: nn.Module | None = None,
     ) -> None:
+        check_router(router)
         super().__init__(router, losses, item_shape)
-        check_experts(experts)
-        self.check_num_experts(experts.num_experts)
-        self.experts, self.shared, self.dispatcher = experts, shared, _dispatcher_for(router, dispatcher)
-        self.output_shape = experts.output_shape(self.item_shape)
-        if shared is not None:
-            check_output_shape("the shared expert", shared, self.item_shape, self.output_shape)
+        self.experts, self.shared, self.output_shape = experts, shared, self.fit(experts, shared)
+        self.dispatcher = Dropless() if dispatcher is None else dispatcher
+        _check_dispatcher(self.dispatcher)
         self.watch()
 
     def forward(
@@ -74,7 +72,7 @@ class MoE(RoutedLayer):
             ValueError: If a shape or dtype does not fit.
         """
         items = self.flat_items(x)
-        routing = self.route_features(x if features is None else features, self.batch_shape(x))
+        routing: Routing = self.route(x, features)
         batch = self.dispatcher.dispatch(items, routing, training=self.training)
         beside = None if self.shared is None else self.shared(items)  # while the rows travel
         batch = self.dispatcher.arrive(batch)
@@ -91,18 +89,13 @@ class MoE(RoutedLayer):
         return f"dispatcher={self.dispatcher}, losses={self.losses}"
 
 
-def _dispatcher_for(router: Router, dispatcher: Dispatcher | None) -> Dispatcher:
-    """Choose a dispatcher that takes what the router makes, or refuse one that does not."""
-    if dispatcher is None:
-        return SoftDispatch() if router.dense else Dropless()
+def _check_dispatcher(dispatcher: object) -> None:
+    """Refuse what is not a dispatcher.
+
+    Raises:
+        ValueError: If it is not a `gatewright.Dispatcher`.
+    """
     if not isinstance(dispatcher, Dispatcher):
         raise ValueError(
             f"A dispatcher is a gatewright.Dispatcher; got {dispatcher!r}. Leave it out, or pass Capacity()."
         )
-    if dispatcher.dense != router.dense:
-        takes, fits = ("Routing", "SoftDispatch()") if router.dense else ("SoftRouting", "Dropless() or Capacity()")
-        raise ValueError(
-            f"The dispatcher takes the record that the router makes; got {dispatcher}, which takes a {takes}, and "
-            f"{type(router).__name__}, which makes the other kind. Leave the dispatcher out, or pass {fits}."
-        )
-    return dispatcher

@@ -8,7 +8,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from gatewright.experts import ModuleExperts
-from gatewright.layers.moe import MoE
+from gatewright.layers import ExpertLayer
 
 
 class StartTogether(nn.Module):
@@ -26,7 +26,7 @@ class StartTogether(nn.Module):
         ValueError: If there is no such epoch.
     """
 
-    def __init__(self, mixture: MoE, split_epoch: int) -> None:
+    def __init__(self, mixture: ExpertLayer, split_epoch: int) -> None:
         super().__init__()
         if not isinstance(mixture.experts, ModuleExperts):
             raise TypeError(f"StartTogether copies modules; got {type(mixture.experts).__name__}.")

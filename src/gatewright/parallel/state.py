@@ -8,8 +8,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from gatewright.layers import ExpertLayer
 from gatewright.layers.base import moe_layers
-from gatewright.layers.moe import MoE
 from gatewright.parallel.dispatcher import ExpertParallel, expert_runs
 
 
@@ -102,18 +102,18 @@ def own_state(tensors: Mapping[str, Tensor | Rows], model: nn.Module, mesh: Devi
     return whole_state(own)
 
 
-def _spread_layers(model: nn.Module) -> dict[str, MoE]:
+def _spread_layers(model: nn.Module) -> dict[str, ExpertLayer]:
     """Every layer whose experts are spread over processes, by the prefix of their names."""
-    layers = ((name, layer) for name, layer in moe_layers(model) if isinstance(layer, MoE))
+    layers = ((name, layer) for name, layer in moe_layers(model) if isinstance(layer, ExpertLayer))
     spread = ((name, layer) for name, layer in layers if isinstance(layer.dispatcher, ExpertParallel))
     return {f"{name}.experts." if name else "experts.": layer for name, layer in spread}
 
 
-def _layer_of(name: str, spread: dict[str, MoE]) -> str | None:
+def _layer_of(name: str, spread: dict[str, ExpertLayer]) -> str | None:
     return next((prefix for prefix in spread if name.startswith(prefix)), None)
 
 
-def _joined(parts: list[dict[str, Tensor]], spread: dict[str, MoE]) -> dict[str, Tensor]:
+def _joined(parts: list[dict[str, Tensor]], spread: dict[str, ExpertLayer]) -> dict[str, Tensor]:
     """Merge single experts by their names, and stacked ones along their first dimension."""
     joined: dict[str, Tensor] = {}
     for name in dict.fromkeys(name for part in parts for name in part):

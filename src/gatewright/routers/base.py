@@ -1,11 +1,11 @@
-"""What every router is: a module that maps tokens to a `Routing`, or to its dense twin."""
+"""What every router is: a module that maps tokens to a `Routing`."""
 
 import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from gatewright.ops import stable_sort
-from gatewright.routing import Routing, RoutingSums, SoftRouting
+from gatewright.routing import Routing, RoutingSums
 from gatewright.scope import ONE_PROCESS, BatchScope
 
 Score = Literal["softmax", "sigmoid"]
@@ -50,8 +50,6 @@ class Router(nn.Module, ABC):
 
     default_losses: Mapping[str, float] = MappingProxyType({})
     """Auxiliary losses and their coefficients where a layer names none; the names are keys of `LOSSES`."""
-    dense: ClassVar[bool] = False
-    """Whether its record is a `SoftRouting`, which needs a dispatcher that is dense too."""
 
     def __init__(self, dim: int, num_experts: int, top_k: int) -> None:
         super().__init__()
@@ -65,7 +63,7 @@ class Router(nn.Module, ABC):
         self.dim, self.num_experts, self.top_k = dim, num_experts, top_k
 
     @abstractmethod
-    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing | SoftRouting:
+    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
         """Route every token. Computes in at least float32, also under autocast.
 
         What depends on more than the token itself (noise, other tokens) comes from the scope.
@@ -235,6 +233,21 @@ def selected_weight(
     """Take the scores of chosen experts, divided by their sum where they are to add up to the scale."""
     weight = scores.gather(-1, expert_index)
     return scale * (normalized(weight) if normalize else weight)
+
+
+def check_router(router: object) -> None:
+    """Refuse what makes no assignments.
+
+    Raises:
+        ValueError: If it is not a `gatewright.Router`.
+    """
+    if not isinstance(router, Router):
+        raise ValueError(
+            "A router is a gatewright.Router, a module that chooses experts for every token and says how much each "
+            f"counts; got {type(router).__name__}. Pass one, such as gatewright.TopK(dim, num_experts, top_k=2), which "
+            "has a linear layer of its own. gatewright.Soft, which mixes tokens into slots in place of choosing, goes "
+            "with gatewright.SoftMoE(router, experts)."
+        )
 
 
 def check_score(score: str) -> None:

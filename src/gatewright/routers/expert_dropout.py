@@ -1,4 +1,4 @@
-"""Expert dropout: in training any sparse router's assignments are discarded at random."""
+"""Expert dropout: in training any router's assignments are discarded at random."""
 
 from dataclasses import replace
 
@@ -28,18 +28,18 @@ class ExpertDropout(Router):
     Sizes and default losses are the router's, and so are the sums that losses read: they see what it chose.
 
     Args:
-        router: Any sparse router but another of these.
+        router: Any router but another of these.
         rate: Probability of discarding an assignment, at least 0 and below 1.
 
     Raises:
-        ValueError: If the rate is outside ``[0, 1)`` or the router is dense or wrapped already.
+        ValueError: If the rate is outside ``[0, 1)`` or the router is none, or is wrapped already.
     """
 
     def __init__(self, router: Router, rate: float) -> None:
-        if router.dense:
+        if not isinstance(router, Router):
             raise ValueError(
-                f"ExpertDropout discards assignments, and {type(router).__name__} mixes all tokens and makes none. Use "
-                "dropout inside the experts."
+                f"ExpertDropout discards the assignments of a gatewright.Router; got {type(router).__name__}, which "
+                "makes none. Use dropout inside the experts."
             )
         if isinstance(router, ExpertDropout):
             raise ValueError(

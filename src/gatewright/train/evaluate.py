@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gatewright.data import ImageSet, evaluation_batches
 from gatewright.layers.base import moe_layers
-from gatewright.routing import Routing, RoutingSums, SoftRouting
+from gatewright.routing import Routing, RoutingSums
 from gatewright.train.config import Precision
 from gatewright.train.device import autocast
 from gatewright.train.step import take_routing
@@ -24,7 +24,7 @@ class LayerUse:
 
     Args:
         sums: The routing's sums over the whole set.
-        class_by_expert: Assignments of each class's images to each expert; of a dense routing, sums of weights.
+        class_by_expert: Assignments of each class's images to each expert; of `SoftMoE`, sums of weights.
         tokens_per_class: Tokens of each class's images: the images themselves where they are routed as a whole.
     """
 
@@ -131,18 +131,16 @@ def _add_use(layers: dict[str, LayerUse], model: nn.Module, labels: Tensor, num_
 
 
 def class_by_expert(
-    routing: Routing | SoftRouting, labels: Int[Tensor, " images"], num_classes: int
+    routing: Routing, labels: Int[Tensor, " images"], num_classes: int
 ) -> Real[Tensor, "classes experts"]:
     """Count assignments by the class of their image and by expert, or add up weights; an image may be many tokens."""
     tokens_per_image = max(_tokens_per_image(routing, labels), 1)
-    if isinstance(routing, SoftRouting):
-        sums = routing.weight.new_zeros(num_classes, routing.num_experts)
-        return sums.index_add(0, labels.repeat_interleave(tokens_per_image), routing.weight).cpu()
-    image = routing.token_index // tokens_per_image
-    cell = labels[image] * routing.num_experts + routing.expert_index
-    kept = cell[routing.expert_index < routing.num_experts]
-    return torch.bincount(kept, minlength=num_classes * routing.num_experts).view(num_classes, -1).cpu()
+    by_weight = routing.sums.tokens_per_expert.is_floating_point()  # of a router that sends every token everywhere
+    counted = routing.weight if by_weight else torch.ones_like(routing.expert_index)
+    cells = counted.new_zeros(num_classes, routing.num_experts + 1)
+    place = (labels[routing.token_index // tokens_per_image], routing.expert_index)
+    return cells.index_put(place, counted, accumulate=True)[:, :-1].cpu()
 
 
-def _tokens_per_image(routing: Routing | SoftRouting, labels: Int[Tensor, " images"]) -> int:
+def _tokens_per_image(routing: Routing, labels: Int[Tensor, " images"]) -> int:
     return int(routing.sums.num_tokens) // max(len(labels), 1)
