@@ -1,7 +1,7 @@
 """The record that passes between the four nouns: a list of assignments, and the sums that losses read."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Self
 
@@ -30,9 +30,7 @@ class RoutingSums:
         router_z: Sum of ``logsumexp(logits) ** 2``, https://arxiv.org/abs/2202.08906 eq. 5.
         entropy: Sum of the entropies of the router's probabilities, in nats.
         dropped: Assignments discarded by a capacity limit or expert dropout.
-        group_load: ``Load`` of the upper level where a router chooses groups of experts first; no entry in a flat one.
-        group_tokens: Tokens sent to each group; ``load`` is then the lower level's, within each group.
-        threshold: Sum of what learned thresholds miss the batch's own by, https://arxiv.org/abs/1701.06538 appendix F.
+        extra: What one router alone has beside these, by name, as sums too; its losses read them (`Router.own_losses`).
     """
 
     num_tokens: Int[Tensor, ""]
@@ -43,25 +41,39 @@ class RoutingSums:
     router_z: Float[Tensor, ""]
     entropy: Float[Tensor, ""]
     dropped: Int[Tensor, ""]
-    group_load: Float[Tensor, " groups"]
-    group_tokens: Int[Tensor, " groups"]
-    threshold: Float[Tensor, ""]
+    extra: Mapping[str, Num[Tensor, "*shape"]] = field(default_factory=dict)
+
+    def by_name(self) -> dict[str, Tensor]:
+        """Return every sum, the router's own behind those that all routers have."""
+        common = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "extra"}
+        return {**common, **self.extra}
 
     def __add__(self, other: Self) -> Self:
-        """Add the sums of two batches."""
-        return type(self)(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+        """Add the sums of two batches of one router."""
+        others = other.by_name()
+        return self._like(value + others[name] for name, value in self.by_name().items())
 
     def over(self, scope: BatchScope) -> Self:
         """Add up over the processes of a scope, in one reduction."""
-        return type(self)(*scope.sum(*(getattr(self, field.name) for field in fields(self))))
+        return self._like(scope.sum(*self.by_name().values()))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """Apply a function to every sum."""
-        return type(self)(*(function(getattr(self, field.name)) for field in fields(self)))
+        return self._like(function(value) for value in self.by_name().values())
+
+    def _like(self, values: Iterable[Tensor]) -> Self:
+        """Return the record of other values, in the order of `by_name`."""
+        named = dict(zip(self.by_name(), values, strict=True))
+        extra = {name: named.pop(name) for name in self.extra}
+        return replace(self, **named, extra=extra)
 
     def detach(self) -> Self:
         """Return the same sums without their graph."""
         return self.map(Tensor.detach)
+
+
+Loss = Callable[[RoutingSums], Tensor]
+"""An auxiliary loss: a function of a batch's sums, unweighted."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,10 @@ class Routing:
         """How many experts the router chose among."""
         return self.sums.load.shape[0]
 
+    def with_sums(self, **sums: Tensor | Mapping[str, Tensor]) -> Self:
+        """Return the same routing with other sums in place of some."""
+        return replace(self, sums=replace(self.sums, **sums))  # type: ignore[arg-type]
+
     def detach(self) -> Self:
         """Return the same routing without its graph."""
         logits, probs = (None if tensor is None else tensor.detach() for tensor in (self.logits, self.probs))
@@ -100,12 +116,12 @@ class Routing:
 
     def drop(self, dropped_mask: Bool[Tensor, " assignments"]) -> Self:
         """Discard the masked assignments; a token that loses all of them gets zero from the layer."""
-        return replace(
+        kept = replace(
             self,
             expert_index=self.expert_index.masked_fill(dropped_mask, self.num_experts),
             weight=self.weight.masked_fill(dropped_mask, 0.0),
-            sums=replace(self.sums, dropped=self.sums.dropped + dropped_mask.sum()),
         )
+        return kept.with_sums(dropped=self.sums.dropped + dropped_mask.sum())
 
 
 def top_k_routing(
@@ -159,9 +175,6 @@ def flat_routing(
         router_z=logits.logsumexp(-1).square().sum(),
         entropy=torch.special.entr(probs).sum(),
         dropped=count(()),
-        group_load=logits.new_zeros(0),
-        group_tokens=count(0),
-        threshold=logits.new_zeros(()),
     )
     return Routing(token_index, expert_index, weight, sums, logits, probs)
 

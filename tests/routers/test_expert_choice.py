@@ -113,12 +113,12 @@ def test_extreme_logits_stay_finite(normalize, training):
 @pytest.mark.parametrize(("num_tokens", "num_experts", "top_k"), SIZES[:-1])
 def test_the_threshold_loss_is_the_references_and_teaches_thresholds_alone(case, num_tokens, num_experts, top_k):
     router, features, scores = router_and_scores(num_tokens, num_experts, top_k, case)
-    loss, expected = router(features).sums.threshold, reference.threshold_loss(scores, router.threshold, top_k)
+    loss, expected = router(features).sums.extra["threshold"], reference.threshold_loss(scores, router.threshold, top_k)
     assert_close(loss, expected)
     assert loss >= 0
     assert_close(torch.autograd.grad(loss, router.threshold), torch.autograd.grad(expected, router.threshold))
     with pytest.raises(RuntimeError, match="not have been used in the graph"):
-        torch.autograd.grad(router(features).sums.threshold, router.gate.weight)
+        torch.autograd.grad(router(features).sums.extra["threshold"], router.gate.weight)
 
 
 def test_a_threshold_rises_where_too_many_pass():
@@ -137,7 +137,7 @@ def test_the_loss_is_0_where_thresholds_choose_as_the_batch_does():
     with torch.no_grad():
         router.threshold.copy_((ordered[7] + ordered[8]) / 2)
     trained = router(features)
-    assert trained.sums.threshold == 0
+    assert trained.sums.extra["threshold"] == 0
     assert_close(dense_weights(router.eval()(features)), dense_weights(trained))
 
 
@@ -148,7 +148,7 @@ def test_evaluation_takes_scores_above_the_threshold():
     routing = router.eval()(features)
     assert_close(dense_weights(routing), scores * (scores > scores[4]))
     assert len(routing.weight) == 9 * 5
-    assert routing.sums.threshold == 0
+    assert routing.sums.extra["threshold"] == 0
 
 
 def test_thresholds_start_at_an_even_score():

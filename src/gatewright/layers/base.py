@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,11 +16,8 @@ from gatewright.layers.untaken import Mark, Untaken
 from gatewright.losses import LOSSES
 from gatewright.names import known
 from gatewright.routers import Router, Soft
-from gatewright.routing import Routing, RoutingSums
+from gatewright.routing import Loss, Routing, RoutingSums
 from gatewright.scope import BatchScope, noise_key
-
-Loss = Callable[[RoutingSums], Tensor]
-"""An auxiliary loss: a function of a batch's sums, unweighted."""
 
 Coefficients = Mapping[str, float] | Mapping[str | Loss, float]
 
@@ -72,7 +69,7 @@ class RoutedLayer(nn.Module):
         given = router.default_losses if losses is None else losses
         asked: dict[str | Loss, float] = dict(given.items())
         own = {_name(loss): loss for loss in asked if callable(loss)}
-        self._loss_functions: dict[str, Loss] = {**LOSSES, **own}
+        self._loss_functions: dict[str, Loss] = {**LOSSES, **router.own_losses, **own}
         self.losses = {_name(loss): float(coefficient) for loss, coefficient in asked.items()}
         if len(self.losses) < len(asked):
             raise ValueError(

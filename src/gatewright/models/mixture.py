@@ -81,10 +81,9 @@ class MixtureConfig:
         check_options(make, self.router_options, f"the router {self.router}", given=given)
         # A ready-made model routes images: mixed with each other, one's class would depend on the rest of its batch.
         ungrouped = {"group_size": 1} if make is Soft else {}
-        router: Router | Soft = make(
-            dim, self.num_experts, **sizes, **ungrouped | cast(dict[str, Any], self.router_options)
-        )
-        return ExpertDropout(router, self.expert_dropout) if self.expert_dropout else router
+        made = make(dim, self.num_experts, **sizes, **ungrouped | cast(dict[str, Any], self.router_options))
+        router: Router | Soft = ExpertDropout(made, self.expert_dropout) if self.expert_dropout else made
+        return router
 
     def build_dispatcher(self) -> Dispatcher | None:
         """Make the dispatcher; None is the router's own, which drops nothing.

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from gatewright.ops import stable_sort
-from gatewright.routing import Routing, RoutingSums
+from gatewright.routing import Loss, Routing, RoutingSums
 from gatewright.scope import ONE_PROCESS, BatchScope
 
 Score = Literal["softmax", "sigmoid"]
@@ -49,7 +49,9 @@ class Router(nn.Module, ABC):
     """
 
     default_losses: Mapping[str, float] = MappingProxyType({})
-    """Auxiliary losses and their coefficients where a layer names none; the names are keys of `LOSSES`."""
+    """Auxiliary losses and their coefficients where a layer names none."""
+    own_losses: Mapping[str, Loss] = MappingProxyType({})
+    """Losses that read what this router alone has sums of, by name; they come before those of `LOSSES`."""
 
     def __init__(self, dim: int, num_experts: int, top_k: int) -> None:
         super().__init__()

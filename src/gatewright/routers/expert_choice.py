@@ -1,6 +1,5 @@
 """Expert choice: each expert takes its best tokens of a batch, and learns a threshold for single ones."""
 
-from dataclasses import replace
 from types import MappingProxyType
 
 import torch
@@ -8,8 +7,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gatewright.routers.base import Router, even_gate, gate_logits, normalized
-from gatewright.routing import Routing, flat_routing
+from gatewright.routing import Routing, RoutingSums, flat_routing
 from gatewright.scope import ONE_PROCESS, BatchScope
+
+
+def threshold_loss(sums: RoutingSums) -> Float[Tensor, ""]:
+    """``L_batchwise`` of https://arxiv.org/abs/1701.06538 appendix F, as a mean over tokens instead of a sum."""
+    return sums.extra["threshold"] / sums.num_tokens.clamp(min=1)
 
 
 class ExpertChoice(Router):
@@ -37,6 +41,7 @@ class ExpertChoice(Router):
     """
 
     default_losses = MappingProxyType({"threshold": 0.1})
+    own_losses = MappingProxyType({"threshold": threshold_loss})
 
     def __init__(
         self, dim: int, num_experts: int, top_k: int = 2, *, normalize: bool = False, gate_bias: bool = False
@@ -53,14 +58,16 @@ class ExpertChoice(Router):
         margin = scores.detach() - self.threshold.to(scores.dtype)
         if not self.training:
             everyone = torch.arange(scores.shape[0], device=scores.device)[:, None].expand_as(scores)
-            return self._routing(logits, scores, margin > 0, everyone)
+            return self._routing(logits, scores, margin > 0, everyone).with_sums(
+                extra={"threshold": logits.new_zeros(())}
+            )
         every = scope.gather(scores.detach())
         num_tokens, first = scores.shape[0], scope.token_offset(scores.shape[0])
         count = even_share(every.shape[0], self.num_experts, self.top_k)
         chosen_mask = largest_mask(every, count)[first : first + num_tokens]
         best = scores.detach().masked_fill(~chosen_mask, -1.0).topk(min(count, num_tokens), dim=0).indices
-        routing = self._routing(logits, scores, chosen_mask, best)
-        return replace(routing, sums=replace(routing.sums, threshold=threshold_miss(margin, chosen_mask)))
+        miss = threshold_miss(margin, chosen_mask)
+        return self._routing(logits, scores, chosen_mask, best).with_sums(extra={"threshold": miss})
 
     def _routing(
         self,

@@ -25,7 +25,7 @@ class ExpertDropout(Router):
     first, keeps the weights, and scales outputs by ``1 - rate`` in evaluation instead. It is not Switch's expert
     dropout, which is dropout inside the experts: see `gatewright.GroupedFeedForward`.
 
-    Sizes and default losses are the router's, and so are the sums that losses read: they see what it chose.
+    Sizes and losses are the router's, and so are the sums that losses read: they see what it chose.
 
     Args:
         router: Any router but another of these.
@@ -49,7 +49,7 @@ class ExpertDropout(Router):
         if not 0 <= rate < 1:
             raise ValueError(f"rate is at least 0 and below 1; got {rate}. 0.1 drops one assignment in ten.")
         self.router, self.rate = router, rate
-        self.default_losses = dict(router.default_losses)
+        self.default_losses, self.own_losses = router.default_losses, router.own_losses
 
     def forward(self, features: Num[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
         """Route every token, and in training discard some assignments, whatever else is in the batch or the list."""

@@ -1,7 +1,7 @@
 """Two-level noisy top-k gating: a group first, then experts within it: https://arxiv.org/abs/1701.06538 appendix B."""
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Self
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from gatewright.losses import cv_squared
 from gatewright.ops import stable_sort
 from gatewright.routers.base import MIN_NOISE_STD, Router, gate_logits, largest, load_probability, zero_gate
 from gatewright.routing import Routing, RoutingSums, top_k_routing
@@ -71,6 +72,21 @@ class NoisyGates(nn.Module):
         return Noisy(logits.view(shape), noisy.view(shape), std.view(shape))
 
 
+def expert_load(sums: RoutingSums) -> Float[Tensor, " experts"]:
+    """``Load_H(X)_ij = Load_primary(X)_i Load_i(X_i)_j / |X_i|``: https://arxiv.org/abs/1701.06538 appendix B.
+
+    The product keeps a gradient to the upper level. It is 0 in a group that no token chose.
+    """
+    group_load, group_tokens = sums.extra["group_load"], sums.extra["group_tokens"]
+    per_token = sums.load.view(len(group_load), -1) / group_tokens.clamp(min=1)[:, None]
+    return (group_load[:, None] * per_token).flatten()
+
+
+def load_loss(sums: RoutingSums) -> Float[Tensor, ""]:
+    """``CV(Load(X)) ** 2`` of both levels: https://arxiv.org/abs/1701.06538 eq. 11."""
+    return cv_squared(expert_load(sums))
+
+
 class Hierarchical(Router):
     """Choose groups of experts by one noisy top-k gate, and experts in each chosen group by another of its own.
 
@@ -95,6 +111,7 @@ class Hierarchical(Router):
     """
 
     default_losses = MappingProxyType({"importance": 0.1, "load": 0.1})
+    own_losses = MappingProxyType({"load": load_loss})
 
     def __init__(
         self,
@@ -134,20 +151,21 @@ class Hierarchical(Router):
             (primary.logits.mT + secondary.logits).flatten(1),
             (primary.logits.softmax(-1).mT * secondary.logits.softmax(-1)).flatten(1),
         )
-        return replace(routing, sums=self._with_loads(routing.sums, group_index, primary, chosen))
+        return self._with_loads(routing, group_index, primary, chosen)
 
     def _with_loads(
-        self, sums: RoutingSums, group_index: Int[Tensor, "tokens top_k"], primary: Noisy, chosen: Noisy
-    ) -> RoutingSums:
+        self, routing: Routing, group_index: Int[Tensor, "tokens top_k"], primary: Noisy, chosen: Noisy
+    ) -> Routing:
         """Give both levels' loads: what each would be sent under fresh noise, and in evaluation what it is sent."""
         is_chosen = torch.zeros_like(primary.logits[:, 0], dtype=torch.int64).scatter(1, group_index, 1)
-        group_tokens, dtype = is_chosen.sum(0), sums.probs.dtype
+        group_tokens, probs = is_chosen.sum(0), routing.sums.probs
         if not self.training:
-            return replace(sums, group_load=group_tokens.to(dtype), group_tokens=group_tokens)
-        group_load = primary.load(self.top_k_groups).sum((0, 1)).to(dtype)
-        load = chosen.load(self.top_k_in_group).to(dtype).flatten(0, 1)
-        load = sums.probs.new_zeros(self.num_groups, self.group_size).index_add(0, group_index.flatten(), load)
-        return replace(sums, load=load.flatten(), group_load=group_load, group_tokens=group_tokens)
+            return routing.with_sums(extra={"group_load": group_tokens.to(probs), "group_tokens": group_tokens})
+        group_load = primary.load(self.top_k_groups).sum((0, 1)).to(probs)
+        load = chosen.load(self.top_k_in_group).to(probs).flatten(0, 1)
+        load = probs.new_zeros(self.num_groups, self.group_size).index_add(0, group_index.flatten(), load)
+        extra = {"group_load": group_load, "group_tokens": group_tokens}
+        return routing.with_sums(load=load.flatten(), extra=extra)
 
     def _check_sizes(self) -> None:
         experts, groups, chosen = self.num_experts, self.num_groups, self.top_k_groups

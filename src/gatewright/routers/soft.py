@@ -1,7 +1,7 @@
 """Soft routing: no token is sent anywhere, every slot of every expert gets a weighted mean of all tokens."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -11,7 +11,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from gatewright.routers.base import Gate, gate_logits
-from gatewright.routing import Routing, RoutingSums, top_k_routing
+from gatewright.routing import Loss, Routing, RoutingSums, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope
 
 EPSILON = 1e-6
@@ -90,6 +90,7 @@ class Soft(nn.Module):
     """
 
     default_losses: Mapping[str, float] = MappingProxyType({})
+    own_losses: Mapping[str, Loss] = MappingProxyType({})
 
     def __init__(self, dim: int, num_experts: int, *, slots_per_expert: int = 1, group_size: int | None = None) -> None:
         super().__init__()
@@ -157,7 +158,7 @@ def _by_expert(logits: Float[Tensor, "tokens experts"], weight: Float[Tensor, "t
     """List every token for every expert; a token counts for an expert by its weight."""
     everyone = torch.arange(weight.shape[1], device=weight.device).expand_as(weight)
     routing = top_k_routing(everyone, weight, logits, weight, load=weight)
-    return replace(routing, sums=replace(routing.sums, tokens_per_expert=routing.sums.importance))
+    return routing.with_sums(tokens_per_expert=routing.sums.importance)
 
 
 def softmax_over_batch(logits: Float[Tensor, "tokens slots"], scope: BatchScope) -> Float[Tensor, "tokens slots"]:

@@ -1,7 +1,7 @@
 """Evaluation: every image once, in evaluation mode, and which expert saw which class."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -35,7 +35,7 @@ class LayerUse:
     def tensors(self) -> tuple[Tensor, ...]:
         """Return every sum, all of them additive."""
         return (
-            *(getattr(self.sums, field.name) for field in fields(self.sums)),
+            *self.sums.by_name().values(),
             self.class_by_expert,
             self.tokens_per_class,
         )
