@@ -154,11 +154,16 @@ def features_for(router, num_tokens):
     return torch.randn(num_tokens, router.dim)
 
 
-def run(moe, x):
+def run(moe, x, mask=None):
     """Call a layer on vectors; a router by keys gets keys that are a function of each vector."""
-    if type(moe.router) in KEYED:
-        return moe(x, keys_of(x))
-    return moe(x)
+    return moe(x, keys_of(x) if type(moe.router) in KEYED else None, mask)
+
+
+def padded(x):
+    """The vectors with NaN behind the first three and behind the last, and the mask that is True where they are not."""
+    first = min(3, len(x))
+    mask = torch.tensor([True] * first + [False] * 3 + [True] * (len(x) - first) + [False] * 3)
+    return x.new_full((len(mask), *x.shape[1:]), torch.nan).index_put((mask,), x), mask
 
 
 def run_beside(moe, x, images):

@@ -126,7 +126,7 @@ def reference_kept(gates, routing, dispatcher, training):
             served.append((token, len(choices[token])))
         choices[token].append(expert)  # a second choice stays one where the first was discarded
     served = reference.prioritised(served, gates, dispatcher.priority)
-    capacity = dispatcher.capacity(len(routing.weight), num_experts)
+    capacity = int(dispatcher.capacity(routing.sums.tokens_per_expert.sum(), num_experts))
     kept = torch.zeros_like(gates)
     for token, choice in reference.keep_within_capacity(choices, num_experts, capacity, served):
         kept[token, choices[token][choice]] = 1

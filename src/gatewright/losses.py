@@ -4,12 +4,14 @@ Registered by name in `LOSSES`; a layer multiplies each by its coefficient and `
 loss that reads what one router alone has sums of is beside that router, in its `own_losses`.
 """
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from jaxtyping import Float
 from torch import Tensor
 
+from gatewright.names import known
 from gatewright.routing import Loss, RoutingSums
 
 
@@ -53,6 +55,9 @@ def router_z_loss(sums: RoutingSums) -> Float[Tensor, ""]:
     return sums.router_z / sums.num_tokens.clamp(min=1)
 
 
+Coefficients = Mapping[str, float] | Mapping[str | Loss, float]
+"""What each auxiliary loss counts for, by its name or by a function of your own."""
+
 LOSSES: Mapping[str, Loss] = MappingProxyType(
     {
         "importance": importance_loss,
@@ -61,3 +66,32 @@ LOSSES: Mapping[str, Loss] = MappingProxyType(
         "router_z": router_z_loss,
     }
 )
+
+
+def by_name(coefficients: Coefficients, own_losses: Mapping[str, Loss]) -> tuple[dict[str, Loss], dict[str, float]]:
+    """Return functions and coefficients of auxiliary losses by name; a function given in place of one has its own.
+
+    Args:
+        coefficients: By name in `LOSSES` or ``own_losses``, or by function.
+        own_losses: Those of a router.
+
+    Raises:
+        ValueError: If a loss is unknown, two of them have one name, or a coefficient is not finite.
+    """
+    asked: dict[str | Loss, float] = dict(coefficients.items())
+    functions = {**LOSSES, **own_losses, **{_name(loss): loss for loss in asked if callable(loss)}}
+    named = {_name(loss): float(coefficient) for loss, coefficient in asked.items()}
+    if len(named) < len(asked):
+        raise ValueError(
+            f"Auxiliary losses have different names; got {', '.join(map(_name, asked))}. Give each function of your "
+            "own a name of its own."
+        )
+    for name, coefficient in named.items():
+        known(name, functions, "auxiliary loss")
+        if not math.isfinite(coefficient):
+            raise ValueError(f"The coefficient of an auxiliary loss is finite; got {coefficient} for {name}.")
+    return functions, named
+
+
+def _name(loss: str | Loss) -> str:
+    return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)

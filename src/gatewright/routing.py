@@ -130,6 +130,7 @@ def top_k_routing(
     logits: Float[Tensor, "tokens experts"],
     probs: Float[Tensor, "tokens experts"],
     load: Float[Tensor, "tokens experts"] | None = None,
+    mask: Bool[Tensor, " tokens"] | None = None,
 ) -> Routing:
     """Make the record of a router that chooses the same number of experts for every token.
 
@@ -139,10 +140,12 @@ def top_k_routing(
         logits: The router's logits without noise.
         probs: Probabilities over all experts that the balance loss and the entropy read; each row sums to 1.
         load: Probability that a token is sent to each expert under fresh noise; by default what was chosen.
+        mask: True where a token is real. The others keep their places in the list, as assignments that were not made,
+            and have no part in the sums.
     """
     num_tokens, top_k = expert_index.shape
     token_index = torch.arange(num_tokens, device=logits.device).repeat(top_k)
-    return flat_routing(token_index, expert_index.t().reshape(-1), weight.t().reshape(-1), logits, probs, load)
+    return flat_routing(token_index, expert_index.t().reshape(-1), weight.t().reshape(-1), logits, probs, load, mask)
 
 
 def flat_routing(
@@ -152,6 +155,7 @@ def flat_routing(
     logits: Float[Tensor, "tokens experts"],
     probs: Float[Tensor, "tokens experts"],
     load: Float[Tensor, "tokens experts"] | None = None,
+    mask: Bool[Tensor, " tokens"] | None = None,
 ) -> Routing:
     """Make the record of any list of assignments; those not made have ``expert_index = num_experts`` and weight 0.
 
@@ -162,21 +166,30 @@ def flat_routing(
         logits: As in `top_k_routing`.
         probs: As in `top_k_routing`.
         load: As in `top_k_routing`.
+        mask: As in `top_k_routing`.
     """
     num_tokens, num_experts = logits.shape
+    if mask is not None:
+        masked = ~mask[token_index]
+        expert_index, weight = expert_index.masked_fill(masked, num_experts), weight.masked_fill(masked, 0.0)
     tokens_per_expert = _per_expert(torch.ones_like(expert_index), expert_index, num_experts)
     count = partial(torch.zeros, dtype=torch.int64, device=logits.device)
     sums = RoutingSums(
-        num_tokens=count(()) + num_tokens,
+        num_tokens=count(()) + num_tokens if mask is None else mask.sum(),
         tokens_per_expert=tokens_per_expert,
         importance=_per_expert(weight, expert_index, num_experts),
-        load=tokens_per_expert.to(logits.dtype) if load is None else load.sum(0),
-        probs=probs.sum(0),
-        router_z=logits.logsumexp(-1).square().sum(),
-        entropy=torch.special.entr(probs).sum(),
+        load=tokens_per_expert.to(logits.dtype) if load is None else real_only(load, mask).sum(0),
+        probs=real_only(probs, mask).sum(0),
+        router_z=real_only(logits.logsumexp(-1).square(), mask).sum(),
+        entropy=real_only(torch.special.entr(probs), mask).sum(),
         dropped=count(()),
     )
     return Routing(token_index, expert_index, weight, sums, logits, probs)
+
+
+def real_only(values: Num[Tensor, "tokens *item"], mask: Bool[Tensor, " tokens"] | None) -> Num[Tensor, "tokens *item"]:
+    """Put zeros in place of what is not a real token's; without a mask all are."""
+    return values if mask is None else values.masked_fill(~mask.view(-1, *[1] * (values.dim() - 1)), 0)
 
 
 def _per_expert(values: Tensor, expert_index: Tensor, num_experts: int) -> Num[Tensor, " experts"]:

@@ -1,5 +1,6 @@
 """Several processes compute what one does: outputs, gradients, their norm and the auxiliary losses."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,13 @@ def test_every_router(ranks, router, experts, world, ep_size, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_every_way_to_mix_tokens(ranks, router, experts, world, ep_size, dtype):
     assert_equal(ranks(world, parity.soft, router, experts, dtype, ep_size), dtype)
+
+
+@pytest.mark.parametrize("router", [*ROUTER_CASES, *SOFT_CASES])
+def test_masked_items_change_nothing(ranks, router):
+    """Of every rank's part of the batch, which is packed on the one process."""
+    layer = parity.soft if router in SOFT_CASES else parity.layer
+    assert_equal(ranks(2, partial(layer, ep_size=2, padding=True), router, "modules", torch.float64), torch.float64)
 
 
 @pytest.mark.parametrize("router", ["noisy-top-k", "expert-choice", "sinkhorn"])

@@ -9,8 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from gatewright import BatchScope, ExpertChoice, reference
-from gatewright.losses import threshold_loss
-from gatewright.routers.expert_choice import even_share, largest_mask
+from gatewright.routers.expert_choice import even_share, largest_mask, threshold_loss
 from tests.cases import dense_weights, make_router
 
 DIM = 6
@@ -60,8 +59,8 @@ def test_the_share_is_rounded_half_up_and_at_least_1(sizes, share):
 def test_of_equal_scores_the_first_are_taken():
     scores = torch.tensor([[0.5, 0.1], [0.9, 0.1], [0.5, 0.1], [0.5, 0.7], [0.2, 0.1]])
     expected = torch.tensor([[1, 1], [1, 1], [1, 0], [0, 1], [0, 0]]).bool()
-    assert torch.equal(largest_mask(scores, 3), expected)
-    assert torch.equal(largest_mask(scores, 5), torch.ones(5, 2).bool())
+    assert torch.equal(largest_mask(scores, torch.tensor(3), 4), expected)
+    assert torch.equal(largest_mask(scores, torch.tensor(5), 5), torch.ones(5, 2).bool())
     router = ExpertChoice(DIM, 4, 2)
     torch.nn.init.zeros_(router.gate.weight)  # every token ties
     assert sorted(router(torch.randn(10, DIM)).token_index.tolist()) == sorted([*range(5)] * 4)

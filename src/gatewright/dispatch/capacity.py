@@ -51,21 +51,21 @@ class Capacity(Dispatcher):
         self.capacity_factor, self.min_capacity, self.priority = capacity_factor, min_capacity, priority
         self._warned = False
 
-    def capacity(self, num_assignments: int, num_experts: int) -> int:
+    def capacity(self, num_assignments: Int[Tensor, ""], num_experts: int) -> Int[Tensor, ""]:
         """Return how many rows each expert takes."""
-        rows = num_assignments / num_experts * self.capacity_factor
-        return max(self.min_capacity, math.ceil(rows - 1e-9))  # 20 / 3 * 1.05 comes to 7.000000000000001
+        rows = num_assignments.double() / num_experts * self.capacity_factor
+        rows = (rows - 1e-9).ceil()  # 20 / 3 * 1.05 comes to 7.000000000000001
+        return rows.clamp(min=self.min_capacity).long()
 
     def dispatch(self, x: Float[Tensor, "tokens *item"], routing: Routing, *, training: bool) -> ExpertBatch:
         """Drop what exceeds the capacity, in training only, and group the rest by expert."""
         if training:
-            num_assignments = routing.weight.shape[0]
-            capacity = self.capacity(num_assignments, routing.num_experts)
-            self._warn_of_one_row(capacity, num_assignments, routing.num_experts)
+            self._warn_of_one_row(routing.weight.shape[0], routing.num_experts)
+            capacity = self.capacity(routing.sums.tokens_per_expert.sum(), routing.num_experts)
             routing = routing.drop(self._over(routing, capacity, x.shape[0]))
         return group_by_expert(x, routing)
 
-    def _over(self, routing: Routing, capacity: int, num_tokens: int) -> Bool[Tensor, " assignments"]:
+    def _over(self, routing: Routing, capacity: Int[Tensor, ""], num_tokens: int) -> Bool[Tensor, " assignments"]:
         """Mark every assignment that finds its expert full."""
         served = self._served(routing, num_tokens)
         order = served[routing.expert_index[served].argsort(stable=True)]
@@ -89,9 +89,11 @@ class Capacity(Dispatcher):
         served: Tensor = priority.argsort(descending=True, stable=True)
         return served[choice[served].argsort(stable=True)]
 
-    def _warn_of_one_row(self, capacity: int, num_assignments: int, num_experts: int) -> None:
+    def _warn_of_one_row(self, num_assignments: int, num_experts: int) -> None:
         # A warning cannot be traced, and would break a graph that was to be one.
-        if capacity > 1 or num_assignments < 2 or torch.compiler.is_compiling() or self._warned:
+        if torch.compiler.is_compiling() or self._warned or num_assignments < 2:
+            return
+        if int(self.capacity(torch.tensor(num_assignments), num_experts)) > 1:
             return
         self._warned = True
         factor = math.ceil(20 * num_experts / num_assignments) / 10

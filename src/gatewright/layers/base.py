@@ -2,28 +2,30 @@
 
 import math
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from gatewright.experts.base import Experts, Shape, check_experts, check_output_shape
 from gatewright.internals import backward_id, in_transform, is_exporting, outside_transforms, without_transforms
 from gatewright.layers.untaken import Mark, Untaken
-from gatewright.losses import LOSSES
-from gatewright.names import known
+from gatewright.losses import Coefficients, by_name
 from gatewright.routers import Router, Soft
-from gatewright.routing import Loss, Routing, RoutingSums
+from gatewright.routing import Routing, RoutingSums, real_only
 from gatewright.scope import BatchScope, noise_key
-
-Coefficients = Mapping[str, float] | Mapping[str | Loss, float]
 
 TRACED = (
     "torch.jit.trace would keep the routes of its example for ever, and give other inputs wrong outputs. Use "
     "torch.export.export, or torch.onnx.export(..., dynamo=True)."
+)
+
+MASK = (
+    "A mask is a bool tensor of the batch dimensions, {}, and True where an item is real; got {} of shape {}. Torch's "
+    "key_padding_mask is True where an item is not: pass mask=~key_padding_mask."
 )
 
 NO_WEIGHT = (
@@ -66,20 +68,8 @@ class RoutedLayer(nn.Module):
         self.router = router
         shape = (router.dim,) if item_shape is None else item_shape
         self.item_shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        given = router.default_losses if losses is None else losses
-        asked: dict[str | Loss, float] = dict(given.items())
-        own = {_name(loss): loss for loss in asked if callable(loss)}
-        self._loss_functions: dict[str, Loss] = {**LOSSES, **router.own_losses, **own}
-        self.losses = {_name(loss): float(coefficient) for loss, coefficient in asked.items()}
-        if len(self.losses) < len(asked):
-            raise ValueError(
-                f"Auxiliary losses have different names; got {', '.join(map(_name, asked))}. Give each function of "
-                "your own a name of its own."
-            )
-        for name, coefficient in self.losses.items():
-            known(name, self._loss_functions, "auxiliary loss")
-            if not math.isfinite(coefficient):
-                raise ValueError(f"The coefficient of an auxiliary loss is finite; got {coefficient} for {name}.")
+        coefficients = router.default_losses if losses is None else losses
+        self._loss_functions, self.losses = by_name(coefficients, router.own_losses)
         self.scope, self.local_balance = BatchScope(), False
         self.routing = None
         self.loss_values: dict[str, Tensor] = {}
@@ -123,11 +113,11 @@ class RoutedLayer(nn.Module):
             check_output_shape("the shared expert", shared, self.item_shape, output_shape)
         return output_shape
 
-    def flat_items(self, x: Tensor) -> Float[Tensor, "tokens *item"]:
-        """Merge the leading dimensions into one.
+    def flat_items(self, x: Tensor, mask: Tensor | None = None) -> Float[Tensor, "tokens *item"]:
+        """Merge the leading dimensions into one, with zeros in place of masked items.
 
         Raises:
-            ValueError: If these are not floating-point items of ``item_shape``.
+            ValueError: If these are not floating-point items of ``item_shape``, or the mask is not theirs.
             RuntimeError: If the layer is traced by `torch.jit.trace`.
         """
         if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
@@ -141,17 +131,21 @@ class RoutedLayer(nn.Module):
                 f"{type(self).__name__} takes items of shape {self.item_shape} behind one or more batch dimensions; "
                 f"got {tuple(x.shape)}. Reshape the input, or set item_shape."
             )
-        return x.reshape(-1, *self.item_shape)
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != self.batch_shape(x)):
+            raise ValueError(MASK.format(tuple(self.batch_shape(x)), mask.dtype, tuple(mask.shape)))
+        return real_only(x.reshape(-1, *self.item_shape), flat(mask))
 
     def batch_shape(self, x: Tensor) -> torch.Size:
         """Return the dimensions of an input in front of an item's."""
         return x.shape[: x.dim() - len(self.item_shape)]
 
-    def like_batch(self, output: Float[Tensor, "tokens *out"], x: Tensor) -> Float[Tensor, "*batch_and_out"]:
-        """Give outputs the leading dimensions of the input."""
-        return output.reshape(*self.batch_shape(x), *self.output_shape)
+    def like_batch(
+        self, output: Float[Tensor, "tokens *out"], x: Tensor, mask: Tensor | None = None
+    ) -> Float[Tensor, "*batch_and_out"]:
+        """Give outputs the leading dimensions of the input, and masked items zeros."""
+        return real_only(output, flat(mask)).reshape(*self.batch_shape(x), *self.output_shape)
 
-    def route(self, x: Tensor, features: Tensor | None = None) -> Any:
+    def route(self, x: Tensor, features: Tensor | None = None, mask: Tensor | None = None) -> Any:
         """Return what the router makes of items, or of features of any shape behind their batch dimensions.
 
         Raises:
@@ -164,7 +158,8 @@ class RoutedLayer(nn.Module):
                 f"The router looks at {dim} numbers per item, for {num_tokens} items; got features of shape "
                 f"{tuple(features.shape)}. Make router.dim and the features agree."
             )
-        return self.router(features.reshape(num_tokens, dim), self.scope)
+        features = real_only(features.reshape(num_tokens, dim), flat(mask))
+        return self.router(features, self.scope) if mask is None else self.router(features, self.scope, flat(mask))
 
     def record(self, routing: Routing, output: Tensor) -> None:
         """Keep what losses and metrics read; a forward that runs again inside backward records nothing.
@@ -283,8 +278,9 @@ def _refuse_untaken_losses(layer: "weakref.ref[RoutedLayer]", gradient: Tensor) 
         )
 
 
-def _name(loss: str | Loss) -> str:
-    return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+def flat(mask: Tensor | None) -> Bool[Tensor, " tokens"] | None:
+    """Merge the dimensions of a mask into one."""
+    return None if mask is None else mask.reshape(-1)
 
 
 def _zero() -> Float[Tensor, ""]:

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from gatewright.experts.base import make_modules, output_shape_of
-from gatewright.layers.base import Coefficients, RoutedLayer
+from gatewright.layers.base import RoutedLayer
+from gatewright.losses import Coefficients
 from gatewright.routers import Router
 from gatewright.routers.base import check_router
 from gatewright.routing import Routing
@@ -59,7 +60,10 @@ class MergedMoE(RoutedLayer):
         self.watch()
 
     def forward(
-        self, x: Float[Tensor, "*batch_and_item"], features: Num[Tensor, "*batch_and_features"] | None = None
+        self,
+        x: Float[Tensor, "*batch_and_item"],
+        features: Num[Tensor, "*batch_and_features"] | None = None,
+        mask: Bool[Tensor, "*batch"] | None = None,
     ) -> Float[Tensor, "*batch_and_out"]:
         """Mix the experts' parameters for each item, and run one expert with them.
 
@@ -67,14 +71,15 @@ class MergedMoE(RoutedLayer):
             x: Items, ``(*batch, *item_shape)``.
             features: What the router looks at, ``(*batch, ...)`` with ``router.dim`` numbers per item; by default the
                 items themselves, flattened.
+            mask: Which items are real, as in `MoE`.
 
         Raises:
             ValueError: If a shape or dtype does not fit.
         """
-        items = self.flat_items(x)
-        routing: Routing = self.route(x, features)
+        items = self.flat_items(x, mask)
+        routing: Routing = self.route(x, features, mask)
         output = self._run(items, self.mixed_parameters(routing, items.shape[0]))
-        output = self.like_batch(output, x)
+        output = self.like_batch(output, x, mask)
         self.record(routing, output)
         return output
 

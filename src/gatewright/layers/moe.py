@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
 from gatewright.dispatch import Dispatcher, Dropless
 from gatewright.experts import Experts
-from gatewright.layers.base import Coefficients, RoutedLayer
+from gatewright.layers.base import RoutedLayer
+from gatewright.losses import Coefficients
 from gatewright.routers import Router
 from gatewright.routers.base import check_router
 from gatewright.routing import Routing
@@ -59,7 +60,10 @@ class MoE(RoutedLayer):
         self.watch()
 
     def forward(
-        self, x: Float[Tensor, "*batch_and_item"], features: Num[Tensor, "*batch_and_features"] | None = None
+        self,
+        x: Float[Tensor, "*batch_and_item"],
+        features: Num[Tensor, "*batch_and_features"] | None = None,
+        mask: Bool[Tensor, "*batch"] | None = None,
     ) -> Float[Tensor, "*batch_and_out"]:
         """Send each item to its experts and add up what they return.
 
@@ -67,12 +71,16 @@ class MoE(RoutedLayer):
             x: Items, ``(*batch, *item_shape)``.
             features: What the router looks at, ``(*batch, ...)`` with ``router.dim`` numbers per item; by default the
                 items themselves, flattened.
+            mask: ``(*batch,)``, True where an item is real; the opposite of torch's ``key_padding_mask``. The others,
+                such as padding, are not routed and not counted, take no capacity and draw no noise, and their outputs
+                are zeros: the real ones get what they would get without them. A shared expert is called on zeros in
+                their place.
 
         Raises:
             ValueError: If a shape or dtype does not fit.
         """
-        items = self.flat_items(x)
-        routing: Routing = self.route(x, features)
+        items = self.flat_items(x, mask)
+        routing: Routing = self.route(x, features, mask)
         batch = self.dispatcher.dispatch(items, routing, training=self.training)
         beside = None if self.shared is None else self.shared(items)  # while the rows travel
         batch = self.dispatcher.arrive(batch)
@@ -80,7 +88,7 @@ class MoE(RoutedLayer):
         output = self.dispatcher.combine(rows, batch, items.shape[0])
         if beside is not None:
             output = output + beside
-        output = self.like_batch(output, x)
+        output = self.like_batch(output, x, mask)
         self.record(batch.routing, output)
         return output
 

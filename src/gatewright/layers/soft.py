@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
 from gatewright.dispatch import Dispatcher, Dropless
 from gatewright.experts import Experts
-from gatewright.layers.base import Coefficients, RoutedLayer
+from gatewright.layers.base import RoutedLayer
+from gatewright.losses import Coefficients
 from gatewright.routers import Soft
 from gatewright.routers.soft import SlotWeights
 
@@ -51,19 +52,23 @@ class SoftMoE(RoutedLayer):
         self.watch()
 
     def forward(
-        self, x: Float[Tensor, "*batch_and_item"], features: Num[Tensor, "*batch_and_features"] | None = None
+        self,
+        x: Float[Tensor, "*batch_and_item"],
+        features: Num[Tensor, "*batch_and_features"] | None = None,
+        mask: Bool[Tensor, "*batch"] | None = None,
     ) -> Float[Tensor, "*batch_and_out"]:
         """Fill the slots, run the experts on them, and mix what they return.
 
         Args:
             x: Items, ``(*batch, *item_shape)``.
             features: What the router looks at, as in `MoE`.
+            mask: Which items are real, as in `MoE`. The others have no part in any slot; groups are counted with them.
 
         Raises:
             ValueError: If a shape or dtype does not fit, or the number of items is not a multiple of the group size.
         """
-        items = self.flat_items(x)
-        weights: SlotWeights = self.route(x, features)
+        items = self.flat_items(x, mask)
+        weights: SlotWeights = self.route(x, features, mask)
         slots = weights.fill(items)
         batch = self.dispatcher.dispatch(slots, weights.of_slots(), training=self.training)
         beside = None if self.shared is None else self.shared(items)  # while the slots travel
@@ -72,7 +77,7 @@ class SoftMoE(RoutedLayer):
         output = weights.spread(self.dispatcher.combine(rows, batch, slots.shape[0]))
         if beside is not None:
             output = output + beside
-        output = self.like_batch(output, x)
+        output = self.like_batch(output, x, mask)
         self.record(weights.routing, output)
         return output
 

@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
 from gatewright.ops import stable_sort
@@ -65,10 +65,21 @@ class Router(nn.Module, ABC):
         self.dim, self.num_experts, self.top_k = dim, num_experts, top_k
 
     @abstractmethod
-    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
+    def forward(
+        self,
+        features: Float[Tensor, "tokens dim"],
+        scope: BatchScope = ONE_PROCESS,
+        mask: Bool[Tensor, " tokens"] | None = None,
+    ) -> Routing:
         """Route every token. Computes in at least float32, also under autocast.
 
         What depends on more than the token itself (noise, other tokens) comes from the scope.
+
+        Args:
+            features: What tokens are routed by.
+            scope: The batch that they are part of.
+            mask: True where a token is real. The others are sent nowhere, have no part in the sums, and change neither
+                where the real ones are sent nor their noise.
         """
 
     def record(self, sums: RoutingSums) -> None:

@@ -1,14 +1,17 @@
 """Expert choice: each expert takes its best tokens of a batch, and learns a threshold for single ones."""
 
 from types import MappingProxyType
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gatewright.routers.base import Router, even_gate, gate_logits, normalized
-from gatewright.routing import Routing, RoutingSums, flat_routing
+from gatewright.routing import Routing, RoutingSums, flat_routing, real_only
 from gatewright.scope import ONE_PROCESS, BatchScope
+
+Count = TypeVar("Count", int, Tensor)
 
 
 def threshold_loss(sums: RoutingSums) -> Float[Tensor, ""]:
@@ -51,23 +54,29 @@ class ExpertChoice(Router):
         self.gate = even_gate(dim, num_experts, bias=gate_bias)
         self.threshold = nn.Parameter(torch.full((num_experts,), 1 / num_experts))
 
-    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
+    def forward(
+        self,
+        features: Float[Tensor, "tokens dim"],
+        scope: BatchScope = ONE_PROCESS,
+        mask: Bool[Tensor, " tokens"] | None = None,
+    ) -> Routing:
         """Let every expert choose: the best of the batch in training, what is above its threshold in evaluation."""
         logits = gate_logits(features, self.gate)
         scores = logits.softmax(-1)
         margin = scores.detach() - self.threshold.to(scores.dtype)
         if not self.training:
             everyone = torch.arange(scores.shape[0], device=scores.device)[:, None].expand_as(scores)
-            return self._routing(logits, scores, margin > 0, everyone).with_sums(
+            return self._routing(logits, scores, margin > 0, everyone, mask).with_sums(
                 extra={"threshold": logits.new_zeros(())}
             )
-        every = scope.gather(scores.detach())
-        num_tokens, first = scores.shape[0], scope.token_offset(scores.shape[0])
-        count = even_share(every.shape[0], self.num_experts, self.top_k)
-        chosen_mask = largest_mask(every, count)[first : first + num_tokens]
-        best = scores.detach().masked_fill(~chosen_mask, -1.0).topk(min(count, num_tokens), dim=0).indices
-        miss = threshold_miss(margin, chosen_mask)
-        return self._routing(logits, scores, chosen_mask, best).with_sums(extra={"threshold": miss})
+        real = scores.detach() if mask is None else scores.detach().masked_fill(~mask[:, None], -1.0)
+        every, num_tokens, first = scope.gather(real), scores.shape[0], scope.token_offset(scores.shape[0])
+        count = even_share((every[:, 0] >= 0).sum(), self.num_experts, self.top_k)
+        most = even_share(every.shape[0], self.num_experts, self.top_k)
+        chosen_mask = largest_mask(every, count, most)[first : first + num_tokens]
+        best = real.masked_fill(~chosen_mask, -1.0).topk(min(most, num_tokens), dim=0).indices
+        miss = threshold_miss(real_only(margin, mask), chosen_mask)
+        return self._routing(logits, scores, chosen_mask, best, mask).with_sums(extra={"threshold": miss})
 
     def _routing(
         self,
@@ -75,6 +84,7 @@ class ExpertChoice(Router):
         scores: Float[Tensor, "tokens experts"],
         chosen_mask: Bool[Tensor, "tokens experts"],
         token_index: Int[Tensor, "rows experts"],
+        mask: Bool[Tensor, " tokens"] | None,
     ) -> Routing:
         """List one token for every expert, then another for every one; mark those that it did not choose."""
         weight = normalized(scores * chosen_mask) if self.normalize else scores
@@ -88,18 +98,23 @@ class ExpertChoice(Router):
             weight.gather(0, token_index).masked_fill(not_chosen, 0.0).flatten(),
             logits,
             scores,
+            mask=mask,
         )
 
 
-def even_share(num_tokens: int, num_experts: int, top_k: int) -> int:
+def even_share(num_tokens: Count, num_experts: int, top_k: int) -> Count:
     """Return how many tokens each expert takes: ``tokens * top_k / experts``, rounded half up, and at least 1."""
     share = (2 * num_tokens * top_k + num_experts) // (2 * num_experts)
-    return min(max(share, 1), num_tokens)
+    return share + (share == 0) * (num_tokens > 0)
 
 
-def largest_mask(scores: Float[Tensor, "tokens experts"], count: int) -> Bool[Tensor, "tokens experts"]:
-    """Mark the ``count`` largest scores of every column; of equal ones the first, on every device."""
-    least = scores.topk(count, dim=0).values[-1:]
+def largest_mask(
+    scores: Float[Tensor, "tokens experts"], count: Int[Tensor, ""], most: int
+) -> Bool[Tensor, "tokens experts"]:
+    """Mark the ``count`` (up to ``most``) largest scores of every column; of equal ones the first, on every device."""
+    if most == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    least = scores.topk(most, dim=0).values.index_select(0, (count - 1).clamp(min=0).view(1))
     above, level = scores > least, scores == least
     room: Tensor = count - above.sum(0)
     return above | (level & (level.cumsum(0) <= room))

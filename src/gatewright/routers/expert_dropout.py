@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import torch.nn.functional as F
-from jaxtyping import Num
+from jaxtyping import Bool, Num
 from torch import Tensor
 
 from gatewright.routers.base import Router
@@ -51,12 +51,17 @@ class ExpertDropout(Router):
         self.router, self.rate = router, rate
         self.default_losses, self.own_losses = router.default_losses, router.own_losses
 
-    def forward(self, features: Num[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
+    def forward(
+        self,
+        features: Num[Tensor, "tokens dim"],
+        scope: BatchScope = ONE_PROCESS,
+        mask: Bool[Tensor, " tokens"] | None = None,
+    ) -> Routing:
         """Route every token, and in training discard some assignments, whatever else is in the batch or the list."""
-        routing: Routing = self.router(features, scope)
+        routing: Routing = self.router(features, scope) if mask is None else self.router(features, scope, mask)
         if not self.training or self.rate == 0:
             return routing
-        noise = scope.uniform(routing.weight.new_empty(features.shape[0], self.num_experts), STREAM)
+        noise = scope.uniform(routing.weight.new_empty(features.shape[0], self.num_experts), STREAM, mask)
         # An assignment that was not made is not discarded either.
         dropped_mask = F.pad(noise, (0, 1), value=1.0)[routing.token_index, routing.expert_index] < self.rate
         return replace(routing, weight=routing.weight / (1 - self.rate)).drop(dropped_mask)

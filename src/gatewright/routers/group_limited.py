@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gatewright.routers.base import (
@@ -87,14 +87,19 @@ class GroupLimited(Router):
         self.gate = even_gate(dim, num_experts, bias=gate_bias)
         self.expert_bias = ExpertBias(num_experts, bias_rate)
 
-    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
+    def forward(
+        self,
+        features: Float[Tensor, "tokens dim"],
+        scope: BatchScope = ONE_PROCESS,
+        mask: Bool[Tensor, " tokens"] | None = None,
+    ) -> Routing:
         """Route every token; nothing is random, and the scope has its part in `end_step` alone."""
         logits = gate_logits(features, self.gate)
         scores = score_logits(logits, self.score)
         allowed = within_best_groups(self.expert_bias(scores), self.num_groups, self.top_k_groups, self.group_score)
         expert_index = largest(allowed, self.top_k)
         weight = selected_weight(scores, expert_index, normalize=self.normalize, scale=self.scale)
-        return top_k_routing(expert_index, weight, logits, normalized(scores))
+        return top_k_routing(expert_index, weight, logits, normalized(scores), mask=mask)
 
     def record(self, sums: RoutingSums) -> None:
         """Note the load of a training forward."""

@@ -7,13 +7,13 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gatewright.losses import cv_squared
 from gatewright.ops import stable_sort
 from gatewright.routers.base import MIN_NOISE_STD, Router, gate_logits, largest, load_probability, zero_gate
-from gatewright.routing import Routing, RoutingSums, top_k_routing
+from gatewright.routing import Routing, RoutingSums, real_only, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope
 
 LEVEL_HINT = (
@@ -58,7 +58,13 @@ class NoisyGates(nn.Module):
             self.gate = zero_gate(dim, num_gates * num_choices, bias=bias)
             self.noise = zero_gate(dim, num_gates * num_choices)
 
-    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope, stream: int) -> Noisy:
+    def forward(
+        self,
+        features: Float[Tensor, "tokens dim"],
+        scope: BatchScope,
+        mask: Bool[Tensor, " tokens"] | None,
+        stream: int,
+    ) -> Noisy:
         """Return the logits, https://arxiv.org/abs/1701.06538 eq. 4; with noise in training only."""
         shape = (features.shape[0], self.num_gates, self.num_choices)
         if self.gate is None:
@@ -68,7 +74,7 @@ class NoisyGates(nn.Module):
         if not self.training:
             return Noisy(logits.view(shape), logits.view(shape), torch.zeros_like(logits).view(shape))
         std = F.softplus(gate_logits(features, self.noise)).clamp(min=MIN_NOISE_STD)
-        noisy = logits + std * scope.normal(logits, stream)
+        noisy = logits + std * scope.normal(logits, stream, mask)
         return Noisy(logits.view(shape), noisy.view(shape), std.view(shape))
 
 
@@ -135,9 +141,16 @@ class Hierarchical(Router):
         self.primary = NoisyGates(dim, 1, num_groups, bias=gate_bias)
         self.secondary = NoisyGates(dim, num_groups, self.group_size, bias=gate_bias)
 
-    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
+    def forward(
+        self,
+        features: Float[Tensor, "tokens dim"],
+        scope: BatchScope = ONE_PROCESS,
+        mask: Bool[Tensor, " tokens"] | None = None,
+    ) -> Routing:
         """Route every token, with noise of both levels in training only."""
-        primary, secondary = self.primary(features, scope, stream=1), self.secondary(features, scope, stream=0)
+        primary, secondary = (
+            level(features, scope, mask, stream) for stream, level in ((1, self.primary), (0, self.secondary))
+        )
         group_index = largest(primary.noisy[:, 0], self.top_k_groups)
         chosen = secondary.of(group_index)
         index_in_group = largest(chosen.noisy, self.top_k_in_group)
@@ -150,19 +163,25 @@ class Hierarchical(Router):
             best,
             (primary.logits.mT + secondary.logits).flatten(1),
             (primary.logits.softmax(-1).mT * secondary.logits.softmax(-1)).flatten(1),
+            mask=mask,
         )
-        return self._with_loads(routing, group_index, primary, chosen)
+        return self._with_loads(routing, group_index, primary, chosen, mask)
 
     def _with_loads(
-        self, routing: Routing, group_index: Int[Tensor, "tokens top_k"], primary: Noisy, chosen: Noisy
+        self,
+        routing: Routing,
+        group_index: Int[Tensor, "tokens top_k"],
+        primary: Noisy,
+        chosen: Noisy,
+        mask: Bool[Tensor, " tokens"] | None,
     ) -> Routing:
         """Give both levels' loads: what each would be sent under fresh noise, and in evaluation what it is sent."""
         is_chosen = torch.zeros_like(primary.logits[:, 0], dtype=torch.int64).scatter(1, group_index, 1)
-        group_tokens, probs = is_chosen.sum(0), routing.sums.probs
+        group_tokens, probs = real_only(is_chosen, mask).sum(0), routing.sums.probs
         if not self.training:
             return routing.with_sums(extra={"group_load": group_tokens.to(probs), "group_tokens": group_tokens})
-        group_load = primary.load(self.top_k_groups).sum((0, 1)).to(probs)
-        load = chosen.load(self.top_k_in_group).to(probs).flatten(0, 1)
+        group_load = real_only(primary.load(self.top_k_groups), mask).sum((0, 1)).to(probs)
+        load = real_only(chosen.load(self.top_k_in_group), mask).to(probs).flatten(0, 1)
         load = probs.new_zeros(self.num_groups, self.group_size).index_add(0, group_index.flatten(), load)
         extra = {"group_load": group_load, "group_tokens": group_tokens}
         return routing.with_sums(load=load.flatten(), extra=extra)

@@ -4,7 +4,7 @@ import warnings
 from types import MappingProxyType
 
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gatewright.routers.base import (
@@ -51,14 +51,19 @@ class NoisyTopK(Router):
             warnings.warn(TASK_GRADIENT_HINT.format(router="NoisyTopK"), stacklevel=2)
         self.gate, self.noise = zero_gate(dim, num_experts, bias=gate_bias), zero_gate(dim, num_experts)
 
-    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
+    def forward(
+        self,
+        features: Float[Tensor, "tokens dim"],
+        scope: BatchScope = ONE_PROCESS,
+        mask: Bool[Tensor, " tokens"] | None = None,
+    ) -> Routing:
         """Route every token, with noise in training only."""
         logits = gate_logits(features, self.gate)
         noisy_logits, load = logits, None
         if self.training:
             noise_std = F.softplus(gate_logits(features, self.noise)).clamp(min=MIN_NOISE_STD)
-            noisy_logits = logits + noise_std * scope.normal(logits)
+            noisy_logits = logits + noise_std * scope.normal(logits, mask=mask)
             load = load_probability(logits, noisy_logits, noise_std, self.top_k)
         expert_index = largest(noisy_logits, self.top_k)
         weight = noisy_logits.gather(-1, expert_index).softmax(-1)
-        return top_k_routing(expert_index, weight, logits, logits.softmax(-1), load)
+        return top_k_routing(expert_index, weight, logits, logits.softmax(-1), load, mask)

@@ -1,6 +1,7 @@
 """Sinkhorn routing: in training, the experts that a balanced plan for the whole batch gives each token."""
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gatewright.ops import sinkhorn
@@ -67,12 +68,18 @@ class Sinkhorn(Router):
         self.score, self.tolerance, self.max_iterations = score, tolerance, max_iterations
         self.gate = even_gate(dim, num_experts, bias=gate_bias)
 
-    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
+    def forward(
+        self,
+        features: Float[Tensor, "tokens dim"],
+        scope: BatchScope = ONE_PROCESS,
+        mask: Bool[Tensor, " tokens"] | None = None,
+    ) -> Routing:
         """Route every token: by the plan in training, by its logits in evaluation."""
         logits = gate_logits(features, self.gate)
         scores = score_logits(logits, self.score)
         plan = logits.detach()
         if self.training:  # Of each row of Pi, its logarithm up to a constant.
-            plan = plan + sinkhorn(scope.gather(plan), self.tolerance, self.max_iterations)
+            real = plan if mask is None else plan.masked_fill(~mask[:, None], -torch.inf)
+            plan = plan + sinkhorn(scope.gather(real), self.tolerance, self.max_iterations)
         expert_index = largest(plan, self.top_k)
-        return top_k_routing(expert_index, scores.gather(-1, expert_index), logits, normalized(scores))
+        return top_k_routing(expert_index, scores.gather(-1, expert_index), logits, normalized(scores), mask=mask)

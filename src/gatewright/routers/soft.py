@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
 from gatewright.routers.base import Gate, gate_logits
-from gatewright.routing import Loss, Routing, RoutingSums, top_k_routing
+from gatewright.routing import Loss, Routing, RoutingSums, real_only, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope
 
 EPSILON = 1e-6
@@ -106,7 +106,12 @@ class Soft(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))  # FSDP2 and DeepSpeed take no parameter without dimensions.
         nn.init.normal_(self.gate.weight, std=dim**-0.5)
 
-    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> SlotWeights:
+    def forward(
+        self,
+        features: Float[Tensor, "tokens dim"],
+        scope: BatchScope = ONE_PROCESS,
+        mask: Bool[Tensor, " tokens"] | None = None,
+    ) -> SlotWeights:
         """Weigh every token for every slot; the same in training and evaluation.
 
         Raises:
@@ -114,14 +119,17 @@ class Soft(nn.Module):
         """
         cosines, slots = gate_logits(features, self.gate), (self.num_experts, self.slots_per_expert)
         logits = self.scale.to(cosines.dtype) * cosines
+        num_groups, group_tokens = self._groups(logits.shape[0])
+        least = torch.finfo(logits.dtype).min  # In place of minus infinity, so that a group of none is no NaN.
+        real = logits if mask is None else logits.masked_fill(~mask[:, None], least)
         if self.group_size is None:
-            grouped, dispatch = logits[None], softmax_over_batch(logits, scope)[None]
+            dispatch = softmax_over_batch(real, scope)
         else:
-            grouped, scope = self._grouped(logits, self.group_size), ONE_PROCESS
-            dispatch = grouped.softmax(1)
-        combine = grouped.softmax(2).unflatten(2, slots)
-        routing = _by_expert(logits.unflatten(1, slots).logsumexp(-1), combine.sum(-1).flatten(0, 1))
-        return SlotWeights(dispatch.unflatten(2, slots), combine, scope, routing)
+            scope, dispatch = ONE_PROCESS, real.unflatten(0, (num_groups, group_tokens)).softmax(1).flatten(0, 1)
+        shape = (num_groups, group_tokens, *slots)
+        dispatch, combine = (real_only(each, mask).reshape(shape) for each in (dispatch, logits.softmax(1)))
+        routing = _by_expert(logits.unflatten(1, slots).logsumexp(-1), combine.sum(-1).flatten(0, 1), mask)
+        return SlotWeights(dispatch, combine, scope, routing)
 
     def record(self, sums: RoutingSums) -> None:
         """Take no note: nothing adapts."""
@@ -135,16 +143,16 @@ class Soft(nn.Module):
             state_dict[f"{prefix}scale"] = scale.reshape(1)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _grouped(
-        self, logits: Float[Tensor, "tokens slots"], group_size: int
-    ) -> Float[Tensor, "groups group_tokens slots"]:
-        if logits.shape[0] % group_size:
+    def _groups(self, num_tokens: int) -> tuple[int, int]:
+        """Return how many groups there are, and of how many tokens each is."""
+        if self.group_size is None:
+            return 1, num_tokens
+        if num_tokens % self.group_size:
             raise ValueError(
-                f"The number of tokens is a multiple of group_size ({group_size}); got {logits.shape[0]}. Pass whole "
+                f"The number of tokens is a multiple of group_size ({self.group_size}); got {num_tokens}. Pass whole "
                 "groups, or choose another group_size: 1 for tokens on their own, None for the batch as one group."
             )
-        grouped: Tensor = logits.unflatten(0, (logits.shape[0] // group_size, group_size))
-        return grouped
+        return num_tokens // self.group_size, self.group_size
 
     def extra_repr(self) -> str:
         """Show the sizes when a model is printed."""
@@ -154,10 +162,14 @@ class Soft(nn.Module):
         )
 
 
-def _by_expert(logits: Float[Tensor, "tokens experts"], weight: Float[Tensor, "tokens experts"]) -> Routing:
+def _by_expert(
+    logits: Float[Tensor, "tokens experts"],
+    weight: Float[Tensor, "tokens experts"],
+    mask: Bool[Tensor, " tokens"] | None,
+) -> Routing:
     """List every token for every expert; a token counts for an expert by its weight."""
     everyone = torch.arange(weight.shape[1], device=weight.device).expand_as(weight)
-    routing = top_k_routing(everyone, weight, logits, weight, load=weight)
+    routing = top_k_routing(everyone, weight, logits, weight, weight, mask)
     return routing.with_sums(tokens_per_expert=routing.sums.importance)
 
 
