@@ -170,9 +170,9 @@ def class_depths():
 
 
 def test_no_hierarchy_is_deeper_than_two():
-    """`RoutedLayer` and `Processes` say what all of a kind keep; DeepSpeed asks for one class more under each layer."""
+    """`RoutedLayer` and `Processes` say what all of a kind keep."""
     deeper = {name for name, depth in class_depths().items() if depth > 2}
-    assert deeper == {"Recognised", "ShardedProcesses"}
+    assert deeper == {"ShardedProcesses"}
 
 
 def code_lines(tree):

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
-from gatewright.scope import BatchScope
+from gatewright.scope import BatchScope, Mask
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def top_k_routing(
     logits: Float[Tensor, "tokens experts"],
     probs: Float[Tensor, "tokens experts"],
     load: Float[Tensor, "tokens experts"] | None = None,
-    mask: Bool[Tensor, " tokens"] | None = None,
+    mask: Mask = None,
 ) -> Routing:
     """Make the record of a router that chooses the same number of experts for every token.
 
@@ -155,7 +155,7 @@ def flat_routing(
     logits: Float[Tensor, "tokens experts"],
     probs: Float[Tensor, "tokens experts"],
     load: Float[Tensor, "tokens experts"] | None = None,
-    mask: Bool[Tensor, " tokens"] | None = None,
+    mask: Mask = None,
 ) -> Routing:
     """Make the record of any list of assignments; those not made have ``expert_index = num_experts`` and weight 0.
 
@@ -187,9 +187,9 @@ def flat_routing(
     return Routing(token_index, expert_index, weight, sums, logits, probs)
 
 
-def real_only(values: Num[Tensor, "tokens *item"], mask: Bool[Tensor, " tokens"] | None) -> Num[Tensor, "tokens *item"]:
-    """Put zeros in place of what is not a real token's; without a mask all are."""
-    return values if mask is None else values.masked_fill(~mask.view(-1, *[1] * (values.dim() - 1)), 0)
+def real_only(values: Num[Tensor, "tokens *item"], mask: Mask, other: float = 0) -> Num[Tensor, "tokens *item"]:
+    """Put another value, such as 0, in place of what is not a real token's; without a mask all are."""
+    return values if mask is None else values.masked_fill(~mask.view(-1, *[1] * (values.dim() - 1)), other)
 
 
 def _per_expert(values: Tensor, expert_index: Tensor, num_experts: int) -> Num[Tensor, " experts"]:

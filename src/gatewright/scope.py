@@ -11,6 +11,9 @@ from gatewright.internals import backward_id, saves_by_hooks
 REPLAYED_FORWARDS = 1024
 """Checkpointed forwards of which a scope remembers the noise key until they run again."""
 
+Mask = Bool[Tensor, " tokens"] | None
+"""Which tokens are real: None where all are. The others, such as padding, count for nothing."""
+
 LOST_KEY = (
     "Activation checkpointing runs a forward of this layer again, and its noise key is not to be found: either it was "
     f"more than {REPLAYED_FORWARDS} forwards ago, or torch's generator was not restored. Leave preserve_rng_state=True "
@@ -51,7 +54,7 @@ class BatchScope:
         return values
 
     def uniform(
-        self, like: Float[Tensor, "tokens columns"], stream: int = 0, mask: Bool[Tensor, " tokens"] | None = None
+        self, like: Float[Tensor, "tokens columns"], stream: int = 0, mask: Mask = None
     ) -> Float[Tensor, "tokens columns"]:
         """Draw from the open interval (0, 1), in 23-bit steps.
 
@@ -63,7 +66,7 @@ class BatchScope:
         return _fraction(self._bits(like, stream, mask) >> 40, like.dtype).to(like.dtype)
 
     def normal(
-        self, like: Float[Tensor, "tokens columns"], stream: int = 0, mask: Bool[Tensor, " tokens"] | None = None
+        self, like: Float[Tensor, "tokens columns"], stream: int = 0, mask: Mask = None
     ) -> Float[Tensor, "tokens columns"]:
         """Draw from the standard normal distribution, within 5.8 deviations: the Box-Muller transform.
 

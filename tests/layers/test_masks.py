@@ -1,4 +1,4 @@
-"""Masked items are not routed and not counted; `tests/test_promises.py` has every combination of router and dispatch."""
+"""Masked items are not routed and not counted. Every router with every dispatch is in `tests/test_promises.py`."""
 
 import pytest
 import torch

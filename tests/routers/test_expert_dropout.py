@@ -180,6 +180,7 @@ def test_impossible_rates_are_refused(rate):
         ExpertDropout(TopK(6, NUM_EXPERTS), rate)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_it_is_wrapped_once_and_around_a_sparse_router():
     with pytest.raises(ValueError, match=r"ExpertDropout already\. Wrap it once"):
         ExpertDropout(ExpertDropout(TopK(6, NUM_EXPERTS), 0.1), 0.1)

@@ -277,10 +277,10 @@ def test_two_groups_and_two_experts_in_each_are_the_default(recwarn):
 @pytest.mark.parametrize(
     ("num_groups", "top_k_groups", "message"),
     [
-        (0, 1, "num_groups divides num_experts; got num_groups=0 for 8 experts"),
-        (3, 1, "num_groups divides num_experts; got num_groups=3 for 8 experts"),
-        (4, 0, r"top_k_groups is between 1 and num_groups \(4\); got 0"),
-        (4, 5, r"top_k_groups is between 1 and num_groups \(4\); got 5"),
+        (0, 1, "num_groups must divide num_experts into groups of equal size; got 0 groups of 8"),
+        (3, 1, "num_groups must divide num_experts into groups of equal size; got 3 groups of 8"),
+        (4, 0, r"top_k_groups is from 1 to num_groups \(4\); got 0"),
+        (4, 5, r"top_k_groups is from 1 to num_groups \(4\); got 5"),
         (4, 3, "top_k is a multiple of top_k_groups up to 6; got 4"),
         (4, 1, "of 2 that there are, from each of 1 groups: top_k is a multiple of top_k_groups up to 2; got 4"),
     ],

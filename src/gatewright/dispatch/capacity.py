@@ -3,7 +3,8 @@
 import math
 import sys
 import warnings
-from typing import Literal, get_args
+from fractions import Fraction
+from typing import Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +13,7 @@ from torch import Tensor
 from gatewright.dispatch.base import Dispatcher, ExpertBatch, group_by_expert
 from gatewright.routing import Routing
 
+Count = TypeVar("Count", int, Tensor)
 Priority = Literal["arrival", "largest-weight", "total-weight"]
 
 PRIORITY_BITS = 16
@@ -49,13 +51,15 @@ class Capacity(Dispatcher):
         if priority not in get_args(Priority):
             raise ValueError(f"priority is 'arrival', 'largest-weight' or 'total-weight'; got {priority!r}.")
         self.capacity_factor, self.min_capacity, self.priority = capacity_factor, min_capacity, priority
+        # Capacities are counted in whole numbers, because 20 / 3 * 1.05 comes to 7.000000000000001.
+        self._ratio = Fraction(capacity_factor).limit_denominator(10**6).as_integer_ratio()
         self._warned = False
 
-    def capacity(self, num_assignments: Int[Tensor, ""], num_experts: int) -> Int[Tensor, ""]:
+    def capacity(self, num_assignments: Count, num_experts: int) -> Count:
         """Return how many rows each expert takes."""
-        rows = num_assignments.double() / num_experts * self.capacity_factor
-        rows = (rows - 1e-9).ceil()  # 20 / 3 * 1.05 comes to 7.000000000000001
-        return rows.clamp(min=self.min_capacity).long()
+        factor, divisor = self._ratio
+        rows = -(-num_assignments * factor // (num_experts * divisor))
+        return rows.clamp(min=self.min_capacity) if isinstance(rows, Tensor) else max(rows, self.min_capacity)
 
     def dispatch(self, x: Float[Tensor, "tokens *item"], routing: Routing, *, training: bool) -> ExpertBatch:
         """Drop what exceeds the capacity, in training only, and group the rest by expert."""
@@ -93,7 +97,7 @@ class Capacity(Dispatcher):
         # A warning cannot be traced, and would break a graph that was to be one.
         if torch.compiler.is_compiling() or self._warned or num_assignments < 2:
             return
-        if int(self.capacity(torch.tensor(num_assignments), num_experts)) > 1:
+        if self.capacity(num_assignments, num_experts) > 1:
             return
         self._warned = True
         factor = math.ceil(20 * num_experts / num_assignments) / 10

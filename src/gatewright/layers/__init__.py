@@ -1,4 +1,4 @@
-"""Layers with a router: the mixture itself, merged experts, and a mixture beside a residual path."""
+"""Layers with a router: the mixture, its soft and its merged form, and a mixture beside a dense branch."""
 
 from gatewright.layers.base import RoutedLayer, aux_loss, end_step, moe_layers, seed_noise
 from gatewright.layers.merged import MergedMoE

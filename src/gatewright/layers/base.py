@@ -4,33 +4,30 @@ import math
 import weakref
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from gatewright.experts.base import Experts, Shape, check_experts, check_output_shape
 from gatewright.internals import backward_id, in_transform, is_exporting, outside_transforms, without_transforms
+from gatewright.layers.items import check_items
 from gatewright.layers.untaken import Mark, Untaken
 from gatewright.losses import Coefficients, by_name
 from gatewright.routers import Router, Soft
 from gatewright.routing import Routing, RoutingSums, real_only
-from gatewright.scope import BatchScope, noise_key
-
-TRACED = (
-    "torch.jit.trace would keep the routes of its example for ever, and give other inputs wrong outputs. Use "
-    "torch.export.export, or torch.onnx.export(..., dynamo=True)."
-)
-
-MASK = (
-    "A mask is a bool tensor of the batch dimensions, {}, and True where an item is real; got {} of shape {}. Torch's "
-    "key_padding_mask is True where an item is not: pass mask=~key_padding_mask."
-)
+from gatewright.scope import BatchScope, Mask, noise_key
 
 NO_WEIGHT = (
     "{name} has no {attribute}: every expert has its own. If torch.nn.TransformerEncoderLayer asks, whose fast path "
     "reads it in evaluation, call torch.backends.mha.set_fastpath_enabled(False) first."
+)
+
+WRONG_ROUTER = (
+    "{} takes a gatewright.{} for its router; got {}. SoftMoE takes gatewright.Soft(dim, num_experts), which mixes "
+    "items into slots, and other layers a router that chooses experts, such as gatewright.TopK(dim, num_experts, "
+    "top_k=2), which has a linear layer of its own."
 )
 
 REENTRANT = (
@@ -50,9 +47,11 @@ class RoutedLayer(nn.Module):
         item_shape: Shape of one item; an int stands for one dimension, None for ``(router.dim,)``.
 
     Raises:
-        ValueError: If the router is none, a loss is unknown, or its coefficient not finite.
+        ValueError: If the router is of another kind, a loss is unknown, or its coefficient not finite.
     """
 
+    router_kind: ClassVar[type[nn.Module]] = Router
+    """What its router is."""
     item_shape: Shape
     """Shape of one item."""
     output_shape: Shape
@@ -65,6 +64,9 @@ class RoutedLayer(nn.Module):
         self, router: Router | Soft, losses: Coefficients | None, item_shape: int | Sequence[int] | None = None
     ) -> None:
         super().__init__()
+        if not isinstance(router, self.router_kind):
+            found = type(router).__name__
+            raise ValueError(WRONG_ROUTER.format(type(self).__name__, self.router_kind.__name__, found))
         self.router = router
         shape = (router.dim,) if item_shape is None else item_shape
         self.item_shape = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -120,19 +122,7 @@ class RoutedLayer(nn.Module):
             ValueError: If these are not floating-point items of ``item_shape``, or the mask is not theirs.
             RuntimeError: If the layer is traced by `torch.jit.trace`.
         """
-        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            raise RuntimeError(TRACED)
-        if not x.is_floating_point():
-            raise ValueError(
-                f"{type(self).__name__} takes floating-point items; got {x.dtype}. Convert with x.float() first."
-            )
-        if x.dim() <= len(self.item_shape) or tuple(x.shape[x.dim() - len(self.item_shape) :]) != self.item_shape:
-            raise ValueError(
-                f"{type(self).__name__} takes items of shape {self.item_shape} behind one or more batch dimensions; "
-                f"got {tuple(x.shape)}. Reshape the input, or set item_shape."
-            )
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != self.batch_shape(x)):
-            raise ValueError(MASK.format(tuple(self.batch_shape(x)), mask.dtype, tuple(mask.shape)))
+        check_items(x, mask, self.item_shape, type(self).__name__)
         return real_only(x.reshape(-1, *self.item_shape), flat(mask))
 
     def batch_shape(self, x: Tensor) -> torch.Size:
@@ -208,6 +198,10 @@ class RoutedLayer(nn.Module):
             if parameter.requires_grad:
                 parameter.register_hook(check)
 
+    def extra_repr(self) -> str:
+        """Show the losses when a model is printed."""
+        return f"losses={self.losses}"
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave the last batch out of copies and pickles."""
         return {**self.__dict__, "routing": None, "loss_values": {}, "_untaken": [], "_lost": False}
@@ -278,7 +272,7 @@ def _refuse_untaken_losses(layer: "weakref.ref[RoutedLayer]", gradient: Tensor) 
         )
 
 
-def flat(mask: Tensor | None) -> Bool[Tensor, " tokens"] | None:
+def flat(mask: Tensor | None) -> Mask:
     """Merge the dimensions of a mask into one."""
     return None if mask is None else mask.reshape(-1)
 

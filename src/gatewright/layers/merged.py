@@ -11,7 +11,6 @@ from gatewright.experts.base import make_modules, output_shape_of
 from gatewright.layers.base import RoutedLayer
 from gatewright.losses import Coefficients
 from gatewright.routers import Router
-from gatewright.routers.base import check_router
 from gatewright.routing import Routing
 
 
@@ -49,7 +48,6 @@ class MergedMoE(RoutedLayer):
         item_shape: int | Sequence[int] | None = None,
         losses: Coefficients | None = None,
     ) -> None:
-        check_router(router)
         super().__init__(router, losses, item_shape)
         modules = make_modules(experts, num_experts)
         self.check_num_experts(len(modules))
@@ -105,10 +103,6 @@ class MergedMoE(RoutedLayer):
     def _run_one(self, item: Tensor, parameters: dict[str, Tensor]) -> Tensor:
         output: Tensor = functional_call(self.experts[0], parameters, (item[None],))
         return output[0]
-
-    def extra_repr(self) -> str:
-        """Show the losses when a model is printed."""
-        return f"losses={self.losses}"
 
 
 def _dense_weights(routing: Routing, num_tokens: int) -> Float[Tensor, "tokens experts"]:

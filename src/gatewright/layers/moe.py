@@ -10,7 +10,6 @@ from gatewright.experts import Experts
 from gatewright.layers.base import RoutedLayer
 from gatewright.losses import Coefficients
 from gatewright.routers import Router
-from gatewright.routers.base import check_router
 from gatewright.routing import Routing
 
 
@@ -52,11 +51,13 @@ class MoE(RoutedLayer):
         losses: Coefficients | None = None,
         shared: nn.Module | None = None,
     ) -> None:
-        check_router(router)
         super().__init__(router, losses, item_shape)
         self.experts, self.shared, self.output_shape = experts, shared, self.fit(experts, shared)
         self.dispatcher = Dropless() if dispatcher is None else dispatcher
-        _check_dispatcher(self.dispatcher)
+        if not isinstance(self.dispatcher, Dispatcher):
+            raise ValueError(
+                f"A dispatcher is a gatewright.Dispatcher; got {dispatcher!r}. Leave it out, or pass Capacity()."
+            )
         self.watch()
 
     def forward(
@@ -94,16 +95,4 @@ class MoE(RoutedLayer):
 
     def extra_repr(self) -> str:
         """Show the dispatcher and the losses when a model is printed."""
-        return f"dispatcher={self.dispatcher}, losses={self.losses}"
-
-
-def _check_dispatcher(dispatcher: object) -> None:
-    """Refuse what is not a dispatcher.
-
-    Raises:
-        ValueError: If it is not a `gatewright.Dispatcher`.
-    """
-    if not isinstance(dispatcher, Dispatcher):
-        raise ValueError(
-            f"A dispatcher is a gatewright.Dispatcher; got {dispatcher!r}. Leave it out, or pass Capacity()."
-        )
+        return f"dispatcher={self.dispatcher}, {super().extra_repr()}"

@@ -32,6 +32,8 @@ class SoftMoE(RoutedLayer):
         ValueError: If the router is not a `Soft`, or the rest does not fit, as in `MoE`.
     """
 
+    router_kind = Soft
+
     def __init__(
         self,
         router: Soft,
@@ -41,11 +43,6 @@ class SoftMoE(RoutedLayer):
         losses: Coefficients | None = None,
         shared: nn.Module | None = None,
     ) -> None:
-        if not isinstance(router, Soft):
-            raise ValueError(
-                f"The router of SoftMoE is a gatewright.Soft, which mixes items into slots; got "
-                f"{type(router).__name__}. Use gatewright.MoE with a router that chooses experts."
-            )
         super().__init__(router, losses, item_shape)
         self.experts, self.shared, self.output_shape = experts, shared, self.fit(experts, shared)
         self.dispatcher: Dispatcher = Dropless()
@@ -80,7 +77,3 @@ class SoftMoE(RoutedLayer):
         output = self.like_batch(output, x, mask)
         self.record(weights.routing, output)
         return output
-
-    def extra_repr(self) -> str:
-        """Show the losses when a model is printed."""
-        return f"losses={self.losses}"

@@ -9,12 +9,12 @@ from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from gatewright.ops import stable_sort
 from gatewright.routing import Loss, Routing, RoutingSums
-from gatewright.scope import ONE_PROCESS, BatchScope
+from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
 Score = Literal["softmax", "sigmoid"]
 
@@ -66,10 +66,7 @@ class Router(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self,
-        features: Float[Tensor, "tokens dim"],
-        scope: BatchScope = ONE_PROCESS,
-        mask: Bool[Tensor, " tokens"] | None = None,
+        self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None
     ) -> Routing:
         """Route every token. Computes in at least float32, also under autocast.
 
@@ -83,10 +80,16 @@ class Router(nn.Module, ABC):
         """
 
     def record(self, sums: RoutingSums) -> None:
-        """Take note of what a training forward routed; not called again where activation checkpointing repeats it."""
+        """Let parts that adapt note what a training forward routed; one that checkpointing repeats is noted once."""
+        for part in self.children():
+            if isinstance(part, Router | ExpertBias):
+                part.record(sums)
 
     def end_step(self, scope: BatchScope = ONE_PROCESS) -> None:
-        """Adapt to what was noted since the last optimizer step; called through `gatewright.end_step`."""
+        """Let them adapt to what was noted since the last optimizer step; called through `gatewright.end_step`."""
+        for part in self.children():
+            if isinstance(part, Router | ExpertBias):
+                part.end_step(scope)
 
     def extra_repr(self) -> str:
         """Show the sizes when a model is printed."""
@@ -248,19 +251,20 @@ def selected_weight(
     return scale * (normalized(weight) if normalize else weight)
 
 
-def check_router(router: object) -> None:
-    """Refuse what makes no assignments.
+def size_of_groups(num_experts: int, num_groups: int, top_k_groups: int) -> int:
+    """Return how many experts are in each group.
 
     Raises:
-        ValueError: If it is not a `gatewright.Router`.
+        ValueError: If the groups are not of equal size, or fewer than are chosen.
     """
-    if not isinstance(router, Router):
+    if num_groups < 1 or num_experts % num_groups:
         raise ValueError(
-            "A router is a gatewright.Router, a module that chooses experts for every token and says how much each "
-            f"counts; got {type(router).__name__}. Pass one, such as gatewright.TopK(dim, num_experts, top_k=2), which "
-            "has a linear layer of its own. gatewright.Soft, which mixes tokens into slots in place of choosing, goes "
-            "with gatewright.SoftMoE(router, experts)."
+            f"num_groups must divide num_experts into groups of equal size; got {num_groups} groups of {num_experts} "
+            "experts. Change one of them."
         )
+    if not 1 <= top_k_groups <= num_groups:
+        raise ValueError(f"top_k_groups is from 1 to num_groups ({num_groups}); got {top_k_groups}.")
+    return num_experts // num_groups
 
 
 def check_score(score: str) -> None:

@@ -2,7 +2,7 @@
 
 import warnings
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from gatewright.routers.base import (
@@ -19,8 +19,8 @@ from gatewright.routers.base import (
     score_logits,
     selected_weight,
 )
-from gatewright.routing import Routing, RoutingSums, top_k_routing
-from gatewright.scope import ONE_PROCESS, BatchScope
+from gatewright.routing import Routing, top_k_routing
+from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
 
 class Biased(Router):
@@ -74,10 +74,7 @@ class Biased(Router):
         self.expert_bias = ExpertBias(num_experts, bias_rate)
 
     def forward(
-        self,
-        features: Float[Tensor, "tokens dim"],
-        scope: BatchScope = ONE_PROCESS,
-        mask: Bool[Tensor, " tokens"] | None = None,
+        self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None
     ) -> Routing:
         """Route every token; nothing is random, and the scope has its part in `end_step` alone."""
         logits = gate_logits(features, self.gate)
@@ -85,11 +82,3 @@ class Biased(Router):
         expert_index = largest(self.expert_bias(scores), self.top_k)
         weight = selected_weight(scores, expert_index, normalize=self.normalize, scale=self.scale)
         return top_k_routing(expert_index, weight, logits, normalized(scores), mask=mask)
-
-    def record(self, sums: RoutingSums) -> None:
-        """Note the load of a training forward."""
-        self.expert_bias.record(sums)
-
-    def end_step(self, scope: BatchScope = ONE_PROCESS) -> None:
-        """Move the bias against the load noted since the last step."""
-        self.expert_bias.end_step(scope)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gatewright.routers.base import Router, even_gate, gate_logits, normalized
 from gatewright.routing import Routing, RoutingSums, flat_routing, real_only
-from gatewright.scope import ONE_PROCESS, BatchScope
+from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
 Count = TypeVar("Count", int, Tensor)
 
@@ -55,51 +55,35 @@ class ExpertChoice(Router):
         self.threshold = nn.Parameter(torch.full((num_experts,), 1 / num_experts))
 
     def forward(
-        self,
-        features: Float[Tensor, "tokens dim"],
-        scope: BatchScope = ONE_PROCESS,
-        mask: Bool[Tensor, " tokens"] | None = None,
+        self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None
     ) -> Routing:
         """Let every expert choose: the best of the batch in training, what is above its threshold in evaluation."""
         logits = gate_logits(features, self.gate)
         scores = logits.softmax(-1)
         margin = scores.detach() - self.threshold.to(scores.dtype)
-        if not self.training:
-            everyone = torch.arange(scores.shape[0], device=scores.device)[:, None].expand_as(scores)
-            return self._routing(logits, scores, margin > 0, everyone, mask).with_sums(
-                extra={"threshold": logits.new_zeros(())}
-            )
-        real = scores.detach() if mask is None else scores.detach().masked_fill(~mask[:, None], -1.0)
-        every, num_tokens, first = scope.gather(real), scores.shape[0], scope.token_offset(scores.shape[0])
-        count = even_share((every[:, 0] >= 0).sum(), self.num_experts, self.top_k)
-        most = even_share(every.shape[0], self.num_experts, self.top_k)
-        chosen_mask = largest_mask(every, count, most)[first : first + num_tokens]
-        best = real.masked_fill(~chosen_mask, -1.0).topk(min(most, num_tokens), dim=0).indices
-        miss = threshold_miss(real_only(margin, mask), chosen_mask)
-        return self._routing(logits, scores, chosen_mask, best, mask).with_sums(extra={"threshold": miss})
-
-    def _routing(
-        self,
-        logits: Float[Tensor, "tokens experts"],
-        scores: Float[Tensor, "tokens experts"],
-        chosen_mask: Bool[Tensor, "tokens experts"],
-        token_index: Int[Tensor, "rows experts"],
-        mask: Bool[Tensor, " tokens"] | None,
-    ) -> Routing:
-        """List one token for every expert, then another for every one; mark those that it did not choose."""
+        chosen_mask, token_index = margin > 0, torch.arange(scores.shape[0], device=scores.device)[:, None]
+        if self.training:
+            chosen_mask, token_index = self._best(real_only(scores.detach(), mask, -1.0), scope)
         weight = normalized(scores * chosen_mask) if self.normalize else scores
         # Only its loss teaches the threshold. Without a part in the output, be it 0, DDP would take it for unused.
         weight = weight + 0 * self.threshold.to(weight.dtype)
-        expert_index = torch.arange(self.num_experts, device=scores.device).expand_as(token_index)
+        token_index = token_index.expand(-1, self.num_experts)
         not_chosen = ~chosen_mask.gather(0, token_index)
-        return flat_routing(
-            token_index.flatten(),
-            expert_index.masked_fill(not_chosen, self.num_experts).flatten(),
-            weight.gather(0, token_index).masked_fill(not_chosen, 0.0).flatten(),
-            logits,
-            scores,
-            mask=mask,
-        )
+        expert_index = torch.arange(self.num_experts, device=scores.device).expand_as(token_index)
+        expert_index = expert_index.masked_fill(not_chosen, self.num_experts).flatten()
+        weight = weight.gather(0, token_index).masked_fill(not_chosen, 0.0).flatten()
+        routing = flat_routing(token_index.flatten(), expert_index, weight, logits, scores, mask=mask)
+        return routing.with_sums(extra={"threshold": threshold_miss(real_only(margin, mask), chosen_mask)})
+
+    def _best(
+        self, scores: Float[Tensor, "tokens experts"], scope: BatchScope
+    ) -> tuple[Bool[Tensor, "tokens experts"], Int[Tensor, "rows experts"]]:
+        """Mark each expert's share of the global batch, and list the tokens that are in it; no token scores below 0."""
+        every, num_tokens, first = scope.gather(scores), scores.shape[0], scope.token_offset(scores.shape[0])
+        count = even_share((every[:, 0] >= 0).sum(), self.num_experts, self.top_k)
+        most = even_share(every.shape[0], self.num_experts, self.top_k)
+        chosen_mask = largest_mask(every, count, most)[first : first + num_tokens]
+        return chosen_mask, scores.masked_fill(~chosen_mask, -1.0).topk(min(most, num_tokens), dim=0).indices
 
 
 def even_share(num_tokens: Count, num_experts: int, top_k: int) -> Count:

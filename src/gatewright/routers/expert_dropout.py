@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import torch.nn.functional as F
-from jaxtyping import Bool, Num
+from jaxtyping import Num
 from torch import Tensor
 
 from gatewright.routers.base import Router
-from gatewright.routing import Routing, RoutingSums
-from gatewright.scope import ONE_PROCESS, BatchScope
+from gatewright.routing import Routing
+from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
 STREAM = 0x64726F70
 """Noise of its own, apart from whatever streams the router it wraps draws from."""
@@ -49,13 +49,10 @@ class ExpertDropout(Router):
         if not 0 <= rate < 1:
             raise ValueError(f"rate is at least 0 and below 1; got {rate}. 0.1 drops one assignment in ten.")
         self.router, self.rate = router, rate
-        self.default_losses, self.own_losses = router.default_losses, router.own_losses
+        self.default_losses, self.own_losses = dict(router.default_losses), dict(router.own_losses)
 
     def forward(
-        self,
-        features: Num[Tensor, "tokens dim"],
-        scope: BatchScope = ONE_PROCESS,
-        mask: Bool[Tensor, " tokens"] | None = None,
+        self, features: Num[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None
     ) -> Routing:
         """Route every token, and in training discard some assignments, whatever else is in the batch or the list."""
         routing: Routing = self.router(features, scope) if mask is None else self.router(features, scope, mask)
@@ -65,14 +62,6 @@ class ExpertDropout(Router):
         # An assignment that was not made is not discarded either.
         dropped_mask = F.pad(noise, (0, 1), value=1.0)[routing.token_index, routing.expert_index] < self.rate
         return replace(routing, weight=routing.weight / (1 - self.rate)).drop(dropped_mask)
-
-    def record(self, sums: RoutingSums) -> None:
-        """Let the router take note."""
-        self.router.record(sums)
-
-    def end_step(self, scope: BatchScope = ONE_PROCESS) -> None:
-        """Let the router adapt."""
-        self.router.end_step(scope)
 
     def extra_repr(self) -> str:
         """Show the sizes when a model is printed."""

@@ -1,12 +1,12 @@
 """Hash routing: a token's expert is a fixed function of an integer key, and nothing is learned."""
 
 import torch
-from jaxtyping import Bool, Int, Integer
+from jaxtyping import Int, Integer
 from torch import Tensor
 
 from gatewright.routers.base import Router
 from gatewright.routing import Routing, top_k_routing
-from gatewright.scope import ONE_PROCESS, BatchScope, noise_key, splitmix64
+from gatewright.scope import ONE_PROCESS, BatchScope, Mask, noise_key, splitmix64
 
 
 class Hashed(Router):
@@ -34,10 +34,7 @@ class Hashed(Router):
         self.seed, self._key = seed, noise_key(seed)
 
     def forward(
-        self,
-        features: Integer[Tensor, "tokens dim"],
-        scope: BatchScope = ONE_PROCESS,
-        mask: Bool[Tensor, " tokens"] | None = None,
+        self, features: Integer[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None
     ) -> Routing:
         """Route every token by its key; nothing is random, so the scope has no part in it."""
         if features.is_floating_point():

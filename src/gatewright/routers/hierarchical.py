@@ -7,14 +7,22 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gatewright.losses import cv_squared
 from gatewright.ops import stable_sort
-from gatewright.routers.base import MIN_NOISE_STD, Router, gate_logits, largest, load_probability, zero_gate
+from gatewright.routers.base import (
+    MIN_NOISE_STD,
+    Router,
+    gate_logits,
+    largest,
+    load_probability,
+    size_of_groups,
+    zero_gate,
+)
 from gatewright.routing import Routing, RoutingSums, real_only, top_k_routing
-from gatewright.scope import ONE_PROCESS, BatchScope
+from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
 LEVEL_HINT = (
     "Hierarchical with {} normalises the one chosen weight to 1, so the {} gate gets no gradient from the task and "
@@ -62,7 +70,7 @@ class NoisyGates(nn.Module):
         self,
         features: Float[Tensor, "tokens dim"],
         scope: BatchScope,
-        mask: Bool[Tensor, " tokens"] | None,
+        mask: Mask,
         stream: int,
     ) -> Noisy:
         """Return the logits, https://arxiv.org/abs/1701.06538 eq. 4; with noise in training only."""
@@ -132,7 +140,7 @@ class Hierarchical(Router):
         super().__init__(dim, num_experts, top_k)
         self.num_groups, self.top_k_groups = num_groups, min(2, num_groups) if top_k_groups is None else top_k_groups
         self._check_sizes()
-        self.group_size, self.top_k_in_group = num_experts // num_groups, top_k // self.top_k_groups
+        self.top_k_in_group = top_k // self.top_k_groups
         if self.top_k_groups == 1 < num_groups:
             warnings.warn(LEVEL_HINT.format("one group per token", "primary", "top_k_groups=2"), stacklevel=2)
         if self.top_k_in_group == 1 < self.group_size:
@@ -142,10 +150,7 @@ class Hierarchical(Router):
         self.secondary = NoisyGates(dim, num_groups, self.group_size, bias=gate_bias)
 
     def forward(
-        self,
-        features: Float[Tensor, "tokens dim"],
-        scope: BatchScope = ONE_PROCESS,
-        mask: Bool[Tensor, " tokens"] | None = None,
+        self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None
     ) -> Routing:
         """Route every token, with noise of both levels in training only."""
         primary, secondary = (
@@ -158,48 +163,30 @@ class Hierarchical(Router):
         weight = (group_weight[:, :, None] * chosen.noisy.gather(-1, index_in_group).softmax(-1)).flatten(1)
         expert_index = (group_index[:, :, None] * self.group_size + index_in_group).flatten(1)
         best, order = stable_sort(weight, descending=True)
-        routing = top_k_routing(
-            expert_index.gather(1, order),
-            best,
-            (primary.logits.mT + secondary.logits).flatten(1),
-            (primary.logits.softmax(-1).mT * secondary.logits.softmax(-1)).flatten(1),
-            mask=mask,
-        )
-        return self._with_loads(routing, group_index, primary, chosen, mask)
-
-    def _with_loads(
-        self,
-        routing: Routing,
-        group_index: Int[Tensor, "tokens top_k"],
-        primary: Noisy,
-        chosen: Noisy,
-        mask: Bool[Tensor, " tokens"] | None,
-    ) -> Routing:
-        """Give both levels' loads: what each would be sent under fresh noise, and in evaluation what it is sent."""
+        logits = (primary.logits.mT + secondary.logits).flatten(1)
+        probs = (primary.logits.softmax(-1).mT * secondary.logits.softmax(-1)).flatten(1)
         is_chosen = torch.zeros_like(primary.logits[:, 0], dtype=torch.int64).scatter(1, group_index, 1)
-        group_tokens, probs = real_only(is_chosen, mask).sum(0), routing.sums.probs
-        if not self.training:
-            return routing.with_sums(extra={"group_load": group_tokens.to(probs), "group_tokens": group_tokens})
-        group_load = real_only(primary.load(self.top_k_groups), mask).sum((0, 1)).to(probs)
-        load = real_only(chosen.load(self.top_k_in_group), mask).to(probs).flatten(0, 1)
-        load = probs.new_zeros(self.num_groups, self.group_size).index_add(0, group_index.flatten(), load)
-        extra = {"group_load": group_load, "group_tokens": group_tokens}
-        return routing.with_sums(load=load.flatten(), extra=extra)
+        load, group_load = None, is_chosen
+        if self.training:
+            load, group_load = self._load(chosen, group_index).to(probs), primary.load(self.top_k_groups)[:, 0]
+        routing = top_k_routing(expert_index.gather(1, order), best, logits, probs, load, mask)
+        per_group = {"group_load": group_load.to(probs), "group_tokens": is_chosen}
+        return routing.with_sums(extra={name: real_only(each, mask).sum(0) for name, each in per_group.items()})
+
+    def _load(self, chosen: Noisy, group_index: Int[Tensor, "tokens top_k"]) -> Float[Tensor, "tokens experts"]:
+        """Probability that each expert of the chosen groups is sent a token under fresh noise; 0 in the others."""
+        load = chosen.load(self.top_k_in_group)
+        every = load.new_zeros(load.shape[0], self.num_groups, self.group_size)
+        return every.scatter(1, group_index[:, :, None].expand_as(load), load).flatten(1)
 
     def _check_sizes(self) -> None:
-        experts, groups, chosen = self.num_experts, self.num_groups, self.top_k_groups
-        if groups < 1 or experts % groups:
+        chosen = self.top_k_groups
+        self.group_size = size_of_groups(self.num_experts, self.num_groups, chosen)
+        if self.top_k % chosen or self.top_k // chosen > self.group_size:
             raise ValueError(
-                f"Groups are of equal size, so num_groups divides num_experts; got num_groups={groups} for {experts} "
-                "experts. Change either."
-            )
-        if not 1 <= chosen <= groups:
-            raise ValueError(f"top_k_groups is between 1 and num_groups ({groups}); got {chosen}.")
-        if self.top_k % chosen or self.top_k // chosen > experts // groups:
-            raise ValueError(
-                f"A token takes the same number of experts, of {experts // groups} that there are, from each of "
-                f"{chosen} groups: top_k is a multiple of top_k_groups up to {chosen * (experts // groups)}; got "
-                f"{self.top_k}. Change top_k, num_groups or top_k_groups."
+                f"A token takes the same number of experts, of {self.group_size} that there are, from each of {chosen} "
+                f"groups: top_k is a multiple of top_k_groups up to {chosen * self.group_size}; got {self.top_k}. "
+                "Change top_k, num_groups or top_k_groups."
             )
 
     def extra_repr(self) -> str:

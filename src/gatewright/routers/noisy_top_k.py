@@ -4,7 +4,7 @@ import warnings
 from types import MappingProxyType
 
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from gatewright.routers.base import (
@@ -17,7 +17,7 @@ from gatewright.routers.base import (
     zero_gate,
 )
 from gatewright.routing import Routing, top_k_routing
-from gatewright.scope import ONE_PROCESS, BatchScope
+from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
 
 class NoisyTopK(Router):
@@ -52,10 +52,7 @@ class NoisyTopK(Router):
         self.gate, self.noise = zero_gate(dim, num_experts, bias=gate_bias), zero_gate(dim, num_experts)
 
     def forward(
-        self,
-        features: Float[Tensor, "tokens dim"],
-        scope: BatchScope = ONE_PROCESS,
-        mask: Bool[Tensor, " tokens"] | None = None,
+        self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None
     ) -> Routing:
         """Route every token, with noise in training only."""
         logits = gate_logits(features, self.gate)

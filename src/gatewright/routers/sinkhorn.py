@@ -1,7 +1,7 @@
 """Sinkhorn routing: in training, the experts that a balanced plan for the whole batch gives each token."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from gatewright.ops import sinkhorn
@@ -15,8 +15,8 @@ from gatewright.routers.base import (
     normalized,
     score_logits,
 )
-from gatewright.routing import Routing, top_k_routing
-from gatewright.scope import ONE_PROCESS, BatchScope
+from gatewright.routing import Routing, real_only, top_k_routing
+from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
 
 class Sinkhorn(Router):
@@ -69,17 +69,14 @@ class Sinkhorn(Router):
         self.gate = even_gate(dim, num_experts, bias=gate_bias)
 
     def forward(
-        self,
-        features: Float[Tensor, "tokens dim"],
-        scope: BatchScope = ONE_PROCESS,
-        mask: Bool[Tensor, " tokens"] | None = None,
+        self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None
     ) -> Routing:
         """Route every token: by the plan in training, by its logits in evaluation."""
         logits = gate_logits(features, self.gate)
         scores = score_logits(logits, self.score)
         plan = logits.detach()
         if self.training:  # Of each row of Pi, its logarithm up to a constant.
-            real = plan if mask is None else plan.masked_fill(~mask[:, None], -torch.inf)
-            plan = plan + sinkhorn(scope.gather(real), self.tolerance, self.max_iterations)
+            every = scope.gather(real_only(plan, mask, -torch.inf))
+            plan = plan + sinkhorn(every, self.tolerance, self.max_iterations)
         expert_index = largest(plan, self.top_k)
         return top_k_routing(expert_index, scores.gather(-1, expert_index), logits, normalized(scores), mask=mask)

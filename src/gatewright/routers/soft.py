@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from gatewright.routers.base import Gate, gate_logits
 from gatewright.routing import Loss, Routing, RoutingSums, real_only, top_k_routing
-from gatewright.scope import ONE_PROCESS, BatchScope
+from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
 EPSILON = 1e-6
 
@@ -50,7 +50,7 @@ class SlotWeights:
         """Return a routing whose tokens are the slots, each of which goes to its own expert with weight 1."""
         groups, _, experts, slots = self.combine.shape
         expert = torch.arange(experts, device=self.combine.device)[:, None].expand(-1, groups * slots).reshape(-1)
-        every = torch.arange(len(expert), device=expert.device)
+        every = torch.arange(expert.shape[0], device=expert.device)
         return Routing(every, expert, torch.ones_like(expert, dtype=self.combine.dtype), self.routing.sums)
 
 
@@ -94,10 +94,9 @@ class Soft(nn.Module):
 
     def __init__(self, dim: int, num_experts: int, *, slots_per_expert: int = 1, group_size: int | None = None) -> None:
         super().__init__()
-        sizes = {"dim": dim, "num_experts": num_experts, "slots_per_expert": slots_per_expert}
-        if min(*sizes.values(), group_size or 1) < 1 or group_size == 0:
+        if min(dim, num_experts, slots_per_expert, 1 if group_size is None else group_size) < 1:
             raise ValueError(
-                f"Sizes are at least 1; got {', '.join(f'{name}={size}' for name, size in sizes.items())} and "
+                f"Sizes are at least 1; got dim={dim}, num_experts={num_experts}, slots_per_expert={slots_per_expert}, "
                 f"group_size={group_size}. For one group of the whole batch use group_size=None."
             )
         self.dim, self.num_experts, self.top_k = dim, num_experts, num_experts
@@ -107,10 +106,7 @@ class Soft(nn.Module):
         nn.init.normal_(self.gate.weight, std=dim**-0.5)
 
     def forward(
-        self,
-        features: Float[Tensor, "tokens dim"],
-        scope: BatchScope = ONE_PROCESS,
-        mask: Bool[Tensor, " tokens"] | None = None,
+        self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None
     ) -> SlotWeights:
         """Weigh every token for every slot; the same in training and evaluation.
 
@@ -120,8 +116,8 @@ class Soft(nn.Module):
         cosines, slots = gate_logits(features, self.gate), (self.num_experts, self.slots_per_expert)
         logits = self.scale.to(cosines.dtype) * cosines
         num_groups, group_tokens = self._groups(logits.shape[0])
-        least = torch.finfo(logits.dtype).min  # In place of minus infinity, so that a group of none is no NaN.
-        real = logits if mask is None else logits.masked_fill(~mask[:, None], least)
+        # The least number in place of minus infinity, so that a group of none is no NaN.
+        real = real_only(logits, mask, torch.finfo(logits.dtype).min)
         if self.group_size is None:
             dispatch = softmax_over_batch(real, scope)
         else:
@@ -165,7 +161,7 @@ class Soft(nn.Module):
 def _by_expert(
     logits: Float[Tensor, "tokens experts"],
     weight: Float[Tensor, "tokens experts"],
-    mask: Bool[Tensor, " tokens"] | None,
+    mask: Mask,
 ) -> Routing:
     """List every token for every expert; a token counts for an expert by its weight."""
     everyone = torch.arange(weight.shape[1], device=weight.device).expand_as(weight)

@@ -4,7 +4,7 @@ import warnings
 from types import MappingProxyType
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from gatewright.routers.base import (
@@ -18,7 +18,7 @@ from gatewright.routers.base import (
     score_logits,
 )
 from gatewright.routing import Routing, top_k_routing
-from gatewright.scope import ONE_PROCESS, BatchScope
+from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
 
 class TopK(Router):
@@ -68,10 +68,7 @@ class TopK(Router):
         self.gate = even_gate(dim, num_experts, bias=gate_bias)
 
     def forward(
-        self,
-        features: Float[Tensor, "tokens dim"],
-        scope: BatchScope = ONE_PROCESS,
-        mask: Bool[Tensor, " tokens"] | None = None,
+        self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None
     ) -> Routing:
         """Route every token; jitter in training only."""
         if self.training and self.jitter:
