@@ -108,7 +108,7 @@ bias_rate = 0.02 if DATA is None else 0.003
 run(
     "python -m gatewright train cifar10-resnets --model.num-experts 40 --processes 4 --parallel.ep-size 4 "
     f"--model.router biased --model.router-options bias_rate {bias_rate} --model.losses "
-    f"--epochs {EPOCHS} --model.split-epoch {EPOCHS // 2} {data_flags} --output {OUTPUT}"
+    f"--epochs {EPOCHS} --model.upcycle-epoch {EPOCHS // 2} {data_flags} --output {OUTPUT}"
 )
 
 # %% [markdown]
@@ -151,7 +151,7 @@ for picture in sorted(OUTPUT.glob("classes-*.png")):
 # %%
 trained = load_run(OUTPUT)
 images = load_images(trained.config.data).test
-evaluation = evaluate(trained.model, images, batch_size=500, precision=trained.config.precision)
+evaluation = evaluate(trained.task, trained.model, images, batch_size=500, precision=trained.config.precision)
 print(f"the same networks on one process: test accuracy {evaluation.accuracy:.2%}")
 for name, accuracy in zip(trained.class_names, evaluation.accuracy_per_class.tolist(), strict=True):
     print(f"  {name:<12}{accuracy:.1%}")

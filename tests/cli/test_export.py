@@ -10,16 +10,17 @@ from safetensors.torch import load_file
 from gatewright.models import ImageClassifier
 from gatewright.train import load_config, load_run, train
 from gatewright.train.checkpoint.format import newest_checkpoint
+from gatewright.train.phases import dense_phase
 from tests.train.runs import FIVE_STEPS, digits_config
 
 
-@pytest.mark.parametrize("experts", ["separate", "split on the way", "still one"])
+@pytest.mark.parametrize("experts", ["separate", "upcycled", "still dense"])
 def test_the_file_holds_the_evaluated_model_and_what_it_is_for(gatewright, tmp_path, experts):
     """With averaged weights, which are not the last ones, in the model that the file's own settings describe."""
-    split_epoch = 0 if experts == "separate" else 1
-    settings = {"data": FIVE_STEPS, "optim": {"ema_decay": 0.5}, "model": {"split_epoch": split_epoch}}
-    _, output = train(digits_config(tmp_path / "run", epochs=1 + split_epoch, **settings))
-    if experts == "still one":
+    upcycle_epoch = 0 if experts == "separate" else 1
+    settings = {"data": FIVE_STEPS, "optim": {"ema_decay": 0.5}, "model": {"upcycle_epoch": upcycle_epoch}}
+    _, output = train(digits_config(tmp_path / "run", epochs=1 + upcycle_epoch, **settings))
+    if experts == "still dense":
         newest_checkpoint(output / "checkpoints").unlink()
     file = tmp_path / "model.safetensors"
     status, said, errors = gatewright("export", output, file)
@@ -38,20 +39,17 @@ def test_the_file_holds_the_evaluated_model_and_what_it_is_for(gatewright, tmp_p
     again = load_run(str(file))
     assert torch.equal(again.model(images), model(images))
     assert not again.model.training
-    assert (again.config, again.class_names, again.image_shape) == (load_config(output / "config.yaml"), *_rest(output))
+    config = load_config(output / "config.yaml")
+    config = dense_phase(config) if experts == "still dense" else config
+    assert (again.config, again.fingerprint) == (config, load_run(output).fingerprint)
     assert classes == [str(digit) for digit in range(10)]
-
-
-def _rest(output):
-    run = load_run(str(output))
-    return run.class_names, run.image_shape
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
         (b"nothing of use", "is truncated or not a safetensors file"),
-        (None, "its header has no class_names, config, image"),
+        (None, "its header has no config"),
     ],
 )
 def test_a_file_that_is_no_export_is_said(tmp_path, content, sentence):

@@ -1,5 +1,6 @@
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -8,13 +9,15 @@ from torch.testing import assert_close
 
 from gatewright import Capacity, GroupedFeedForward, ModuleExperts, MoE, Soft, SoftMoE, TopK
 from gatewright.data import ImageSet, as_floats
-from gatewright.models import DigitsConfig, ImageClassifier, ResNetsConfig
-from gatewright.train import Evaluation, evaluate
-from gatewright.train.evaluate import class_by_expert, take_routing
+from gatewright.models import DigitsConfig, ImageClassifier
+from gatewright.tasks import Classification, ClassificationEvaluation, class_by_expert, mirrored_too
+from gatewright.train import evaluate as evaluate_task
 from gatewright.train.result import describe_layer
+from gatewright.train.step import take_routing
 from tests.train.runs import image_set
 
 IMAGES = image_set(37, channels=1, size=8)
+evaluate = partial(evaluate_task, Classification())
 
 
 class Patches(nn.Module):
@@ -80,10 +83,10 @@ def test_order_does_not_matter():
 
 
 def test_accuracies_are_those_of_the_confusion():
-    found = Evaluation(torch.tensor([[3, 1, 0], [2, 2, 0], [0, 0, 0]]), {}, 0.0)
+    found = ClassificationEvaluation({}, torch.tensor([[3, 1, 0], [2, 2, 0], [0, 0, 0]]), 0.0, ("a", "b", "c"))
     assert found.accuracy == pytest.approx(5 / 8)
     assert found.accuracy_per_class.tolist() == [0.75, 0.5, 0.0]
-    assert Evaluation(torch.zeros(2, 2, dtype=torch.int64), {}, 0.0).accuracy == 0.0
+    assert ClassificationEvaluation({}, torch.zeros(2, 2, dtype=torch.int64), 0.0, ("a", "b")).accuracy == 0.0
 
 
 def test_no_images_are_no_accuracy():
@@ -95,7 +98,7 @@ def test_no_images_are_no_accuracy():
 @torch.no_grad()
 def test_flipping_averages_the_two_views_and_counts_the_experts_of_one():
     model = digits_model()
-    found = evaluate(model, IMAGES, batch_size=10, flip=True)
+    found = evaluate(model, IMAGES, batch_size=10, forward=mirrored_too)
     model.eval()
     pixels = as_floats(IMAGES.images)
     probs = model(pixels).softmax(-1) + model(pixels.flip(-1)).softmax(-1)
@@ -179,15 +182,6 @@ def test_a_routing_is_taken_once():
     model(as_floats(IMAGES.images))
     assert take_routing(model.rows) is not None
     assert take_routing(model.rows) is None
-
-
-def test_a_layer_that_does_not_run_is_not_counted():
-    config = ResNetsConfig(num_experts=2, split_epoch=1, gate_size=4)
-    model = ImageClassifier(config.build((3, 8, 8), 4), [0.5] * 3, [0.2] * 3)
-    images = image_set(6, size=8)
-    assert evaluate(model, images, batch_size=4).layers == {}
-    model.network.mixture.begin_epoch(1)
-    assert set(evaluate(model, images, batch_size=4).layers) == {"network.mixture.mixture"}
 
 
 def test_sums_of_batches_are_those_of_the_whole():

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from gatewright.data import AugmentConfig
+from gatewright.data import AugmentConfig, DataConfig
 from gatewright.recipes import RECIPES
+from gatewright.tasks import Classification
 from gatewright.train import Interrupted, RunConfig, load_config, train
 from gatewright.train.checkpoint.format import checkpoints
 from gatewright.train.checkpoint.resume import DECISIONS, check_changes, flat
-from gatewright.train.config_file import NETWORKS, settings_of
+from gatewright.train.config_file import settings_of
 from tests.train.runs import FIVE_STEPS, digits_config, logged, signal_at, write_image_folder
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "resume.md"
@@ -20,7 +21,7 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "resume.md"
 
 def test_every_setting_has_a_decision_and_its_row_on_the_page():
     """Whoever adds a setting decides here what becomes of it; the page says the same as the code."""
-    configs = [RunConfig(recipe="any", model=network()) for network in NETWORKS.values()]
+    configs = [RunConfig(recipe="any", model=network(), data=DataConfig()) for network in Classification.models]
     assert set(DECISIONS) == {name for config in configs for name in flat(settings_of(config))}
     kinds = {name: "depends" if callable(it) else it.kind for name, it in DECISIONS.items()}
     rows = re.findall(r"^\| (`.*?) \| (exact|rounding|from here|refused|depends)\b", PAGE.read_text(), re.MULTILINE)
@@ -32,7 +33,7 @@ def saved(config, *, epoch=1, step=3, step_count=24):
     return {
         "config": json.loads(json.dumps(settings_of(config))),
         "position": {"epoch": epoch, "step": step},
-        "num_images": 1294,
+        "steps_per_epoch": 21,
         "engine": {"step_count": step_count},
     }
 
@@ -54,8 +55,8 @@ DIGITS = replace(RECIPES["digits"](), epochs=4)
         ({"optim": replace(DIGITS.optim, ema_decay=0.9)}, r"optim.ema_decay was None and is 0.9, but averaged weights"),
         ({"model": replace(DIGITS.model, router="top-k")}, r"model.router was 'noisy-top-k' and is 'top-k'"),
         (
-            {"model": replace(DIGITS.model, split_epoch=3)},
-            r"model.split_epoch was 0 and is 3, but experts begin either",
+            {"model": replace(DIGITS.model, upcycle_epoch=3)},
+            r"model.upcycle_epoch was 0 and is 3, but a run begins either",
         ),
         ({"epochs": 1}, r"epochs was 4 and is 1, but it has begun 2 epochs"),
         ({"precision": "float16", "seed": 1}, r"seed was 0 and is 1, .*precision was 'float32' and is 'float16'"),

@@ -14,12 +14,12 @@ from gatewright.losses import cv_squared
 from gatewright.ops import stable_sort
 from gatewright.routers.base import (
     MIN_NOISE_STD,
+    Gate,
     Router,
     gate_logits,
     largest,
     load_probability,
     size_of_groups,
-    zero_gate,
 )
 from gatewright.routing import Routing, RoutingSums, real_only, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask
@@ -63,8 +63,8 @@ class NoisyGates(nn.Module):
         self.num_gates, self.num_choices = num_gates, num_choices
         self.gate: nn.Module | None = None
         if num_choices > 1:
-            self.gate = zero_gate(dim, num_gates * num_choices, bias=bias)
-            self.noise = zero_gate(dim, num_gates * num_choices)
+            self.gate = Gate(dim, num_gates * num_choices, bias=bias)
+            self.noise = Gate(dim, num_gates * num_choices, bias=False)
 
     def forward(
         self,

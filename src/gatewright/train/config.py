@@ -7,8 +7,9 @@ from typing import Any, Literal, get_args, get_origin
 import torch
 from torch import nn
 
-from gatewright.data import DataConfig
-from gatewright.models import ModelConfig
+from gatewright.data import BatchConfig
+from gatewright.models import MixtureConfig
+from gatewright.tasks import task_named
 from gatewright.train.tracking.base import TrackingConfig
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -119,8 +120,9 @@ class RunConfig:
 
     Args:
         recipe: The recipe's name.
+        task: What the network is trained for: a name in `gatewright.tasks.TASKS`.
         model: The network.
-        data: The images.
+        data: The data.
         optim: The optimizer.
         tracking: Where metrics go.
         parallel: How the run is spread over its processes.
@@ -128,10 +130,10 @@ class RunConfig:
         deepspeed: What DeepSpeed is told.
         processes: How many to start on this machine; under torchrun, srun or DeepSpeed's launcher leave it out.
         seed: Of initialisation, order, augmentation and routing noise.
-        epochs: Passes over the training images.
+        epochs: Passes over the training data.
         precision: ``"float32"``; ``"bfloat16"`` (autocast); ``"float16"`` (autocast with dynamic loss scale).
         device: ``"auto"`` takes a GPU where there is one; or a torch device such as ``"cpu"``.
-        channels_last: Memory format of images and filters.
+        channels_last: Memory format of images and filters, where there are any.
         compile: Whether the network goes through `torch.compile`.
         checkpoint_every: Epochs between checkpoints.
         checkpoint_every_steps: Optimizer steps between checkpoints, besides those; None for none.
@@ -140,8 +142,9 @@ class RunConfig:
     """
 
     recipe: str
-    model: ModelConfig
-    data: DataConfig = field(default_factory=DataConfig)
+    task: str = "classification"
+    model: MixtureConfig
+    data: BatchConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -161,6 +164,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _refuse_unknown_choices(self)
+        self._check_task()
         _refuse_unknown_choices(self.model)
         _refuse_unknown_choices(self.parallel)
         if min(self.epochs, self.checkpoint_every, self.processes) < 1:
@@ -174,21 +178,32 @@ class RunConfig:
             raise ValueError(f"checkpoint_every_steps is at least 1, or None; got {self.checkpoint_every_steps}.")
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed is an integer of 64 bits; got {self.seed}.")
+        if self.model.upcycle_epoch < 0:
+            raise ValueError(f"upcycle_epoch is an epoch, counted from 0; got {self.model.upcycle_epoch}.")
         if self.model.layer == "deepspeed" and self.model.num_experts > 1:
             self._check_deepspeeds_layer()
             return
         with torch.device("meta"):  # Refuses what does not fit, such as top_k above num_experts, before any work.
             self.model.build_mixture(nn.Identity, router_dim=1, item_shape=(1,))
 
+    def _check_task(self) -> None:
+        task = task_named(self.task)
+        if not isinstance(self.model, task.models) or not isinstance(self.data, task.data):
+            models = ", ".join(kind.__name__ for kind in task.models)
+            raise ValueError(
+                f"The task {self.task} takes a model of {models} and data of {task.data.__name__}; got "
+                f"{type(self.model).__name__} and {type(self.data).__name__}."
+            )
+
     def _check_deepspeeds_layer(self) -> None:
         model = self.model
-        plain = model.router == "top-k" and not model.expert_dropout and not model.split_epoch
+        plain = model.router == "top-k" and not model.expert_dropout and not model.upcycle_epoch
         if self.engine != "deepspeed" or not plain or self.parallel.ep_size > 1:
             raise ValueError(
                 "--model.layer deepspeed is DeepSpeed's layer with its own gate: it wants --engine deepspeed, "
                 "--model.router top-k, --parallel.ep-size 1 (its spread experts are not in a run's checkpoints), and "
-                f"neither expert dropout nor split epoch; got engine {self.engine}, router {model.router}, ep size "
-                f"{self.parallel.ep_size}, expert dropout {model.expert_dropout} and split epoch {model.split_epoch}."
+                f"neither expert dropout nor upcycle_epoch; got engine {self.engine}, router {model.router}, ep size "
+                f"{self.parallel.ep_size}, expert dropout {model.expert_dropout}, upcycle_epoch {model.upcycle_epoch}."
             )
 
 

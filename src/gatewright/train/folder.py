@@ -5,13 +5,12 @@ import errno
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from gatewright.data import ImageSet
 from gatewright.train.checkpoint.format import checkpoints, load_checkpoint, newest_checkpoint
 from gatewright.train.config import RunConfig
 from gatewright.train.config_file import load_config, settings_of
@@ -110,14 +109,14 @@ def _numbered(name: str, number: int) -> Path:
     return Path(name if number == 1 else f"{name}-{number}")
 
 
-def refuse_a_late_split(config: RunConfig, epoch: int) -> None:
-    """Refuse to train, from an epoch on, experts that begin as one and would still be one at the end."""
-    split = config.model.split_epoch
-    if config.model.num_experts > 1 and epoch < config.epochs <= split:
+def refuse_a_late_upcycling(config: RunConfig, epoch: int) -> None:
+    """Refuse to train, from an epoch on, a dense network that would never become the mixture that is asked for."""
+    first = config.model.upcycle_epoch
+    if config.model.num_experts > 1 and epoch < config.epochs <= first:
         raise ValueError(
-            f"The experts begin as one network and split at epoch {split}, counted from 0, but the run ends after "
-            f"{config.epochs} (--epochs) and would never be a mixture. Use --epochs {split + 1} or more, a "
-            f"--model.split-epoch below {config.epochs}, or --model.num-experts 1 for the dense twin."
+            f"The run trains a dense network until epoch {first}, counted from 0, and a mixture of its copies from "
+            f"there on, but it ends after {config.epochs} (--epochs). Use --epochs {first + 1} or more, a "
+            f"--model.upcycle-epoch below {config.epochs}, or --model.num-experts 1 for the dense twin."
         )
 
 
@@ -137,28 +136,6 @@ def room_in(config: RunConfig, output: Path) -> Iterator[None]:
 def resume_command(config: RunConfig, output: Path) -> str:
     """Say what to type to go on with a run."""
     return f"{program()} train {config.recipe} --output {shlex.quote(str(output))} --resume"
-
-
-def check_same_images(
-    images: ImageSet, class_names: Sequence[str], image_shape: Sequence[int], *, where: str = "--data.path"
-) -> None:
-    """Refuse images of other classes or another shape than a model was trained on.
-
-    Raises:
-        ValueError: The sentence holds both.
-    """
-    found, shape = tuple(images.class_names), tuple(images.images.shape[1:])
-    if found != tuple(class_names):
-        raise ValueError(f"The run was trained on the classes {_few(class_names)}; {where} has {_few(found)}.")
-    if shape != tuple(image_shape):
-        raise ValueError(
-            f"The run was trained on images of shape {tuple(image_shape)} (channels, height, width); {where} has "
-            f"{shape}. Set --data.image-size, or use the images that it was trained on."
-        )
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join([*names[:12], *(["..."] if len(names) > 12 else [])]) + f" ({len(names)})"
 
 
 def agreed_state(output: Path, processes: Processes = ALONE) -> dict[str, Any] | None:

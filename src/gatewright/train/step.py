@@ -7,14 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gatewright.layers.base import RoutedLayer, end_step, moe_layers, seed_noise
-from gatewright.models import begin_epoch, restore_splits
 from gatewright.routing import Routing, RoutingSums
 from gatewright.scope import noise_key
+from gatewright.tasks import Batch, task_named
 from gatewright.train.config import RunConfig
 from gatewright.train.device import autocast
 from gatewright.train.diagnosis import first_non_finite
@@ -28,8 +27,6 @@ from gatewright.train.optim import (
 )
 from gatewright.train.strategies.base import ALONE, Processes
 
-Batch = tuple[Tensor, Tensor]
-
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 - what happened, as users say it
     """A loss or a gradient was not finite; nothing was saved after the last good checkpoint."""
@@ -40,7 +37,7 @@ class StepReport:
     """What one optimizer step did.
 
     Args:
-        task_loss: Mean cross-entropy over the micro-batches, with label smoothing.
+        task_loss: Mean of the task's loss over the micro-batches.
         aux_loss: Mean of the coefficients times the auxiliary losses.
         learning_rate: Of the first parameter group.
         gradient_norm: Before clipping.
@@ -56,7 +53,7 @@ class TorchEngine:
     """Trains a model, on one process or several.
 
     Args:
-        model: Maps images in [0, 1] to logits; the whole model, on every process the same.
+        model: The whole model, on every process the same.
         config: The run.
         device: Where to train.
         steps_per_epoch: Optimizer steps per epoch.
@@ -73,6 +70,7 @@ class TorchEngine:
         processes: Processes = ALONE,
     ) -> None:
         self.model: nn.Module
+        self.task = task_named(config.task)
         self.config, self.device, self.steps_per_epoch = config, device, steps_per_epoch
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.processes = processes
@@ -94,16 +92,6 @@ class TorchEngine:
     def evaluated(self) -> nn.Module:
         """The model to evaluate: the averaged weights where they are kept, else the last ones."""
         return self.model if self.average is None else self.average.module
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Let parts of the model that change with the epoch do so."""
-        stand_ins = self.processes.stand_ins(self.model)
-        begin_epoch(self.model, epoch)
-        for parameter in stand_ins - self.processes.stand_ins(self.model):
-            for optimizer in self._stepped():
-                optimizer.state.pop(parameter, None)  # It was the first expert's, of which this is now a copy.
-        begin_epoch(self.evaluated, epoch)
-        self.processes.begin_epoch(self.model)
 
     def step(self, micro_batches: Sequence[Batch]) -> StepReport:
         """Make one optimizer step on one or more global micro-batches, of which each process computes its part.
@@ -163,20 +151,23 @@ class TorchEngine:
             torch.manual_seed(noise_key(self.config.seed, number, self.processes.rank))
 
     def _backward(self, batch: Batch, num_micro_batches: int) -> tuple[float, float]:
-        count, own = len(batch[1]), self.processes.share(len(batch[1]))
-        images, labels = (tensor[own].to(self.device, non_blocking=True) for tensor in batch)
-        images = images.contiguous(memory_format=self._layout)
+        own = self._own_part(batch)
         with autocast(self.device, self.config.precision):
-            logits, auxiliary = self._network(images)
-        smoothing = self.config.optim.label_smoothing
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        total = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
-        task = total * self.processes.world / count  # Its mean over the processes is that over the global batch.
+            output, auxiliary = self._network(own[0])
+        total = self.task.loss(output, own, label_smoothing=self.config.optim.label_smoothing)
+        # Its mean over the processes is that over the global batch.
+        task = total * self.processes.world / self.task.count(batch)
         means = self.processes.mean(torch.stack([task, auxiliary.to(task)]).detach())
         if not means.isfinite().all():
-            raise TrainingDiverged(self._diagnosis("loss", float(means.sum()), images))
+            raise TrainingDiverged(self._diagnosis("loss", float(means.sum()), own[0]))
         self._propagate((task + auxiliary) / num_micro_batches)
         return float(means[0]), float(means[1])
+
+    def _own_part(self, batch: Batch) -> Batch:
+        """Put this process's part of a global batch onto its device."""
+        share = self.processes.share(len(batch[0]))
+        own = [tensor[share].to(self.device, non_blocking=True) for tensor in batch]
+        return tuple(each.contiguous(memory_format=self._layout) if each.dim() == 4 else each for each in own)
 
     def _update(self) -> float:
         norm = self._apply()
@@ -202,10 +193,10 @@ class TorchEngine:
         self.scaler.update()
         return norm
 
-    def _diagnosis(self, what: str, value: float, images: Tensor | None) -> str:
+    def _diagnosis(self, what: str, value: float, inputs: Tensor | None) -> str:
         alone = self.processes.world == 1  # Several would have to run the network again together.
         with autocast(self.device, self.config.precision):
-            layer = first_non_finite(self.model, images if alone else None)
+            layer = first_non_finite(self.model, inputs if alone else None)
         return (
             f"The {what} became {value} at step {self.step_count + 1}; the first layer that is not finite is "
             f"{layer or 'the loss itself'}. Try a lower --optim.lr, --optim.clip-norm 1.0 or --precision float32."
@@ -216,12 +207,23 @@ class TorchEngine:
 
         It is one logical state, which the first process gets as one alone would have it; or each its part, to save it.
         """
+        return self.logical_state(part=part)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state, with the rates and decays of this config, at any number of processes.
+
+        Raises:
+            ValueError: If it belongs to another model, or to settings whose state this config does not have.
+        """
+        self.load_logical_state(state)
+
+    def logical_state(self, *, part: bool = False) -> dict[str, Any]:
+        """Return what `state_dict` does of tensors and numbers."""
         gather = partial(self.processes.part if part else self.processes.gather, model=self.model)
-        leave = self.processes.stand_ins(self.model)
         return {
             "settings": self._fixed_settings(),
             "model": gather(self._weights()),
-            "optimizers": [gather(named_state(optimizer, self.model, leave)) for optimizer in self.optimizers],
+            "optimizers": [gather(named_state(optimizer, self.model)) for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "average": None if self.average is None else gather(self.average.module.state_dict()),
             "averaged": 0 if self.average is None else int(self.average.n_averaged),
@@ -230,18 +232,13 @@ class TorchEngine:
             "cuda_random_state": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state, with the rates and decays of this config, at any number of processes.
-
-        Raises:
-            ValueError: If it belongs to another model, or to settings whose state this config does not have.
-        """
+    def load_logical_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `logical_state` returned."""
         if state["settings"] != self._fixed_settings():
             raise ValueError(
                 "A run goes on with the settings that decide what it keeps, as it began: "
                 f"{_changes(state['settings'], self._fixed_settings())}. Leave the flags out that change them."
             )
-        restore_splits(self.model, state["model"])
         own = partial(self.processes.own, model=self.model)
         self._load_weights(own(state["model"]))
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -284,6 +281,11 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     Raises:
         ValueError: If names or shapes are another model's.
     """
+    if any(name.endswith("mixture._extra_state") for name in weights):
+        raise ValueError(
+            "The checkpoint is of an earlier version, in which experts that begin as one network were part of the "
+            "mixture. Go on with that version, or begin the run again."
+        )
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
