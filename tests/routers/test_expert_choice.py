@@ -65,8 +65,8 @@ def test_the_share_is_rounded_half_up_and_at_least_1():
 def test_of_equal_scores_the_first_are_taken():
     scores = torch.tensor([[0.5, 0.1], [0.9, 0.1], [0.5, 0.1], [0.5, 0.7], [0.2, 0.1]])
     expected = torch.tensor([[1, 1], [1, 1], [1, 0], [0, 1], [0, 0]]).bool()
-    assert torch.equal(largest_mask(scores, 3), expected)
-    assert torch.equal(largest_mask(scores, 5), torch.ones(5, 2).bool())
+    assert torch.equal(largest_mask(scores, torch.tensor(3), 4), expected)
+    assert torch.equal(largest_mask(scores, torch.tensor(5), 5), torch.ones(5, 2).bool())
     router = ExpertChoice(DIM, 4, 2)
     torch.nn.init.zeros_(router.gate.weight)  # every token ties
     assert sorted(router(torch.randn(10, DIM)).token_index.tolist()) == sorted([*range(5)] * 4)
@@ -115,12 +115,15 @@ def test_extreme_logits_stay_finite():
 def test_the_threshold_loss_is_the_references_and_teaches_thresholds_alone():
     for case, (num_tokens, num_experts, top_k) in product(["expert-choice", "expert-choice-normalized"], SIZES[:-1]):
         router, features, scores = router_and_scores(num_tokens, num_experts, top_k, case)
-        loss, expected = router(features).sums.threshold, reference.threshold_loss(scores, router.threshold, top_k)
+        loss, expected = (
+            router(features).sums.extra["threshold"],
+            reference.threshold_loss(scores, router.threshold, top_k),
+        )
         assert_close(loss, expected)
         assert loss >= 0
         assert_close(torch.autograd.grad(loss, router.threshold), torch.autograd.grad(expected, router.threshold))
         with pytest.raises(RuntimeError, match="not have been used in the graph"):
-            torch.autograd.grad(router(features).sums.threshold, router.gate.weight)
+            torch.autograd.grad(router(features).sums.extra["threshold"], router.gate.weight)
 
 
 def test_a_threshold_rises_where_too_many_pass():
@@ -139,7 +142,7 @@ def test_the_loss_is_0_where_thresholds_choose_as_the_batch_does():
     with torch.no_grad():
         router.threshold.copy_((ordered[7] + ordered[8]) / 2)
     trained = router(features)
-    assert trained.sums.threshold == 0
+    assert trained.sums.extra["threshold"] == 0
     assert_close(dense_weights(router.eval()(features)), dense_weights(trained))
 
 
@@ -150,7 +153,7 @@ def test_evaluation_takes_scores_above_the_threshold():
     routing = router.eval()(features)
     assert_close(dense_weights(routing), scores * (scores > scores[4]))
     assert len(routing.weight) == 9 * 5
-    assert routing.sums.threshold == 0
+    assert routing.sums.extra["threshold"] == 0
 
 
 def test_thresholds_start_at_an_even_score():
