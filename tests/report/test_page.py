@@ -76,7 +76,7 @@ def test_dead_experts_are_told_apart_by_the_images_that_did_not_reach_them(run_f
 
 def test_the_page_is_one_file_for_light_and_dark_and_for_phones(run_folder):
     page = Page(write_report(run_folder).read_text())
-    assert len(page.drawings) == 4  # loss, accuracy, learning rate, load
+    assert len(page.drawings) == 3  # loss, learning rate, load
     assert all(drawing["aria-label"] for drawing in page.drawings)
     assert re.search(r"https?:|url\((?!#)|@import|src=", page.source) is None
     assert "prefers-color-scheme: dark" in page.source

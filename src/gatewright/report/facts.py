@@ -48,6 +48,11 @@ class ExpertFacts:
         return ", ".join(said)
 
 
+def favourites_heading(item: str) -> str:
+    """Return what the column of the favourites is called, where the classes are classes of these items."""
+    return f"favourite {'kinds' if item == 'byte' else 'classes'}, and the share of their {item}s that reaches it"
+
+
 def class_label(name: str) -> str:
     """Say that a number is the name of a class, where it could be read as a number."""
     return f"class {name}" if name.isnumeric() else name

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gatewright.report.curves import PANELS, Curves, draw_load, draw_panel, load_curves, read_metrics
+from gatewright.report.curves import Curves, draw_load, draw_panel, load_curves, panels_of, read_metrics
 from gatewright.report.elements import bar, heat_table, pairs, table
 from gatewright.report.facts import (
     FAVOURITES,
@@ -89,7 +89,7 @@ def _heading(title: str, result: Mapping[str, Any]) -> Iterable[str]:
 def _training(curves: Curves) -> Iterable[str]:
     if not curves:
         return
-    drawn = {quantity: partial(draw_panel, quantity=quantity, curves=curves) for quantity in PANELS}
+    drawn = {quantity: partial(draw_panel, quantity=quantity, curves=curves) for quantity in panels_of(curves)}
     charts = [_chart(quantity, draw, 2.9, columns=1) for quantity, draw in drawn.items()]
     yield f'<h2>Training</h2><p>{LOSSES}</p><div class="charts">{"".join(charts)}</div>'
 
