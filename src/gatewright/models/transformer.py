@@ -22,7 +22,7 @@ class TransformerConfig(MixtureConfig):
     """A pre-norm transformer in which every feed-forward layer is a mixture, or with one expert is dense.
 
     An expert's hidden layer is ``ffn / top_k`` wide, so the mixture does the same arithmetic per token as its dense
-    twin, the gate apart. Only with `upcycle_epoch` are experts as wide as the dense layer that they are copies of.
+    twin, the gate apart. With an `upcycle_epoch` it is ``ffn`` wide, as wide as the dense layer that it is a copy of.
 
     Args:
         router: As in any mixture; or ``"hashed"``, which sends every token to the experts of its own identity.
@@ -75,8 +75,9 @@ class TransformerConfig(MixtureConfig):
 
     def build_feed_forward(self) -> nn.Module:
         """Make one feed-forward layer: a mixture, or the dense one."""
-        hidden = self.hidden if self.num_experts == 1 or self.upcycle_epoch else self.hidden // self.top_k
-        if self.num_experts == 1 or self.upcycle_epoch or self.layer != "gatewright":
+        copied = self.num_experts == 1 or self.upcycle_epoch > 0
+        hidden = self.hidden if copied else self.hidden // self.top_k
+        if copied or self.layer != "gatewright":
             return self.build_mixture(
                 lambda: _feed_forward(self.dim, hidden), router_dim=self.dim, item_shape=(self.dim,)
             )
