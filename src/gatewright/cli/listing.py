@@ -10,6 +10,7 @@ from rich.table import Table
 from gatewright.cli.flags import parse
 from gatewright.models import CHOOSABLE_ROUTERS
 from gatewright.recipes import RECIPES
+from gatewright.routers import Hashed
 
 DATA_SETS: Mapping[str, str] = MappingProxyType(
     {
@@ -31,6 +32,13 @@ BESIDE: Mapping[str, str] = MappingProxyType(
     {
         "--model.residual": "One more expert takes every item, with a learned share of it and of the mixture.",
         "--model.shared": "One more expert is applied to every item, and added with weight 1.",
+    }
+)
+TEXTS: Mapping[str, str] = MappingProxyType(
+    {
+        "python": "The sources of Python's own standard library, which are where Python is.",
+        "text": "Your own text under --data.path: a file, or a folder of files.",
+        "OWNER/NAME": "Any data set of the Hugging Face hub with a column of text.",
     }
 )
 DISPATCHERS: Mapping[str, str] = MappingProxyType(
@@ -63,8 +71,10 @@ def list_command(words: list[str]) -> None:
     console = Console()
     for title, choices in {
         "gatewright train RECIPE": {name: _summary(recipe) for name, recipe in RECIPES.items()},
-        "--data.name": DATA_SETS,
+        "--data.name of images": DATA_SETS,
+        "--data.name of text": TEXTS,
         "--model.router": {name: _summary(router) for name, router in CHOOSABLE_ROUTERS.items()},
+        "--model.router of text": {"hashed": _summary(Hashed)},
         "--model.experts": EXPERTS,
         "beside the experts": BESIDE,
         "--model.dispatch": DISPATCHERS,
