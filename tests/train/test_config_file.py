@@ -223,3 +223,12 @@ def test_a_folder_without_a_config_is_no_run(tmp_path):
 def test_a_config_is_readable(path):
     save_config(RECIPES["cifar10-cnn"](), path)
     assert Path(path).read_text().startswith("recipe: cifar10-cnn\ntask: classification\nmodel:\n  num_experts: 8\n")
+
+
+def test_the_setting_of_an_earlier_version_has_its_new_name(tmp_path):
+    config = RECIPES["cifar10-cnn"]()
+    save_config(config, tmp_path / "config.yaml")
+    text = (tmp_path / "config.yaml").read_text()
+    assert "upcycle_epoch: 8" in text
+    (tmp_path / "config.yaml").write_text(text.replace("upcycle_epoch", "split_epoch"))
+    assert load_config(tmp_path / "config.yaml") == config
