@@ -82,7 +82,7 @@ def test_evaluating_on_data_that_do_not_fit_is_refused(gatewright, trained, tmp_
     _, output = train(digits_config(tmp_path / "run", data=data))
     write_image_folder(tmp_path / "fewer", size=8)
     write_image_folder(tmp_path / "larger", size=12, num_classes=10, num_train=40, num_test=40)
-    for name, sentence in (("fewer", "has class0, class1 (2)."), ("larger", "has (3, 12, 12). Set --data.image-size")):
+    for name, sentence in (("fewer", "has class0, class1 (2)."), ("larger", "has (3, 12, 12). Set data.image_size")):
         status, printed, errors = gatewright("evaluate", output, "--data.path", tmp_path / name)
         assert (status, printed, errors.count("\n")) == (2, "", 1)
         assert sentence in errors

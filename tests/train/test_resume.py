@@ -48,7 +48,7 @@ DIGITS = replace(RECIPES["digits"](), epochs=4)
         ({"recipe": "other"}, r"recipe was 'digits' and is 'other', but the result bears its name"),
         (
             {"data": replace(DIGITS.data, batch_size=32)},
-            r"data.batch_size was 64 and is 32, but it decides which images",
+            r"data.batch_size was 64 and is 32, but it decides which items",
         ),
         ({"data": replace(DIGITS.data, holdout=0.3)}, r"data.holdout was 0.1 and is 0.3, but images that were trained"),
         ({"optim": replace(DIGITS.optim, accumulation_steps=2)}, r"optim.accumulation_steps was 1 and is 2"),

@@ -10,6 +10,7 @@ from gatewright.cli.export import ExportArguments
 from gatewright.cli.flags import parse, registry, without_options
 from gatewright.cli.listing import ListArguments
 from gatewright.cli.plan import RecipeArguments
+from gatewright.cli.report import ReportArguments
 from gatewright.recipes import RECIPES
 
 
@@ -44,6 +45,7 @@ def completion_command(words: list[str]) -> None:
             "list": ListArguments,
             "plan": plan,
             "predict": PredictArguments,
+            "report": ReportArguments,
             "train": train,
         },
         prog="gatewright",

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gatewright.report.curves import PANELS, Curves, draw_load, draw_panel, load_curves, read_metrics
+from gatewright.report.curves import Curves, draw_load, draw_panel, load_curves, panels, read_metrics
 from gatewright.report.elements import bar, heat_table, pairs, table
 from gatewright.report.facts import (
-    FAVOURITES,
     LOAD,
     ExpertFacts,
+    article,
     class_label,
     class_names_of,
     count,
     expert_facts,
+    favourites_of,
+    item_of,
     layer_kind,
     layer_summary,
     result_facts,
@@ -35,14 +37,14 @@ CHART_WIDTH = 4.0
 MAX_CONFUSION_CLASSES = 30
 NUM_MISTAKES = 20
 LOSSES = (
-    "The training loss is that of augmented images, with label smoothing if the run uses it, and is smoothed over its "
-    "pale raw line. The other losses are those of unchanged images, without label smoothing."
+    "The training loss is that of augmented {item}s, with label smoothing if the run uses it, and is smoothed over its "
+    "pale raw line. The other losses are those of unchanged {item}s, without label smoothing."
 )
 ON_THE_TEST_SET = "On the test set, without augmentation or noise of the router"
 IN_TRAINING = "In training, with augmentation and noise of the router"
 TWO_LOADS = (
     "These are shares of the training batches and not those on the test set: an expert may be used in training and get "
-    "no test image, or the other way round."
+    "no test item, or the other way round."
 )
 
 
@@ -58,9 +60,10 @@ def write_report(output: Path) -> Path:
     title = f"{result['recipe']}, seed {result['seed']}"
     parts = [
         *_heading(title, result),
-        *_training(curves),
+        *_training(curves, item_of(result)),
         *(part for name, layer in result["layers"].items() for part in _layer(name, layer, result, curves)),
         *_classes(result),
+        *_tables(result),
         *_origin(result),
     ]
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
@@ -76,8 +79,8 @@ def write_report(output: Path) -> Path:
 def _heading(title: str, result: Mapping[str, Any]) -> Iterable[str]:
     yield f"<h1>{escape(title)}</h1>"
     name, value = test_headline(result)
-    images = sum(map(sum, result.get("confusion") or []))
-    of = f"of {count(images, 'test image')}" if images else "of the test images"
+    images = _num_images(result)
+    of = f"of {count(images, f'test {item_of(result)}')}" if images else f"of the test {item_of(result)}s"
     said = f"{of} are classified right" if "test_accuracy" in result else name
     yield f'<div class="accuracy">{escape(value)}</div><p>{escape(said)}</p>'
     shown = [(key, value) for key, value in result_facts(result) if key not in ("recipe", name)]
@@ -86,44 +89,45 @@ def _heading(title: str, result: Mapping[str, Any]) -> Iterable[str]:
     yield pairs(shown)
 
 
-def _training(curves: Curves) -> Iterable[str]:
+def _training(curves: Curves, item: str) -> Iterable[str]:
     if not curves:
         return
-    drawn = {quantity: partial(draw_panel, quantity=quantity, curves=curves) for quantity in PANELS}
+    drawn = {quantity: partial(draw_panel, quantity=quantity, curves=curves) for quantity in panels(curves)}
     charts = [_chart(quantity, draw, 2.9, columns=1) for quantity, draw in drawn.items()]
-    yield f'<h2>Training</h2><p>{LOSSES}</p><div class="charts">{"".join(charts)}</div>'
+    yield f'<h2>Training</h2><p>{LOSSES.format(item=item)}</p><div class="charts">{"".join(charts)}</div>'
 
 
 def _layer(name: str, layer: Mapping[str, Any], result: Mapping[str, Any], curves: Curves) -> Iterable[str]:
-    counts, class_names = layer["class_by_expert"], class_names_of(result)
+    counts, class_names, item = layer["class_by_expert"], class_names_of(result), item_of(result)
     tokens = torch.tensor(layer["tokens_per_class"]) if counts else None
     by_class = torch.tensor(counts) if counts else None
     yield f"<h2>{escape(layer_kind(layer))} <code>{escape(name)}</code></h2>"
-    yield f"<p>{escape(routing_summary(layer, sum(map(sum, result.get('confusion') or []))))}</p>"
+    yield f"<p>{escape(routing_summary(layer, result.get('num_test_items') or _num_images(result), item))}</p>"
     yield f"<h3>{ON_THE_TEST_SET}</h3><p>{escape(layer_summary(layer))}.</p>"
     facts = expert_facts(torch.tensor(layer["tokens_per_expert"]), by_class, tokens, class_names)
     highest = max(expert.share for expert in facts) or 1
-    rows = ([str(expert.index), bar(expert.share_text, expert.share, highest), _favourites(expert)] for expert in facts)
-    yield table(["expert", LOAD, FAVOURITES], rows)
+    shown = (bar(expert.share_text, expert.share, highest) for expert in facts)
+    rows = ([str(expert.index), share, _favourites(expert, item)] for expert, share in zip(facts, shown, strict=True))
+    yield table(["expert", LOAD, favourites_of(item)], rows)
     yield '<div class="side"><div>'
     if by_class is not None and tokens is not None:
-        yield from _class_by_expert((by_class / tokens[:, None]).tolist(), class_names)
+        yield from _class_by_expert((by_class / tokens[:, None]).tolist(), class_names, item)
     yield "</div><div>"
     yield from _load_in_training(name, curves)
     yield "</div></div>"
 
 
-def _class_by_expert(shares: Sequence[Sequence[float]], class_names: Sequence[str]) -> Iterable[str]:
-    yield "<h3>Percent of each class's test images that reach an expert</h3>"
+def _class_by_expert(shares: Sequence[Sequence[float]], class_names: Sequence[str], item: str) -> Iterable[str]:
+    yield f"<h3>Percent of each class's test {item}s that reach an expert</h3>"
     words = [[f"{100 * share:.0f}" for share in row] for row in shares]
     experts = [str(index) for index in range(len(shares[0]))]
     yield heat_table("class \\ expert", [class_label(name) for name in class_names], experts, shares, words)
 
 
-def _favourites(expert: ExpertFacts) -> str:
+def _favourites(expert: ExpertFacts, item: str) -> str:
     if expert.dead:
-        return '<span class="dead">dead: no test image</span>'
-    return escape(expert.favourites_text) or ("hardly an image" if expert.share < 0.01 else "")
+        return f'<span class="dead">dead: no test {item}</span>'
+    return escape(expert.favourites_text) or (f"hardly {article(item)}" if expert.share < 0.01 else "")
 
 
 def _load_in_training(name: str, curves: Curves) -> Iterable[str]:
@@ -174,6 +178,17 @@ def _confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str]) -
     shares = [[number / sum(row) if sum(row) else float("nan") for number in row] for row in confusion]
     words = [[str(number) if number else "" for number in row] for row in confusion]
     yield heat_table("true \\ predicted", names, class_names, shares, words)
+
+
+def _tables(result: Mapping[str, Any]) -> Iterable[str]:
+    """Show what a task has in tables, where it has no pictures of its own here."""
+    for each in result.get("tables", ()):
+        yield f"<h2>{escape(each['title'])}</h2>"
+        yield table(each["columns"], ([escape(cell) for cell in row] for row in each["rows"]))
+
+
+def _num_images(result: Mapping[str, Any]) -> int:
+    return sum(map(sum, result.get("confusion") or []))
 
 
 def _origin(result: Mapping[str, Any]) -> Iterable[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float, Int, Real
 from torch import Tensor
 
-from gatewright.report.curves import PANELS, draw_load, draw_panel, read_metrics
+from gatewright.report.curves import draw_load, draw_panel, panels, read_metrics
 from gatewright.report.figure import (
     COLOURS,
     MAX_ANNOTATED_COLUMNS,
@@ -128,10 +128,11 @@ def plot_training_curves(metrics_path: Path, path: Path) -> Path:
     """
     curves = read_metrics(metrics_path)
     figure = new_figure(9, 7.5)
-    panels = figure.subplots(len(PANELS), 1, sharex=True, height_ratios=(3, 3, 2))
-    for axes, quantity in zip(panels, PANELS, strict=True):
+    found = panels(curves) or ["loss"]
+    every = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, quantity in zip(every, found, strict=True):
         draw_panel(axes, quantity, curves)
         label(axes, y=quantity)
         legend_beside(axes)
-    panels[-1].set_xlabel("optimizer step", fontsize=10)
+    every[-1].set_xlabel("optimizer step", fontsize=10)
     return save(figure, path)
