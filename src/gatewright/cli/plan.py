@@ -144,7 +144,7 @@ def recipe_sizes(asked: RecipeArguments) -> Sizes:
     given = {"image_shape": asked.image_shape, "num_classes": asked.num_classes}
     fingerprint, inputs = task.sketch(run.data, run.model, {key: it for key, it in given.items() if it is not None})
     with torch.device("meta"):
-        model = task.build(replace(run.model, split_epoch=0), fingerprint)
+        model = task.build(run.model, fingerprint)
     return measure_sizes(
         model,
         inputs,
