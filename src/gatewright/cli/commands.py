@@ -15,6 +15,7 @@ from gatewright.cli.completion import completion_command
 from gatewright.cli.evaluate import evaluate_command, print_experts
 from gatewright.cli.export import export_command
 from gatewright.cli.flags import flags_of, parse, refuse_unknown_flags, with_options, without_options
+from gatewright.cli.generate import generate_command
 from gatewright.cli.listing import list_command
 from gatewright.cli.plan import plan_command
 from gatewright.cli.predict import predict_command
@@ -23,7 +24,6 @@ from gatewright.names import known
 from gatewright.recipes import RECIPES, recipe_named, with_epochs
 from gatewright.report import result_table, write_all
 from gatewright.report.facts import class_names_of, item_of
-from gatewright.tasks import task_named
 from gatewright.train import (
     RunConfig,
     launch,
@@ -50,6 +50,20 @@ Every setting of a recipe is a flag, and gatewright train RECIPE --help lists th
 recipes: {}
 gatewright list says what each of them is, and what the flags can choose.
 """
+
+
+NEXT = {
+    "classification": (
+        ("evaluate {run} --flip", "with test-time augmentation"),
+        ("predict {run} {file}", "classify a file, and see which experts it goes to"),
+    ),
+    "language_model": (
+        ("generate {run} --prompt 'import '", "have it write on"),
+        ("predict {run} {file}", "the bits per byte of any file"),
+    ),
+    "": (("evaluate {run}", "on the whole test set"), ("report {run}", "make its report anew")),
+}
+"""What to do with a run of a task, and of any other task."""
 
 
 def train_command(words: list[str]) -> None:
@@ -107,14 +121,10 @@ def _parse_run(config: RunConfig, words: list[str]) -> TrainArguments:
 
 
 def _next_commands(config: RunConfig, output: Path) -> str:
-    call, run, task = program(), shlex.quote(str(output)), task_named(config.task)
-    example = next(map(str, sorted((output / "examples").glob("*"))), "FILE")
-    evaluating = (
-        ("evaluate {} --flip", "with test-time augmentation") if "flip" in task.views else ("evaluate {}", "again")
-    )
+    call, run = program(), shlex.quote(str(output))
+    example = next(map(str, sorted((output / "examples").glob("*.*"))), "FILE")
     commands = {
-        evaluating[0].format(run): evaluating[1],
-        f"predict {run} {shlex.quote(example)}": "ask it about a file, and see which experts it goes to",
+        **{words.format(run=run, file=shlex.quote(example)): why for words, why in NEXT.get(config.task, NEXT[""])},
         f"train {config.recipe} --model.num-experts 16": "more experts",
         "list": "other recipes, CIFAR-10 among them",
     }
@@ -126,6 +136,7 @@ COMMANDS: Mapping[str, Callable[[list[str]], int | None]] = MappingProxyType(
         "completion": completion_command,
         "evaluate": evaluate_command,
         "export": export_command,
+        "generate": generate_command,
         "list": list_command,
         "plan": plan_command,
         "predict": predict_command,

@@ -37,7 +37,7 @@ def evaluate_command(words: list[str]) -> None:
     print_experts(console, layers, task.class_names(part), task.item)
     for table in found.tables():
         console.print(plain_table(table.title, table.columns, table.rows))
-    print(f"test {' '.join(found.headline)} of {task.size(part)} {task.item}s")
+    print(f"test {' '.join(found.headline)} of {task.size(part):,} {task.item}s")
 
 
 def print_experts(

@@ -11,7 +11,7 @@ import torch
 from gatewright.cli.arguments import PredictArguments
 from gatewright.cli.flags import parse, refuse_unknown_flags
 from gatewright.layers.base import moe_layers
-from gatewright.routing import Routing, SoftRouting
+from gatewright.routing import Routing
 from gatewright.tasks import Task
 from gatewright.train import Trained, load_run
 
@@ -40,7 +40,8 @@ def _answer(trained: Trained, file: Path, arguments: PredictArguments) -> bool:
     try:
         found = trained.task.predict(trained.model, file, trained.fingerprint, top=arguments.top)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        said = f"{file}: {error.strerror}." if isinstance(error, OSError) and error.strerror else error
+        print(f"error: {said}", file=sys.stderr)
         return False
     layers = [(name, layer.routing) for name, layer in moe_layers(trained.model)]
     experts = {name: expert_weights(routing) for name, routing in layers if routing is not None}
@@ -51,14 +52,11 @@ def _answer(trained: Trained, file: Path, arguments: PredictArguments) -> bool:
     return True
 
 
-def expert_weights(routing: Routing | SoftRouting) -> list[dict[str, Any]]:
+def expert_weights(routing: Routing) -> list[dict[str, Any]]:
     """List the experts that tokens went to, with the weight of each: the mean over all tokens."""
-    if isinstance(routing, SoftRouting):
-        means, chosen = routing.weight.mean(0), list(range(routing.num_experts))
-    else:
-        sums = routing.weight.new_zeros(routing.num_experts + 1).index_add(0, routing.expert_index, routing.weight)
-        means = sums / routing.sums.num_tokens
-        chosen = sorted({*routing.expert_index.tolist()} - {routing.num_experts})
+    sums = routing.weight.new_zeros(routing.num_experts + 1).index_add(0, routing.expert_index, routing.weight)
+    means = sums / routing.sums.num_tokens
+    chosen = sorted({*routing.expert_index.tolist()} - {routing.num_experts})
     return [{"expert": index, "weight": float(means[index])} for index in chosen]
 
 

@@ -23,10 +23,11 @@ Curves = dict[str, dict[int, float]]
 PANELS = {
     "loss": r"(\w+[/.])?((task|train|val|test|holdout)_)?(loss|cross_entropy)",
     "accuracy (%)": r"(\w+[/.])?((train|val|test|holdout)_)?(accuracy|acc)",
+    "bits per byte": r"(\w+[/.])?bits_per_byte",
     "learning rate": r"(\w+[/.])?(lr|learning_rate)",
 }
 # A metric's first word, as a legend says it; each has its colour, the same in every panel.
-SPLITS = {"train": "training", "holdout": "held-out", "test": "test"}
+SPLITS = {"train": "training", "holdout": "held out", "test": "test set"}
 # With fewer points than the first a line is not smoothed; with more than the second its points are not marked.
 MIN_SMOOTHED = 12
 MAX_MARKED = 40

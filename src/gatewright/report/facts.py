@@ -47,9 +47,9 @@ class ExpertFacts:
         return ", ".join(said)
 
 
-def favourites_of(item: str) -> str:
-    """Return the title of the column of an expert's favourites."""
-    return f"favourite classes, and the share of their {item}s that reaches it"
+def favourites_heading(item: str) -> str:
+    """Return what the column of the favourites is called, where the classes are classes of these items."""
+    return f"favourite {'kinds' if item == 'byte' else 'classes'}, and the share of their {item}s that reaches it"
 
 
 def class_label(name: str) -> str:
@@ -147,18 +147,18 @@ def layer_kind(layer: Mapping[str, Any]) -> str:
     return KINDS.get(layer.get("layer", "MoE"), "Mixture of experts")
 
 
-def routing_summary(layer: Mapping[str, Any], num_items: int, noun: str = "image") -> str:
+def routing_summary(layer: Mapping[str, Any], num_items: int, item: str = "image") -> str:
     """Say what a layer's router does, where the result names the router."""
     if "router" not in layer:
         return ""
     num_tokens = sum(layer["tokens_per_class"] or [0]) // max(num_items, 1)
-    item = noun if num_tokens <= 1 else f"token, of which {article(noun)} has {num_tokens}"
+    routed = item if num_tokens <= 1 or not num_items else f"token, of which each {item} has {num_tokens}"
     num_experts = count(len(layer["tokens_per_expert"]), "expert")
-    return f"Router {layer['router']}: {layer['top_k']} of {num_experts} for each {item}."
+    return f"Router {layer['router']}: {layer['top_k']} of {num_experts} for each {routed}."
 
 
 def layer_summary(layer: Mapping[str, Any]) -> str:
-    """Say in one line how evenly the test images use a layer's experts."""
+    """Say in one line how evenly the test set uses a layer's experts."""
     num_experts, num_dead = len(layer["tokens_per_expert"]), len(layer["dead_experts"])
     return (
         f"{count(num_experts, 'expert')}, {num_dead or 'none'} dead on the test set; the busiest has "

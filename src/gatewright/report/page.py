@@ -12,12 +12,11 @@ from gatewright.extras import require
 from gatewright.report.curves import Curves, draw_load, draw_panel, load_curves, panels, read_metrics
 from gatewright.report.facts import (
     LOAD,
-    article,
     class_label,
     class_names_of,
     count,
     expert_facts,
-    favourites_of,
+    favourites_heading,
     item_of,
     layer_kind,
     layer_summary,
@@ -62,8 +61,9 @@ def _render(result: Mapping[str, Any], curves: Curves) -> str:
     )
     class_names, hardware, item = class_names_of(result), result["hardware"], item_of(result)
     page: str = environment.get_template("report.html").render(
-        {"count": count, "LOAD": LOAD, "FAVOURITES": favourites_of(item), "item": item, "an_item": article(item)},
+        {"count": count, "LOAD": LOAD, "FAVOURITES": favourites_heading(item)},
         result=result,
+        item=result.get("item", "image"),
         title=f"{result['recipe']}, seed {result['seed']}",
         headline=test_headline(result),
         summary=_summary(result),
@@ -100,6 +100,7 @@ def _layer(name: str, layer: Mapping[str, Any], result: Mapping[str, Any], curve
         "routing": routing_summary(layer, _num_items(result), item_of(result)),
         "summary": layer_summary(layer),
         "experts": expert_facts(torch.tensor(layer["tokens_per_expert"]), by_class, tokens, class_names_of(result)),
+        "spans": layer.get("spans"),
         "shares": shares,
         "texts": [[f"{100 * share:.0f}" for share in row] for row in shares],
         **_load_in_training(name, curves),

@@ -120,17 +120,17 @@ def plot_confusion(matrix: Int[Tensor, "classes classes"], class_names: Sequence
 
 
 def plot_training_curves(metrics_path: Path, path: Path) -> Path:
-    """Draw the losses, accuracies and the learning rate against the optimizer step.
+    """Draw what was logged of losses, accuracies, bits per byte and the learning rate against the optimizer step.
 
     Args:
         metrics_path: The run's `metrics.jsonl`.
         path: The PNG to write.
     """
     curves = read_metrics(metrics_path)
-    figure = new_figure(9, 7.5)
-    found = panels(curves) or ["loss"]
-    every = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, quantity in zip(every, found, strict=True):
+    quantities = panels(curves) or ["loss"]
+    figure = new_figure(9, max(4.0, 2.5 * len(quantities)))
+    every = figure.subplots(len(quantities), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, quantity in zip(every, quantities, strict=True):
         draw_panel(axes, quantity, curves)
         label(axes, y=quantity)
         legend_beside(axes)

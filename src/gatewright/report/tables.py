@@ -7,7 +7,7 @@ from jaxtyping import Int, Real
 from torch import Tensor
 
 from gatewright.extras import require
-from gatewright.report.facts import LOAD, expert_facts, favourites_of, result_facts
+from gatewright.report.facts import LOAD, expert_facts, favourites_heading, result_facts
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,7 +31,7 @@ def expert_table(
         class_by_expert: Assignments of each class's images, where the classes are known.
         tokens_per_class: Tokens of each class's images; the images themselves where they are routed as a whole.
         class_names: In the order of the rows of `class_by_expert`.
-        item: What the data consist of.
+        item: What the classes are classes of.
     """
     text = require("rich.text", "train").Text
     table: Table = require("rich.table", "train").Table(
@@ -39,7 +39,7 @@ def expert_table(
     )
     table.add_column("expert", justify="right")
     table.add_column(LOAD)
-    table.add_column(favourites_of(item))
+    table.add_column(favourites_heading(item))
     facts = expert_facts(tokens_per_expert, class_by_expert, tokens_per_class, class_names)
     highest = max(expert.share for expert in facts) or 1
     for expert in facts:

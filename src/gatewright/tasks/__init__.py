@@ -7,8 +7,10 @@ from gatewright.tasks.base import Batch, DataSplit, Forward, Splits, Task
 from gatewright.tasks.classification import Classification, ClassificationEvaluation, mirrored_too
 from gatewright.tasks.decision import EXACT, FROM_HERE, ROUNDING, Change, Decision, Rule, refused
 from gatewright.tasks.evaluation import Evaluation, LayerUse, Table, class_by_expert
+from gatewright.tasks.language_model import LanguageModel, LanguageModelEvaluation, generate
+from gatewright.tasks.spans import expert_spans
 
-TASKS: dict[str, Task] = {"classification": Classification()}
+TASKS: dict[str, Task] = {"classification": Classification(), "language_model": LanguageModel()}
 """Every task of the package by name. A program's own is named by where it is: ``"regression.task:Regression"``."""
 
 
@@ -44,12 +46,16 @@ __all__ = [
     "Decision",
     "Evaluation",
     "Forward",
+    "LanguageModel",
+    "LanguageModelEvaluation",
     "LayerUse",
     "Rule",
     "Splits",
     "Table",
     "Task",
     "class_by_expert",
+    "expert_spans",
+    "generate",
     "mirrored_too",
     "refused",
     "task_named",
