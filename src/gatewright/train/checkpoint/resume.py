@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gatewright.tasks import EXACT, FROM_HERE, ROUNDING, Change, Decision, Rule, refused, task_named
+from gatewright.tasks import EXACT, FROM_HERE, ROUNDING, Change, Decision, Rule, Task, refused, task_named
 from gatewright.train.config import OptimConfig, RunConfig
 from gatewright.train.config_file import settings_of
 from gatewright.train.optim import rate_factor
@@ -111,10 +111,8 @@ def check_changes(config: RunConfig, saved: Mapping[str, Any]) -> list[str]:
         ValueError: If a setting was changed that has to stay; the sentence has all of these.
     """
     changes = changes_since(config, saved)
-    rules = {**DECISIONS, **task_named(config.task).decisions}
-    decisions = {
-        name: _decide(name, rules, change, left=config.epochs > change.epoch) for name, change in changes.items()
-    }
+    task, left = task_named(config.task), config.epochs > saved["position"]["epoch"]
+    decisions = {name: _decide(name, rule_of(name, task), change, left=left) for name, change in changes.items()}
     refusals = [
         f"{name} was {changes[name].before!r} and is {changes[name].now!r}, but {decision.why}"
         for name, decision in decisions.items()
@@ -150,9 +148,13 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _decide(name: str, rules: Mapping[str, Rule], change: Change, *, left: bool) -> Decision:
-    decided = rules.get(name) or (NETWORK if name.startswith("model.") else DATA)
-    decision = decided(change) if callable(decided) else decided
+def rule_of(name: str, task: Task) -> Rule:
+    """Return what becomes of a setting that is changed; what nobody decided on makes the network or the data."""
+    return {**DECISIONS, **task.decisions}.get(name) or (NETWORK if name.startswith("model.") else DATA)
+
+
+def _decide(name: str, rule: Rule, change: Change, *, left: bool) -> Decision:
+    decision = rule(change) if callable(rule) else rule
     if decision is FROM_HERE and name != "epochs" and not left:
         return refused("the run is finished, so that nothing would be trained with it (more epochs would)")
     return decision
