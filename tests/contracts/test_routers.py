@@ -190,6 +190,21 @@ def test_the_task_teaches_the_gate_or_a_warning_says_that_it_does_not(case):
         assert all(parameter.grad.abs().max() > 1e-4 for parameter in taught) is not bool(caught), top_k
 
 
+def test_extreme_logits_stay_finite(case):
+    """Where scores vanish, and a sigmoid of every expert is 0."""
+    router = make_router(case, 1, 4, 2)
+    for parameter in router.parameters():
+        with torch.no_grad():
+            parameter.copy_(torch.linspace(1, 0.1, parameter.numel()).view_as(parameter))
+    features = torch.tensor([[1e4], [-1e4], [0.0], [1e3]])
+    for training in MODES:
+        routing = route(router, features.long() if type(router) in KEYED else features, training=training)
+        assert routing.weight.isfinite().all()
+        if routing.weight.requires_grad:
+            (routing.weight.sum() + routing.sums.probs.sum()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in router.parameters())
+
+
 def test_every_parameter_has_a_dimension_and_a_part_in_the_output(case):
     """FSDP2 shards by the first dimension; DDP takes what the output does not depend on for unused."""
     router = make_router(case, DIM, 5, 2)

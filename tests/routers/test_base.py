@@ -45,12 +45,14 @@ def warn():
         warnings.simplefilter("always")
         NoisyTopK(4, 3, 1)
         TopK(4, 3, 1, normalize=True)
+        Biased(4, 3, 1)
+        GroupLimited(4, 3, 1)
     return [warning.filename for warning in caught]
 
 
 def test_the_warning_points_at_the_callers_line(run_unhooked):
     """Without the run-time checks, which stand between a call and its function."""
-    assert run_unhooked(warn) == [__file__, __file__]
+    assert run_unhooked(warn) == [__file__] * 4
 
 
 class LowRank(nn.Module):

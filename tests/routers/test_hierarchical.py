@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from itertools import product
 
 import pytest
 import torch
@@ -71,33 +72,32 @@ def test_training_is_the_references():
         assert_close(load_loss(sums), reference.cv_squared(load), rtol=0, atol=1e-12)
 
 
-@shapes
-@pytest.mark.parametrize("loss", [importance_loss, load_loss])
-def test_gradients_of_the_losses_are_the_references(shape, loss):
+def test_gradients_of_the_losses_are_the_references():
     """And they reach the gates and the noise of every level that chooses."""
-    router, features = make(shape).double(), torch.randn(21, 6, dtype=torch.float64)
-    num_experts, top_k, num_groups, top_k_groups = shape
-    of = reference.hierarchical if loss is importance_loss else reference.hierarchical_load
-    values = of(*parts(router, features), top_k_groups, top_k)
-    expected = reference.cv_squared(values.sum(0) if loss is importance_loss else values)
-    names, parameters = zip(*router.named_parameters(), strict=True) if num_experts > 1 else ((), ())
-    assert bool(parameters) == (num_experts > 1)
-    if not expected.requires_grad:
-        assert num_experts == 1 or (loss is load_loss and top_k == num_experts)
-        return
-    actual = torch.autograd.grad(loss(route(router, features).sums), parameters, allow_unused=True)
-    wanted = torch.autograd.grad(expected, parameters, allow_unused=True)
-    for name, gradient, other in zip(names, actual, wanted, strict=True):
-        choices, chosen = {"primary": (num_groups, top_k_groups)}.get(
-            name.split(".")[0], (num_experts // num_groups, top_k // top_k_groups)
-        )
-        if loss is load_loss and choices == chosen:  # certain, whatever the noise
-            assert gradient is None
-            assert other is None
+    for shape, loss in product(SHAPES, [importance_loss, load_loss]):
+        router, features = make(shape).double(), torch.randn(21, 6, dtype=torch.float64)
+        num_experts, top_k, num_groups, top_k_groups = shape
+        of = reference.hierarchical if loss is importance_loss else reference.hierarchical_load
+        values = of(*parts(router, features), top_k_groups, top_k)
+        expected = reference.cv_squared(values.sum(0) if loss is importance_loss else values)
+        names, parameters = zip(*router.named_parameters(), strict=True) if num_experts > 1 else ((), ())
+        assert bool(parameters) == (num_experts > 1)
+        if not expected.requires_grad:
+            assert num_experts == 1 or (loss is load_loss and top_k == num_experts)
             continue
-        assert_close(gradient, other, rtol=0, atol=1e-12)
-        assert chosen == 1 or gradient.abs().max() > 1e-4
-        assert loss is importance_loss or gradient.abs().max() > 1e-4
+        actual = torch.autograd.grad(loss(route(router, features).sums), parameters, allow_unused=True)
+        wanted = torch.autograd.grad(expected, parameters, allow_unused=True)
+        for name, gradient, other in zip(names, actual, wanted, strict=True):
+            choices, chosen = {"primary": (num_groups, top_k_groups)}.get(
+                name.split(".")[0], (num_experts // num_groups, top_k // top_k_groups)
+            )
+            if loss is load_loss and choices == chosen:  # certain, whatever the noise
+                assert gradient is None
+                assert other is None
+                continue
+            assert_close(gradient, other, rtol=0, atol=1e-12)
+            assert chosen == 1 or gradient.abs().max() > 1e-4
+            assert loss is importance_loss or gradient.abs().max() > 1e-4
 
 
 def test_evaluation_has_no_noise():
