@@ -10,9 +10,8 @@ from typing import Any, Literal, cast
 from torch import nn
 
 from gatewright.dispatch import Capacity, Dispatcher, Priority
-from gatewright.experts import ModuleExperts
-from gatewright.layers.moe import MoE
-from gatewright.layers.soft import SoftMoE
+from gatewright.experts import Experts, ModuleExperts
+from gatewright.layers import ExpertLayer, MoE, SoftMoE
 from gatewright.models.deepspeed_moe import DeepSpeedMoE
 from gatewright.models.options import check_options
 from gatewright.names import known
@@ -107,13 +106,15 @@ class MixtureConfig:
             return make_expert()
         if self.layer == "deepspeed":
             return self._build_theirs(make_expert, router_dim, item_shape)
-        router, dispatcher = self.build_router(router_dim), self.build_dispatcher()
         experts = ModuleExperts(make_expert, self.num_experts)
-        return (
-            SoftMoE(router, experts, item_shape=item_shape, losses=self.losses)
-            if isinstance(router, Soft)
-            else MoE(router, experts, item_shape=item_shape, dispatcher=dispatcher, losses=self.losses)
-        )
+        return self.build_layer(experts, router_dim=router_dim, item_shape=item_shape)
+
+    def build_layer(self, experts: Experts, *, router_dim: int, item_shape: tuple[int, ...]) -> ExpertLayer:
+        """Make the layer of the router: `SoftMoE` of `Soft`, and `MoE` of any other."""
+        router, dispatcher = self.build_router(router_dim), self.build_dispatcher()
+        if isinstance(router, Soft):
+            return SoftMoE(router, experts, item_shape=item_shape, losses=self.losses)
+        return MoE(router, experts, item_shape=item_shape, dispatcher=dispatcher, losses=self.losses)
 
     def _build_theirs(
         self, make_expert: Callable[[], nn.Module], router_dim: int, item_shape: tuple[int, ...]
