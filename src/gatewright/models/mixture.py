@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -10,8 +10,9 @@ from typing import Any, Literal, cast
 from torch import nn
 
 from gatewright.dispatch import Capacity, Dispatcher, Priority
-from gatewright.experts import ModuleExperts
+from gatewright.experts import Experts, ModuleExperts
 from gatewright.layers.moe import MoE
+from gatewright.layers.soft import SoftMoE
 from gatewright.models.deepspeed_moe import DeepSpeedMoE
 from gatewright.models.options import check_options
 from gatewright.names import known
@@ -19,7 +20,9 @@ from gatewright.routers import ROUTERS, ExpertDropout, Hashed, Router, Soft
 
 RouterOption = bool | int | float | str | None
 
-CHOOSABLE_ROUTERS = MappingProxyType({name: make for name, make in ROUTERS.items() if make is not Hashed})
+CHOOSABLE_ROUTERS: Mapping[str, type[Router] | type[Soft]] = MappingProxyType(
+    {name: make for name, make in ROUTERS.items() if make is not Hashed} | {"soft": Soft}
+)
 """The routers that a ready-made model can have, by name: those that route by features."""
 
 HASHED_NEEDS_KEYS = (
@@ -63,7 +66,7 @@ class MixtureConfig:
     upcycle_epoch: int = 0
     layer: Literal["gatewright", "deepspeed"] = "gatewright"
 
-    def build_router(self, dim: int) -> Router:
+    def build_router(self, dim: int) -> Router | Soft:
         """Make the router for features of a size.
 
         Raises:
@@ -71,14 +74,15 @@ class MixtureConfig:
         """
         if self.router == "hashed":
             raise ValueError(HASHED_NEEDS_KEYS)
-        make = CHOOSABLE_ROUTERS[known(self.router, CHOOSABLE_ROUTERS, "router")]
+        make: Any = CHOOSABLE_ROUTERS[known(self.router, CHOOSABLE_ROUTERS, "router")]
         sizes = {"top_k": self.top_k} if "top_k" in inspect.signature(make).parameters else {}
         given = ("dim", "num_experts", *sizes)
         check_options(make, self.router_options, f"the router {self.router}", given=given)
         # A ready-made model routes images: mixed with each other, one's class would depend on the rest of its batch.
         ungrouped = {"group_size": 1} if make is Soft else {}
-        router = make(dim, self.num_experts, **sizes, **ungrouped | cast(dict[str, Any], self.router_options))
-        return ExpertDropout(router, self.expert_dropout) if self.expert_dropout else router
+        made = make(dim, self.num_experts, **sizes, **ungrouped | cast(dict[str, Any], self.router_options))
+        router: Router | Soft = ExpertDropout(made, self.expert_dropout) if self.expert_dropout else made
+        return router
 
     def build_dispatcher(self) -> Dispatcher | None:
         """Make the dispatcher; None is the router's own, which drops nothing.
@@ -88,7 +92,7 @@ class MixtureConfig:
         """
         if self.dispatch == "dropless":
             return None
-        if CHOOSABLE_ROUTERS[known(self.router, CHOOSABLE_ROUTERS, "router")].dense:
+        if self.router == "soft":
             raise ValueError(
                 f"A capacity bounds what tokens send to an expert, and the router {self.router} mixes all tokens into "
                 "slots of a fixed number; got dispatch='capacity'. Use dispatch='dropless'."
@@ -103,12 +107,15 @@ class MixtureConfig:
             return make_expert()
         if self.layer == "deepspeed":
             return self._build_theirs(make_expert, router_dim, item_shape)
-        return MoE(
-            self.build_router(router_dim),
-            ModuleExperts(make_expert, self.num_experts),
-            item_shape=item_shape,
-            dispatcher=self.build_dispatcher(),
-            losses=self.losses,
+        return self.build_layer(ModuleExperts(make_expert, self.num_experts), router_dim, item_shape)
+
+    def build_layer(self, experts: Experts, router_dim: int, item_shape: tuple[int, ...]) -> nn.Module:
+        """Make the layer round its experts, with the router, the dispatcher and the losses of the settings."""
+        router, dispatcher = self.build_router(router_dim), self.build_dispatcher()
+        return (
+            SoftMoE(router, experts, item_shape=item_shape, losses=self.losses)
+            if isinstance(router, Soft)
+            else MoE(router, experts, item_shape=item_shape, dispatcher=dispatcher, losses=self.losses)
         )
 
     def _build_theirs(

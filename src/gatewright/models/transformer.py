@@ -9,10 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gatewright.experts import GroupedFeedForward
-from gatewright.layers.moe import MoE
 from gatewright.models.mixture import MixtureConfig
 from gatewright.models.options import check_options
-from gatewright.routers import ExpertDropout, Hashed, Router
+from gatewright.routers import ExpertDropout, Hashed, Router, Soft
 
 ROTARY_BASE = 10_000.0
 
@@ -65,7 +64,7 @@ class TransformerConfig(MixtureConfig):
         """
         return Transformer(self, num_inputs, num_outputs, begin)
 
-    def build_router(self, dim: int) -> Router:
+    def build_router(self, dim: int) -> Router | Soft:
         """Make the router for features of a size, or the one that hashes tokens."""
         if self.router != "hashed":
             return super().build_router(dim)
@@ -81,9 +80,7 @@ class TransformerConfig(MixtureConfig):
             return self.build_mixture(
                 lambda: _feed_forward(self.dim, hidden), router_dim=self.dim, item_shape=(self.dim,)
             )
-        experts = GroupedFeedForward(self.num_experts, self.dim, hidden)
-        router = self.build_router(self.dim)
-        return MoE(router, experts, item_shape=self.dim, dispatcher=self.build_dispatcher(), losses=self.losses)
+        return self.build_layer(GroupedFeedForward(self.num_experts, self.dim, hidden), self.dim, (self.dim,))
 
 
 class Transformer(nn.Module):

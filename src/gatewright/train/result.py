@@ -14,9 +14,9 @@ from torch import Size, Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gatewright import metrics
+from gatewright.layers import ExpertLayer
 from gatewright.layers.base import RoutedLayer
 from gatewright.layers.merged import MergedMoE
-from gatewright.layers.moe import MoE
 from gatewright.models import DeepSpeedMoE
 from gatewright.routing import RoutingSums
 from gatewright.tasks import Batch, Evaluation, LayerUse, Task
@@ -117,11 +117,11 @@ def num_active_parameters(model: nn.Module, processes: Processes = ALONE) -> int
     return round(active)
 
 
-def _layers(model: nn.Module) -> list[MoE | MergedMoE | DeepSpeedMoE]:
-    return [module for module in model.modules() if isinstance(module, MoE | MergedMoE | DeepSpeedMoE)]
+def _layers(model: nn.Module) -> list[ExpertLayer | MergedMoE | DeepSpeedMoE]:
+    return [module for module in model.modules() if isinstance(module, ExpertLayer | MergedMoE | DeepSpeedMoE)]
 
 
-def _num_expert_parameters(layer: MoE | MergedMoE | DeepSpeedMoE, processes: Processes) -> int:
+def _num_expert_parameters(layer: ExpertLayer | MergedMoE | DeepSpeedMoE, processes: Processes) -> int:
     count = torch.tensor(sum(_numel(parameter) for parameter in layer.experts.parameters()))
     processes.sum(count)
     return int(count) // processes.replicas
