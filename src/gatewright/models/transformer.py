@@ -64,10 +64,20 @@ class TransformerConfig(MixtureConfig):
         """
         return Transformer(self, num_inputs, num_outputs, begin)
 
-    def build_router(self, dim: int) -> Router | Soft:
-        """Make the router for features of a size, or the one that hashes tokens."""
+    def build_router(self, dim: int) -> Router:
+        """Make the router for features of a size, or the one that hashes tokens.
+
+        Raises:
+            ValueError: If the router is ``"soft"``, which mixes tokens with those after them.
+        """
         if self.router != "hashed":
-            return super().build_router(dim)
+            router = super().build_router(dim)
+            if isinstance(router, Soft):
+                raise ValueError(
+                    "The router soft mixes every token with those after it, of which a causal language model must not "
+                    "know. Choose another router, such as top-k."
+                )
+            return router
         check_options(Hashed, self.router_options, "the router hashed", given=("dim", "num_experts", "top_k"))
         router = Hashed(1, self.num_experts, self.top_k, **cast(dict[str, Any], self.router_options))
         return ExpertDropout(router, self.expert_dropout) if self.expert_dropout else router
