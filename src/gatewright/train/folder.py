@@ -90,7 +90,7 @@ def _one_run_in(folder: Path, strategy: Strategy = ALONE) -> Iterator[None]:
 def new_folder(config: RunConfig, strategy: Strategy = ALONE) -> Path:
     """Make a folder of the run's own, named after the moment by the latest of its processes' clocks."""
     now = str(largest(strategy, int(f"{datetime.now():%Y%m%d%H%M%S}")))
-    name = f"{RUNS}/{config.recipe}-{now[:8]}-{now[8:]}"
+    name = f"{RUNS}/{config.recipe.replace(':', '-')}-{now[:8]}-{now[8:]}"
     number = largest(strategy, _claim(name) if strategy.rank == 0 else None)
     assert number is not None
     return _numbered(name, number)

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,6 @@ import torch
 
 from gatewright.layers.base import moe_layers
 from gatewright.metrics import load_share
-from gatewright.report import write_pictures, write_report
 from gatewright.tasks import Batch, Evaluation, task_named
 from gatewright.train.build import build_engine, upcycle_engine
 from gatewright.train.checkpoint.format import newest_checkpoint
@@ -36,8 +35,13 @@ from gatewright.train.strategies.single import largest
 from gatewright.train.tracking.tracked import tracked
 from gatewright.train.validate import check_start, check_trained_on, tell_changes
 
+Report = Callable[[Path], Sequence[Path]]
+"""Writes what there is to see of a finished run into its folder, and returns the paths."""
 
-def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None = None) -> tuple[dict[str, Any], Path]:
+
+def train(
+    config: RunConfig, *, resume: bool = False, recipe: RunConfig | None = None, report: Report | None = None
+) -> tuple[dict[str, Any], Path]:
     """Train a model, evaluate it on the test set once, and write everything into the run's folder.
 
     Args:
@@ -45,6 +49,8 @@ def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None =
         resume: Go on from the newest checkpoint in the run's folder; on CPU the weights are bit-equal to those of an
             uninterrupted run.
         recipe: The settings that the recipe itself has; the result and the report say what the run changes of them.
+        report: Called on the first process with the run's folder when the result is in it, such as
+            `gatewright.report.write_all`; the files that it writes are tracked with the run.
 
     Returns:
         The content of ``result.json``, and the run's folder.
@@ -87,6 +93,7 @@ def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None =
                 run = Run(
                     config,
                     recipe,
+                    report,
                     output,
                     task,
                     splits,
@@ -165,7 +172,7 @@ def _stop(run: Run, signal_number: int | None) -> None:
 
 
 def conclude(run: Run) -> dict[str, Any]:
-    """Evaluate on the test set, and write and track the result with its pictures."""
+    """Evaluate on the test set, and write and track the result with its report."""
     evaluation = _evaluate(run, run.splits.test)
     example = next(run.task.evaluation_batches(run.splits.test, min(len(run.splits.test), 256)))
     result = {
@@ -177,6 +184,7 @@ def conclude(run: Run) -> dict[str, Any]:
         **describe_origin(run.config, run.recipe, run.data),
         **describe_result(run.task, run.engine.evaluated, evaluation, example, run.engine.strategy),
         "item": run.task.item,
+        "num_test_items": run.task.size(run.splits.test),
         "test_headline": list(evaluation.headline),
         "class_names": list(run.task.class_names(run.splits.test)),
         "versions": versions(),
@@ -191,8 +199,8 @@ def conclude(run: Run) -> dict[str, Any]:
     write_json(result, run.output / "result.json")
     run.task.write_examples(run.config.data, run.splits.test, run.output / "examples")
     run.tracker.log_metrics(evaluation_metrics("test", evaluation), run.engine.step_count)
-    files = (*write_pictures(run.output), write_report(run.output), *map(run.output.joinpath, ("result.json", CONFIG)))
-    for path in files:
+    written = run.report(run.output) if run.report else ()
+    for path in (*written, run.output / "result.json", run.output / CONFIG):
         run.tracker.log_artifact(path)
     return result
 
