@@ -28,7 +28,9 @@ EVERYTHING = RunConfig(
         feature_size=7,
         stem_depth=1,
         gate_size=5,
-        upcycle_epoch=2,
+        experts="grouped",
+        shared=True,
+        residual=True,
     ),
     data=DataConfig(
         name="owner/images",
@@ -109,7 +111,8 @@ def test_everything_differs_from_the_defaults():
     for part in (run, run.model, run.data, run.optim, run.tracking, run.parallel, run.deepspeed):
         defaults = {item.name: item.default for item in fields(part)}
         same += [name for name, value in asdict(part).items() if value == defaults[name]]
-    assert same == ["task", "layer"]  # A config is of one task; DeepSpeed's own layer goes with little else
+    # A config is of one task; what is upcycled has modules alone, and DeepSpeed's own layer goes with little else.
+    assert same == ["task", "upcycle_epoch", "layer"]
 
 
 def test_deepspeeds_layer_is_saved_and_loaded(path):
