@@ -23,10 +23,11 @@ Curves = dict[str, dict[int, float]]
 PANELS = {
     "loss": r"(\w+[/.])?((task|train|val|test|holdout)_)?(loss|cross_entropy)",
     "accuracy (%)": r"(\w+[/.])?((train|val|test|holdout)_)?(accuracy|acc)",
+    "bits per byte": r"(\w+[/.])?bits_per_byte",
     "learning rate": r"(\w+[/.])?(lr|learning_rate)",
 }
 # A metric's first word, as a legend says it; each has its colour, the same in every panel.
-SPLITS = {"train": "training", "holdout": "held-out images", "test": "test images"}
+SPLITS = {"train": "training", "holdout": "held out", "test": "test set"}
 # With fewer points than the first a line is not smoothed; with more than the second its points are not marked.
 MIN_SMOOTHED = 12
 MAX_MARKED = 40
@@ -71,9 +72,22 @@ def smooth(values: Sequence[float]) -> list[float]:
     return averages
 
 
+def panels(curves: Curves) -> list[str]:
+    """Name the quantities of which something was logged: those of `PANELS`, and the task's own figures between them."""
+    own = {name.partition("/")[2].replace("_", " ") for name in curves if re.fullmatch(r"(holdout|test)/\w+", name)}
+    first, *last = PANELS
+    names = [first, *sorted(own - {"loss", "accuracy"}), *last]
+    return [quantity for quantity in names if _names(quantity, curves)]
+
+
+def _names(quantity: str, curves: Curves) -> list[str]:
+    pattern = PANELS.get(quantity, rf"(holdout|test)/{quantity.replace(' ', '_')}")
+    return [name for name in curves if re.fullmatch(pattern, name)]
+
+
 def draw_panel(axes: "Axes", quantity: str, curves: Curves) -> None:
-    """Draw what was logged of one quantity of `PANELS`; a training loss also smoothed, over its raw line."""
-    names = [name for name in curves if re.fullmatch(PANELS[quantity], name)]
+    """Draw what was logged of one quantity of `panels`; a training loss also smoothed, over its raw line."""
+    names = _names(quantity, curves)
     scale = 100 if "%" in quantity else 1
     known = [name.partition("/")[0] for name in names]
     places = [list(SPLITS).index(split) if split in SPLITS else len(SPLITS) + i for i, split in enumerate(known)]

@@ -11,7 +11,6 @@ NUM_FAVOURITES = 3
 NO_BREAK = "\N{NO-BREAK SPACE}"
 # What the columns are called.
 LOAD = "share of the load"
-FAVOURITES = "favourite classes, and the share of their images that reaches it"
 # What a layer is, by the name of its class.
 KINDS = {"MergedMoE": "Merged experts", "DeepSpeedMoE": "DeepSpeed's mixture of experts"}
 
@@ -48,9 +47,19 @@ class ExpertFacts:
         return ", ".join(said)
 
 
+def favourites_heading(item: str) -> str:
+    """Return what the column of the favourites is called, where the classes are classes of these items."""
+    return f"favourite {'kinds' if item == 'byte' else 'classes'}, and the share of their {item}s that reaches it"
+
+
 def class_label(name: str) -> str:
     """Say that a number is the name of a class, where it could be read as a number."""
     return f"class {name}" if name.isnumeric() else name
+
+
+def article(noun: str) -> str:
+    """Put the indefinite article before a noun."""
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def count(number: int, noun: str) -> str:
@@ -87,9 +96,8 @@ def _favourites(shares: Sequence[float], class_names: Sequence[str]) -> tuple[tu
 
 def result_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the (label, value) pairs that sum up a `result.json`."""
-    item = result.get("item", "image")
-    article = "an" if item[0] in "aeiou" else "a"
-    active = f"{result['num_active_parameters']:,} work on {article} {item}"
+    item = item_of(result)
+    active = f"{result['num_active_parameters']:,} work on {article(item)}"
     parameters = f"{result['num_parameters']:,}, of which {active}"
     facts = [("recipe", f"{result['recipe']}, seed {result['seed']}")]
     facts += [("data", data_summary(result["data"], item))] if "data" in result else []
@@ -104,6 +112,11 @@ def result_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("arithmetic", f"{result[f'active_flops_per_{item}'] / 1e6:,.3g} million operations per {item}"),
     ]
     return facts + [(f"experts of {name}", layer_summary(layer)) for name, layer in result["layers"].items()]
+
+
+def item_of(result: Mapping[str, Any]) -> str:
+    """Return what the data consist of, in the singular; a result of version 0.1.0 is of images."""
+    return str(result.get("item", "image"))
 
 
 def class_names_of(result: Mapping[str, Any]) -> list[str]:
@@ -134,18 +147,18 @@ def layer_kind(layer: Mapping[str, Any]) -> str:
     return KINDS.get(layer.get("layer", "MoE"), "Mixture of experts")
 
 
-def routing_summary(layer: Mapping[str, Any], num_images: int) -> str:
+def routing_summary(layer: Mapping[str, Any], num_items: int, item: str = "image") -> str:
     """Say what a layer's router does, where the result names the router."""
     if "router" not in layer:
         return ""
-    num_tokens = sum(layer["tokens_per_class"] or [0]) // max(num_images, 1)
-    item = "image" if num_tokens <= 1 else f"token, of which an image has {num_tokens}"
+    num_tokens = sum(layer["tokens_per_class"] or [0]) // max(num_items, 1)
+    routed = item if num_tokens <= 1 or not num_items else f"token, of which each {item} has {num_tokens}"
     num_experts = count(len(layer["tokens_per_expert"]), "expert")
-    return f"Router {layer['router']}: {layer['top_k']} of {num_experts} for each {item}."
+    return f"Router {layer['router']}: {layer['top_k']} of {num_experts} for each {routed}."
 
 
 def layer_summary(layer: Mapping[str, Any]) -> str:
-    """Say in one line how evenly the test images use a layer's experts."""
+    """Say in one line how evenly the test set uses a layer's experts."""
     num_experts, num_dead = len(layer["tokens_per_expert"]), len(layer["dead_experts"])
     return (
         f"{count(num_experts, 'expert')}, {num_dead or 'none'} dead on the test set; the busiest has "

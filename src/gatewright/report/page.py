@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gatewright.extras import require
-from gatewright.report.curves import PANELS, Curves, draw_load, draw_panel, load_curves, read_metrics
+from gatewright.report.curves import Curves, draw_load, draw_panel, load_curves, panels, read_metrics
 from gatewright.report.facts import (
-    FAVOURITES,
     LOAD,
     class_label,
     class_names_of,
     count,
     expert_facts,
+    favourites_heading,
+    item_of,
     layer_kind,
     layer_summary,
     result_facts,
@@ -58,15 +59,16 @@ def _render(result: Mapping[str, Any], curves: Curves) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    class_names, hardware = class_names_of(result), result["hardware"]
+    class_names, hardware, item = class_names_of(result), result["hardware"], item_of(result)
     page: str = environment.get_template("report.html").render(
-        {"count": count, "LOAD": LOAD, "FAVOURITES": FAVOURITES},
+        {"count": count, "LOAD": LOAD, "FAVOURITES": favourites_heading(item)},
         result=result,
+        item=result.get("item", "image"),
         title=f"{result['recipe']}, seed {result['seed']}",
         headline=test_headline(result),
         summary=_summary(result),
-        num_images=_num_images(result),
-        curves=[_chart(name, partial(draw_panel, quantity=name, curves=curves), 2.9) for name in PANELS if curves],
+        num_items=_num_items(result),
+        curves=[_chart(name, partial(draw_panel, quantity=name, curves=curves), 2.9) for name in panels(curves)],
         layers=[_layer(name, layer, result, curves) for name, layer in result["layers"].items()],
         class_names=class_names,
         labels=[class_label(name) for name in class_names],
@@ -76,8 +78,9 @@ def _render(result: Mapping[str, Any], curves: Curves) -> str:
     return page
 
 
-def _num_images(result: Mapping[str, Any]) -> int:
-    return sum(map(sum, result.get("confusion") or []))
+def _num_items(result: Mapping[str, Any]) -> int:
+    number: int = result.get("num_test_items") or sum(map(sum, result.get("confusion") or []))
+    return number
 
 
 def _summary(result: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -94,9 +97,10 @@ def _layer(name: str, layer: Mapping[str, Any], result: Mapping[str, Any], curve
     return {
         "name": name,
         "kind": layer_kind(layer),
-        "routing": routing_summary(layer, _num_images(result)),
+        "routing": routing_summary(layer, _num_items(result), item_of(result)),
         "summary": layer_summary(layer),
         "experts": expert_facts(torch.tensor(layer["tokens_per_expert"]), by_class, tokens, class_names_of(result)),
+        "spans": layer.get("spans"),
         "shares": shares,
         "texts": [[f"{100 * share:.0f}" for share in row] for row in shares],
         **_load_in_training(name, curves),
