@@ -17,8 +17,8 @@ from gatewright.parallel import expert_mesh
 from gatewright.recipes import RECIPES
 from gatewright.train import load_config, load_run, train
 from gatewright.train.build import build_engine
-from gatewright.train.strategies.base import ALONE
-from gatewright.train.strategies.ddp import SeveralProcesses
+from gatewright.train.strategies.ddp import DDPStrategy
+from gatewright.train.strategies.single import ALONE
 from tests.tasks.table import Weighted, weighted
 from tests.train.runs import logged
 
@@ -88,19 +88,19 @@ def test_a_task_that_does_not_fit_is_refused(tmp_path):
         weighted(task="os:getcwd")
 
 
-def losses(processes):
+def losses(strategy):
     """Losses of a batch of which each process has other rows that count, and the weights after it."""
     torch.manual_seed(0)
     config = weighted()
     splits = Weighted().load(config.data, config.model)
-    engine = build_engine(config, splits, torch.device("cpu"), processes)
+    engine = build_engine(config, splits, torch.device("cpu"), strategy)
     batch = next(Weighted().training_batches(splits.train, config.data, seed=0, epoch=0, start=0))
     report = engine.step([batch])
     return report.task_loss, engine.model.get_parameter("first.weight").detach().tolist()
 
 
 def both():
-    return losses(ALONE), losses(SeveralProcesses(expert_mesh(1, "cpu")))
+    return losses(ALONE), losses(DDPStrategy(expert_mesh(1, "cpu")))
 
 
 @pytest.mark.distributed
