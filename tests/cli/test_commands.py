@@ -47,7 +47,7 @@ def test_evaluating_a_run_gives_its_result_again(gatewright, trained):
     assert output.endswith(f"test accuracy {result['test_accuracy']:.2%} of 359 images\n")
     assert "Experts of network.mixture" in output
     for name, accuracy in result["test_accuracy_per_class"].items():
-        assert f"│ {name}     │ {accuracy:.2%}" in output
+        assert f"│ {name}     │ {accuracy:>8.2%}" in output
     for name, row in zip(result["test_accuracy_per_class"], result["confusion"], strict=True):
         assert [name, *map(str, row)] in [line.replace("│", " ").split() for line in output.splitlines()]
 
