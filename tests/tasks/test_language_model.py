@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from gatewright.data import BEGIN, TextSet, load_text
 from gatewright.parallel import expert_mesh
+from gatewright.report import write_all
 from gatewright.tasks import LanguageModel, generate, task_named
 from gatewright.tasks.spans import typical_spans
 from gatewright.train import evaluate, load_config, load_run, train
@@ -26,7 +27,7 @@ from tests.train.runs import logged, text_config, write_text
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     config = text_config(folder / "run", write_text(folder), log_interval=1)
-    return config, *train(config)
+    return config, *train(config, report=write_all)
 
 
 def naive_bits(model, text):
