@@ -3,10 +3,12 @@
 import difflib
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from gatewright.data.config import BatchConfig
 
 BUILT_IN_NAMES = ("cifar10", "cifar100", "digits", "folder")
+SHAPES = {"digits": ((1, 8, 8), 10), "cifar10": ((3, 32, 32), 10), "cifar100": ((3, 32, 32), 100)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,21 @@ class DataConfig(BatchConfig):
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size must be 1 or more; got {self.image_size}")
         super().__post_init__()
+
+    @property
+    def source(self) -> str:
+        """Where the images come from: a folder, the hub, or the library that embeds them."""
+        if self.path is not None:
+            return str(Path(self.path).expanduser().resolve())
+        return "embedded in scikit-learn" if self.name == "digits" else "Hugging Face hub"
+
+    @property
+    def known_shape(self) -> tuple[tuple[int, int, int], int] | None:
+        """The shape of an image and the number of classes, where they are known before anything is loaded."""
+        if (known := SHAPES.get(self.name)) is None:
+            return None
+        (channels, height, width), num_classes = known
+        return (channels, self.image_size or height, self.image_size or width), num_classes
 
 
 def _check_source(name: str, path: str | None) -> None:
