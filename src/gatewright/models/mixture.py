@@ -1,9 +1,9 @@
 """What every ready-made model says of its mixture, and the mixture it makes of it."""
 
 import inspect
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
@@ -12,7 +12,6 @@ from torch import nn
 from gatewright.dispatch import Capacity, Dispatcher, Priority
 from gatewright.experts import ModuleExperts
 from gatewright.layers.moe import MoE
-from gatewright.models.deepspeed_moe import DeepSpeedMoE
 from gatewright.models.options import check_options
 from gatewright.models.together import StartTogether
 from gatewright.names import known
@@ -22,6 +21,11 @@ RouterOption = bool | int | float | str | None
 
 CHOOSABLE_ROUTERS = MappingProxyType({name: make for name, make in ROUTERS.items() if make is not Hashed})
 """The routers that a ready-made model can have, by name: those that route by features."""
+
+OTHER_LAYERS: Mapping[str, str] = MappingProxyType(
+    {"deepspeed": "gatewright.integrations.deepspeed.layer:build_mixture"}
+)
+"""Layers of other libraries, by the name of the engine that trains them: where the function is that builds each."""
 
 HASHED_NEEDS_KEYS = (
     "The router hashed takes integer keys, and a recipe's model hands its router features. Choose another router, or "
@@ -47,8 +51,8 @@ class MixtureConfig:
         split_epoch: Epoch before which the first expert serves every item, and at which it is copied into all of them
             (`StartTogether`); 0 begins with separate experts. Experts from scratch learn from their share of the items
             alone, and starve where they are whole networks.
-        layer: ``"gatewright"``; or ``"deepspeed"``, DeepSpeed's own layer with its own top-k gate, to compare with. The
-            router options are that layer's keyword arguments then.
+        layer: ``"gatewright"``; or another library's layer to compare with, by a name in `OTHER_LAYERS`. The router
+            options are then that layer's keyword arguments, and the engine of the same name trains it.
     """
 
     num_experts: int = 8
@@ -63,6 +67,11 @@ class MixtureConfig:
     priority: Priority = "arrival"
     split_epoch: int = 0
     layer: Literal["gatewright", "deepspeed"] = "gatewright"
+
+    @property
+    def needs_engine(self) -> bool:
+        """Whether the mixture is another library's, which can build it only once its engine has started."""
+        return self.layer in OTHER_LAYERS and self.num_experts > 1
 
     def build_router(self, dim: int) -> Router:
         """Make the router for features of a size.
@@ -102,8 +111,9 @@ class MixtureConfig:
         """Make the mixture, or with one expert that expert itself."""
         if self.num_experts == 1:
             return make_expert()
-        if self.layer == "deepspeed":
-            return self._build_theirs(make_expert, router_dim, item_shape)
+        if self.needs_engine:
+            theirs: nn.Module = resolve_name(OTHER_LAYERS[self.layer])(self, make_expert, router_dim, item_shape)
+            return theirs
         mixture = MoE(
             self.build_router(router_dim),
             ModuleExperts(make_expert, self.num_experts),
@@ -112,20 +122,3 @@ class MixtureConfig:
             losses=self.losses,
         )
         return StartTogether(mixture, self.split_epoch) if self.split_epoch else mixture
-
-    def _build_theirs(
-        self, make_expert: Callable[[], nn.Module], router_dim: int, item_shape: tuple[int, ...]
-    ) -> nn.Module:
-        """Make DeepSpeed's layer, with the same room per expert in evaluation as in training."""
-        if router_dim != math.prod(item_shape):
-            raise ValueError(
-                f"DeepSpeed's gate looks at the item itself, {math.prod(item_shape)} numbers for items of shape "
-                f"{item_shape}, and this model's router at {router_dim} features. Use cifar10-cnn, or --model.layer "
-                "gatewright."
-            )
-        room = {"capacity_factor": self.capacity_factor, "eval_capacity_factor": self.capacity_factor}
-        room |= {"min_capacity": self.min_capacity, "drop_tokens": self.dispatch == "capacity"}
-        options = {**room, **self.router_options}
-        return DeepSpeedMoE(
-            make_expert, self.num_experts, self.top_k, item_shape=item_shape, losses=self.losses, options=options
-        )

@@ -58,7 +58,7 @@ class Soft(Router):
             )
         self.slots_per_expert, self.group_size = slots_per_expert, group_size
         self.gate = CosineGate(dim, num_experts * slots_per_expert, bias=False)
-        self.scale = nn.Parameter(torch.ones(1))  # FSDP2 and DeepSpeed take no parameter without dimensions.
+        self.scale = nn.Parameter(torch.ones(1))  # FSDP2 takes no parameter without dimensions.
         nn.init.normal_(self.gate.weight, std=dim**-0.5)
 
     def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> SoftRouting:

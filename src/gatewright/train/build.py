@@ -1,9 +1,6 @@
 """From a config and images to the engine that trains."""
 
 import sys
-from collections.abc import Callable
-from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -12,6 +9,7 @@ from torch import nn
 from gatewright.data import ImageSplits, channel_statistics, num_batches
 from gatewright.models import ImageClassifier
 from gatewright.train.config import RunConfig
+from gatewright.train.engines import engine_class
 from gatewright.train.limits import check_network
 from gatewright.train.step import TorchEngine
 from gatewright.train.strategies.base import ALONE, Processes
@@ -23,7 +21,7 @@ def check_image_shape(config: RunConfig, image_shape: tuple[int, int, int]) -> N
     Raises:
         ValueError: If the model does not take images of this shape.
     """
-    if config.model.layer == "deepspeed":  # It cannot be built before DeepSpeed has started.
+    if config.model.needs_engine:
         return
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         config.model.build(image_shape, 2)
@@ -55,12 +53,9 @@ def build_engine(
     *,
     folder: Path | None = None,
 ) -> TorchEngine:
-    """Make the model for these images, and the engine that trains it; DeepSpeed's has a folder for its checkpoints."""
-    make: Callable[..., TorchEngine] = TorchEngine
-    if config.engine == "deepspeed":
-        deepspeed = import_module("gatewright.integrations.deepspeed.engine")
-        deepspeed.start_deepspeed(device)  # Its own layer in a model asks it for the device.
-        make = partial(deepspeed.DeepSpeedEngine, folder=folder)
+    """Build the model for these images, and the engine that trains it, with a folder for checkpoints of its own."""
+    make = engine_class(config.engine)
+    make.prepare(device)
     mean, std = channel_statistics(splits.train)
     steps = steps_per_epoch(config, len(splits.train))
     if processes.rank == 0:
@@ -68,7 +63,7 @@ def build_engine(
     network = build_network(config, splits)
     model: nn.Module = ImageClassifier(network, mean.tolist(), std.tolist())
     check_network(model, config, device)
-    return make(model, config, device=device, steps_per_epoch=steps, processes=processes)
+    return make(model, config, device=device, steps_per_epoch=steps, processes=processes, folder=folder)
 
 
 def build_network(config: RunConfig, splits: ImageSplits) -> nn.Module:

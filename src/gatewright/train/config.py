@@ -11,6 +11,7 @@ from gatewright.data import DataConfig
 from gatewright.models import ModelConfig
 from gatewright.train.tracking.base import TrackingConfig
 
+EngineName = Literal["torch", "deepspeed"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -145,7 +146,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    engine: Literal["torch", "deepspeed"] = "torch"
+    engine: EngineName = "torch"
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     processes: int = 1
     seed: int = 0
@@ -174,22 +175,16 @@ class RunConfig:
             raise ValueError(f"checkpoint_every_steps is at least 1, or None; got {self.checkpoint_every_steps}.")
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed is an integer of 64 bits; got {self.seed}.")
-        if self.model.layer == "deepspeed" and self.model.num_experts > 1:
-            self._check_deepspeeds_layer()
+        if self.model.needs_engine:
+            if self.engine != self.model.layer:
+                raise ValueError(
+                    f"A layer of another library is trained by that library's engine; got model.layer "
+                    f"{self.model.layer!r} and engine {self.engine!r}. Set engine to {self.model.layer!r}, or "
+                    "model.layer to 'gatewright'."
+                )
             return
         with torch.device("meta"):  # Refuses what does not fit, such as top_k above num_experts, before any work.
             self.model.build_mixture(nn.Identity, router_dim=1, item_shape=(1,))
-
-    def _check_deepspeeds_layer(self) -> None:
-        model = self.model
-        plain = model.router == "top-k" and not model.expert_dropout and not model.split_epoch
-        if self.engine != "deepspeed" or not plain or self.parallel.ep_size > 1:
-            raise ValueError(
-                "--model.layer deepspeed is DeepSpeed's layer with its own gate: it wants --engine deepspeed, "
-                "--model.router top-k, --parallel.ep-size 1 (its spread experts are not in a run's checkpoints), and "
-                f"neither expert dropout nor split epoch; got engine {self.engine}, router {model.router}, ep size "
-                f"{self.parallel.ep_size}, expert dropout {model.expert_dropout} and split epoch {model.split_epoch}."
-            )
 
 
 def _refuse_unknown_choices(config: Any) -> None:

@@ -74,7 +74,7 @@ def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None =
             if saved:
                 check_trained_on(splits.train, saved)
             checkpoints = output / "checkpoints"
-            engine = build_engine(config, splits, device, processes, folder=checkpoints / "deepspeed")
+            engine = build_engine(config, splits, device, processes, folder=checkpoints / config.engine)
             if saved:
                 load_into(engine, saved["engine"], output)
             processes.barrier()
@@ -252,7 +252,7 @@ def _is_due(run: Run) -> bool:
 
 def _save(run: Run) -> None:
     images = run.splits.train
-    run.saver.wait()  # DeepSpeed's own checkpoint replaces older ones, of which this may still be one.
+    run.saver.wait()  # A checkpoint of the engine's own replaces older ones, of which this may still be one.
     run.engine.processes.equalize(run.engine.model, run.engine.evaluated)
     state = {
         "engine": run.engine.state_dict(part=True),

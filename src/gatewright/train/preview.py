@@ -57,8 +57,8 @@ def preview(config: RunConfig, *, resume: bool = False) -> str:
 
 def _network(config: RunConfig, splits: ImageSplits, device: torch.device) -> str:
     """Make the network and its optimizers without memory for them, and say how large it is."""
-    if config.model.layer == "deepspeed":
-        return "DeepSpeed's own layer is made when the run begins."
+    if config.model.needs_engine:
+        return f"The network: its {config.model.layer} layer is built when the run begins."
     with torch.device("meta"):
         model = ImageClassifier(build_network(config, splits), [0.0], [1.0])
     check_network(model, config, device)

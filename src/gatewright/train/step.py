@@ -4,9 +4,11 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -27,6 +29,7 @@ from gatewright.train.optim import (
     set_learning_rate,
 )
 from gatewright.train.strategies.base import ALONE, Processes
+from gatewright.train.weights import load_weights
 
 Batch = tuple[Tensor, Tensor]
 
@@ -61,7 +64,11 @@ class TorchEngine:
         device: Where to train.
         steps_per_epoch: Optimizer steps per epoch.
         processes: Those of the run.
+        folder: Where an engine writes checkpoints in a format of its own, if it has one.
     """
+
+    needs_process_group = False
+    """Whether this engine uses torch's default process group on one process too."""
 
     def __init__(
         self,
@@ -71,17 +78,31 @@ class TorchEngine:
         device: torch.device,
         steps_per_epoch: int,
         processes: Processes = ALONE,
+        folder: Path | None = None,
     ) -> None:
         self.model: nn.Module
         self.config, self.device, self.steps_per_epoch = config, device, steps_per_epoch
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.processes = processes
+        self.processes, self.folder = processes, folder
         self.model = model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
         self.step_count = 0
         self._routed: dict[str, RoutingSums] = {}
         self._layout = layout
         self._network = self._start()
+
+    @classmethod
+    def check(cls, config: RunConfig, world: int, *, on_cpu: bool) -> None:
+        """Refuse settings that this engine cannot train with, before anything is built."""
+
+    @classmethod
+    def prepare(cls, device: torch.device) -> None:
+        """Start what this engine needs before a model is built."""
+
+    @classmethod
+    def leave(cls) -> None:
+        """Leave the process group at the end of a run."""
+        dist.destroy_process_group()
 
     def _start(self) -> nn.Module:
         """Spread the model over the processes, make what changes its weights, and return what to call in training."""
@@ -276,18 +297,3 @@ def take_routing(layer: RoutedLayer) -> Routing | SoftRouting | None:
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
     changed = (name for name in {**before, **now} if before.get(name) != now.get(name))
     return "; ".join(f"{name.replace('_', ' ')} was {before.get(name)} and is {now.get(name)}" for name in changed)
-
-
-def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Load a model's state.
-
-    Raises:
-        ValueError: If names or shapes are another model's.
-    """
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1:2] or [str(error)]  # below torch's heading
-        raise ValueError(
-            f"The checkpoint holds another model than this config describes: {first[0].strip()}"
-        ) from error

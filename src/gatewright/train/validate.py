@@ -87,7 +87,7 @@ def _saved(config: RunConfig) -> dict[str, Any] | None:
 
 
 def _check_model(config: RunConfig, images: ImageSet, device: torch.device) -> None:
-    if config.model.layer == "deepspeed":  # It asks DeepSpeed for a device, which is the processes' to have.
+    if config.model.needs_engine:
         return
     channels, height, width = images.images.shape[1:]
     with torch.device("meta"):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,13 @@ class DeepSpeedEngine(TorchEngine):
         device: Where to train.
         steps_per_epoch: Optimizer steps per epoch.
         processes: Those of the run.
-        folder: Where DeepSpeed's own checkpoints go.
+        folder: Where DeepSpeed writes its own checkpoints.
 
     Raises:
         ValueError: If DeepSpeed's settings and the run's do not fit together.
     """
+
+    needs_process_group = True
 
     def __init__(
         self,
@@ -55,11 +58,31 @@ class DeepSpeedEngine(TorchEngine):
         processes: Processes = ALONE,
         folder: Path | None = None,
     ) -> None:
-        self.folder = folder
         self.settings, said = deepspeed_settings(config, processes.world, on_cpu=device.type == "cpu")
         if processes.rank == 0:
             print(*said, sep="\n", end="\n" if said else "")
-        super().__init__(model, config, device=device, steps_per_epoch=steps_per_epoch, processes=processes)
+        super().__init__(
+            model, config, device=device, steps_per_epoch=steps_per_epoch, processes=processes, folder=folder
+        )
+
+    @classmethod
+    def check(cls, config: RunConfig, world: int, *, on_cpu: bool) -> None:
+        """Refuse settings of the run, and of DeepSpeed's JSON, that do not fit together."""
+        deepspeed_settings(config, world, on_cpu=on_cpu)
+
+    @classmethod
+    def prepare(cls, device: torch.device) -> None:
+        """Start DeepSpeed, whose own layer asks it for the device when a model is built."""
+        start_deepspeed(device)
+
+    @classmethod
+    def leave(cls) -> None:
+        """Leave the process group by DeepSpeed's own function where it joined, so that it forgets its groups."""
+        theirs = sys.modules.get("deepspeed.comm")
+        if theirs is not None and theirs.is_initialized():
+            theirs.destroy_process_group()
+        else:
+            super().leave()
 
     def _start(self) -> nn.Module:
         if single := [name for name, parameter in self.model.named_parameters() if parameter.dim() == 0]:

@@ -34,6 +34,7 @@ def deepspeed_settings(config: RunConfig, world: int, *, on_cpu: bool) -> tuple[
     settings = _read(config.deepspeed.config)
     said, stage = _fit_to_cpu(settings) if on_cpu else [], zero_stage(settings)
     _refuse_settings(config, world)
+    _refuse_layer(config)
     _refuse_half(config, settings)
     _refuse_stage(config, stage)
     _refuse_split(config, settings)
@@ -109,6 +110,19 @@ def _refuse_settings(config: RunConfig, world: int) -> None:
         raise ValueError(
             "DeepSpeed does not keep buffers equal, so that each process would evaluate with its own statistics: use "
             "--parallel.batch-norm sync, or --engine torch."
+        )
+
+
+def _refuse_layer(config: RunConfig) -> None:
+    """Refuse settings that DeepSpeed's own layer has no place for."""
+    model = config.model
+    plain = model.router == "top-k" and not model.expert_dropout and not model.split_epoch
+    if model.needs_engine and (not plain or config.parallel.ep_size > 1):
+        raise ValueError(
+            "DeepSpeed's layer (model.layer 'deepspeed') has a gate of its own: it needs model.router 'top-k', "
+            "parallel.ep_size 1 (its spread experts are not in a run's checkpoints), model.expert_dropout 0 and "
+            f"model.split_epoch 0; got {model.router!r}, {config.parallel.ep_size}, {model.expert_dropout} and "
+            f"{model.split_epoch}. Change these, or set model.layer to 'gatewright'."
         )
 
 

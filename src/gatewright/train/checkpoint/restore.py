@@ -14,7 +14,7 @@ from gatewright.parallel import whole_state
 from gatewright.train.config import RunConfig
 from gatewright.train.config_file import load_config, read_config
 from gatewright.train.folder import newest_intact
-from gatewright.train.step import load_weights
+from gatewright.train.weights import load_weights
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,15 @@
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from importlib import import_module
 
 import torch
 import torch.distributed as dist
 
 from gatewright.parallel import expert_mesh
 from gatewright.train.config import RunConfig
+from gatewright.train.engines import engine_class
 from gatewright.train.launch.watchdog import LostProcess, watched
 from gatewright.train.strategies.base import ALONE, Processes
 from gatewright.train.strategies.ddp import SeveralProcesses
@@ -22,7 +21,7 @@ SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SL
 
 @contextlib.contextmanager
 def join_processes(config: RunConfig, environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
-    """Join the processes that a launcher started: torchrun, DeepSpeed's launcher or srun; or be one alone.
+    """Join the processes that a launcher started: torchrun, deepspeed or srun; or be one alone.
 
     Raises:
         ValueError: If their number is not what the run asks for.
@@ -36,7 +35,8 @@ def join_processes(config: RunConfig, environment: Mapping[str, str] = os.enviro
             f"started. Start {config.processes}, or say --processes {world}."
         )
     check_fit(config, world)
-    if world == 1 and config.engine == "torch":
+    engine = engine_class(config.engine)
+    if world == 1 and not engine.needs_process_group:
         yield ALONE
         return
     os.environ.update({name: str(place) for name, place in places.items()})
@@ -62,16 +62,7 @@ def join_processes(config: RunConfig, environment: Mapping[str, str] = os.enviro
         with watched(several, config.parallel.timeout):
             yield several
     finally:
-        _leave()
-
-
-def _leave() -> None:
-    """Leave the processes; where DeepSpeed was with them, by its own door, so that it forgets its groups."""
-    theirs = sys.modules.get("deepspeed.comm")
-    if theirs is not None and theirs.is_initialized():
-        theirs.destroy_process_group()
-    else:
-        dist.destroy_process_group()
+        engine.leave()
 
 
 def check_devices(config: RunConfig, local_rank: int, on_gpu: bool) -> None:
@@ -115,9 +106,7 @@ def check_fit(config: RunConfig, world: int) -> None:
             f"A batch of {config.data.batch_size} images (--data.batch-size) leaves some of {world} processes without "
             f"any: use a batch of at least {world}."
         )
-    if config.engine == "deepspeed":
-        settings = import_module("gatewright.integrations.deepspeed.settings")
-        settings.deepspeed_settings(config, world, on_cpu=config.device == "cpu")
+    engine_class(config.engine).check(config, world, on_cpu=config.device == "cpu")
     if world > 1 and (config.compile or config.precision == "float16"):
         raise ValueError(
             "Several processes train in float32 or bfloat16, and without --compile. Use --precision bfloat16, or one "

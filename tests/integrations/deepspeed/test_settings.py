@@ -9,7 +9,7 @@ from gatewright.integrations.deepspeed.settings import deepspeed_settings
 from gatewright.models import DigitsConfig
 from gatewright.recipes import RECIPES
 from gatewright.train.config import DeepSpeedConfig, ParallelConfig
-from tests.train.deepspeeds import ADAMW, ARTICLE, PLAIN, config_of, zero
+from tests.integrations.deepspeed.runs import ADAMW, ARTICLE, PLAIN, config_of, zero
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from gatewright.integrations.deepspeed.engine import DeepSpeedEngine
 from gatewright.train import OptimConfig, TrainingDiverged
 from gatewright.train.step import TorchEngine
 from tests.cases import ROUTER_CASES
-from tests.train.deepspeeds import (
+from tests.integrations.deepspeed.runs import (
     ADAMW,
     ARTICLE,
     PLAIN,

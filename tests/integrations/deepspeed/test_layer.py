@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from gatewright import ModuleExperts, MoE, TopK, aux_loss, moe_layers
-from gatewright.integrations.deepspeed.engine import start_deepspeed
-from gatewright.models import CnnConfig, DeepSpeedMoE, ResNetsConfig
+from gatewright.integrations.deepspeed.engine import DeepSpeedEngine, start_deepspeed
+from gatewright.integrations.deepspeed.layer import DeepSpeedMoE
+from gatewright.models import CnnConfig, ResNetsConfig
 from gatewright.recipes import RECIPES
 
 pytestmark = [
@@ -106,14 +107,18 @@ def test_its_settings_are_the_models(ranks):
     assert difference > 1e-3
 
 
-@pytest.mark.parametrize(
-    "changes", [{"engine": "torch"}, {"router": "noisy-top-k"}, {"split_epoch": 2}, {"expert_dropout": 0.1}]
-)
-def test_a_run_with_it_is_deepspeeds(changes):
+def run_with_it(engine="deepspeed", **changes):
     recipe = RECIPES["cifar10-cnn"]()
     model = {"layer": "deepspeed", "router": "top-k", "split_epoch": 0, **changes}
-    engine = model.pop("engine", "deepspeed")
-    with pytest.raises(
-        ValueError, match=r"--model.layer deepspeed is DeepSpeed's layer .* it wants --engine deepspeed"
-    ):
-        replace(recipe, engine=engine, model=replace(recipe.model, **model))
+    return replace(recipe, engine=engine, model=replace(recipe.model, **model))
+
+
+def test_another_engine_cannot_train_it():
+    with pytest.raises(ValueError, match=r"got model.layer 'deepspeed' and engine 'torch'. Set engine to 'deepspeed'"):
+        run_with_it(engine="torch")
+
+
+@pytest.mark.parametrize("changes", [{"router": "noisy-top-k"}, {"split_epoch": 2}, {"expert_dropout": 0.1}])
+def test_settings_that_it_has_no_place_for_are_refused(changes):
+    with pytest.raises(ValueError, match=r"DeepSpeed's layer .* has a gate of its own: it needs model.router 'top-k'"):
+        DeepSpeedEngine.check(run_with_it(**changes), 1, on_cpu=True)
