@@ -55,7 +55,9 @@ EVERYTHING = RunConfig(
         ema_decay=0.5,
         label_smoothing=0.25,
     ),
-    tracking=TrackingConfig(enabled=False, uri="http://127.0.0.1:1", experiment="Ünïcode: #1", log_interval=3),
+    tracking=TrackingConfig(
+        enabled=False, name="mine:open_tracker", uri="http://127.0.0.1:1", experiment="Ünïcode: #1", log_interval=3
+    ),
     parallel=ParallelConfig(ep_size=2, shard="fsdp", balance="local", batch_norm="local", timeout=1.5, max_restarts=0),
     processes=2,
     seed=2**40,
