@@ -21,7 +21,7 @@ LEVELS = [
     {"routing"},
     {"routers", "experts", "dispatch", "losses", "metrics"},
     {"layers", "reference"},
-    {"parallel", "surgery"},
+    {"parallel", "settings", "surgery"},
     {"data", "models", "planner"},
     {"tasks"},
     {"train", "report", "integrations"},

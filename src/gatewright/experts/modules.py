@@ -101,7 +101,7 @@ class ModuleExperts(Experts):
                     f"Expert {index} ({type(expert).__name__}) has a BatchNorm that is synchronised over processes, so "
                     f"it is called where it has no rows too, which fails: {error}. Make it take a batch of none, such "
                     "as by x.flatten(1) in place of x.view(len(x), -1), or leave its statistics unsynchronised "
-                    "(--parallel.batch-norm local)."
+                    "(`parallel.batch_norm=local`)."
                 ) from error
         self._call_idle = True
 

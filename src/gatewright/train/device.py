@@ -21,7 +21,7 @@ def find_device(name: str, local_rank: int = 0) -> torch.device:
     try:
         return torch.zeros(1, device=name).cpu().to(name).device  # The meta device, for one, computes nothing.
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"There is no device {name!r} here. Use --device auto, or cpu.") from error
+        raise ValueError(f"There is no device {name!r} here. Use `device=auto`, or cpu.") from error
 
 
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:

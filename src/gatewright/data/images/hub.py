@@ -30,16 +30,16 @@ def download_parquet(name: str) -> Path:
         folder = _snapshot(hub_id, "main")
         return folder if any(folder.rglob("*.parquet")) else _snapshot(hub_id, PARQUET_BRANCH)
     except errors.RevisionNotFoundError as error:
-        hint = "download its images and use --data.name folder --data.path FOLDER"
+        hint = "download its images, and set `data.name=folder` and `data.path` to their folder"
         raise ValueError(f"the hub has no parquet files of {hub_id}: {hint}") from error
     except errors.RepositoryNotFoundError as error:
         hint = "check the name, or log in with: hf auth login"
         raise ValueError(f"the hub has no data set {hub_id}, or shows it to members only: {hint}") from error
     except Exception as error:  # of whichever HTTP library the installed huggingface_hub stands on
         raise ConnectionError(
-            f"{hub_id} cannot be fetched from the Hugging Face hub ({_first_line(error)}): give a folder of parquet "
-            "files in its schema with --data.path FOLDER, or use --data.name digits, or a folder of images with "
-            "--data.name folder --data.path FOLDER"
+            f"{hub_id} cannot be fetched from the Hugging Face hub ({_first_line(error)}): set `data.path` "
+            "to a folder of parquet files in its schema, or `data.name=digits`, or `data.name=folder` with `data.path` "
+            "a folder of images"
         ) from error
 
 
