@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from gatewright.names import known
-from gatewright.train.provenance import DataSplit
+from gatewright.tasks import DataSplit
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
