@@ -238,5 +238,6 @@ def _rate(optim: OptimConfig, step: int, epochs: int, per_epoch: int) -> float:
 
 def saved_fingerprint(saved: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what a task keeps in a checkpoint of its data; older checkpoints have it among their other keys."""
-    found: Mapping[str, Any] = saved.get("fingerprint", saved)
+    older = {name: value for name, value in saved.items() if name not in ("config", "engine", "position")}
+    found: Mapping[str, Any] = saved.get("fingerprint", older)
     return found
