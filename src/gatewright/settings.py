@@ -26,7 +26,9 @@ def settings(section: str = "") -> Callable[[type[T]], type[T]]:
     """
 
     def decorate(cls: type[T]) -> type[T]:
-        made: Any = dataclass(cls, frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+        made: Any = dataclass(
+            cls, frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+        )
         check = made.__init__
 
         @functools.wraps(check)

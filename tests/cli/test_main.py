@@ -224,7 +224,7 @@ sys.exit(main(sys.argv[2:]))
 @pytest.mark.parametrize(
     ("blocked", "words", "module"),
     [
-        ("tyro,rich,yaml,cattrs,mlflow,datasets,sklearn,matplotlib,PIL,safetensors", ["list"], None),
+        ("tyro,rich,yaml,pydantic,mlflow,datasets,sklearn,matplotlib,PIL,safetensors", ["list"], None),
         ("mlflow", ["train", "digits", "--output", "run"], "mlflow"),
         ("sklearn", ["train", "digits", "--output", "run", "--tracking.no-enabled"], "sklearn.datasets"),
     ],
@@ -237,7 +237,7 @@ def test_a_missing_extra_is_the_line_that_installs_it(tmp_path, blocked, words, 
 
 
 def test_help_needs_no_extra(tmp_path):
-    everything = "tyro,rich,yaml,cattrs,mlflow,datasets,sklearn,matplotlib,PIL,safetensors"
+    everything = "tyro,rich,yaml,pydantic,mlflow,datasets,sklearn,matplotlib,PIL,safetensors"
     status, output, errors = call(everything, "--help", folder=tmp_path, program=("-c", BLOCKED))
     assert (status, errors) == (0, "")
     assert "gatewright train RECIPE" in output

@@ -17,7 +17,7 @@ from torch import nn
 from gatewright.cli.arguments import EvaluateArguments, TrainArguments
 from gatewright.cli.completion import completion_command
 from gatewright.cli.export import export_command
-from gatewright.cli.flags import flags_of, parse, refuse_unknown_flags, with_options, without_options
+from gatewright.cli.flags import flags_of, parse, refuse_unknown_flags, with_router
 from gatewright.cli.listing import list_command
 from gatewright.cli.plan import plan_command
 from gatewright.cli.predict import predict_command
@@ -104,10 +104,9 @@ def _value_of(flag: str, words: list[str]) -> str | None:
 def _parse_run(config: RunConfig, words: list[str]) -> TrainArguments:
     """Read flags over settings, of which the router's options and losses hold for that router alone."""
     refuse_unknown_flags(words, {*flags_of(config), *SWITCHES})
-    asked = parse(
-        TrainArguments, words, prog=f"gatewright train {config.recipe}", default=TrainArguments(without_options(config))
-    )
-    return replace(asked, run=with_options(asked.run, config))
+    prog = f"gatewright train {config.recipe}"
+    asked = parse(TrainArguments, words, prog=prog, default=TrainArguments(config))
+    return replace(asked, run=with_router(asked.run, config, words))
 
 
 def evaluate_command(words: list[str]) -> None:

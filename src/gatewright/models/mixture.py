@@ -2,11 +2,12 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pkgutil import resolve_name
 from types import MappingProxyType
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
 from gatewright.dispatch import Capacity, Dispatcher, Priority
@@ -16,6 +17,7 @@ from gatewright.models.options import check_options
 from gatewright.models.together import StartTogether
 from gatewright.names import known
 from gatewright.routers import ROUTERS, ExpertDropout, Hashed, Router, Soft
+from gatewright.settings import settings
 
 RouterOption = bool | int | float | str | None
 
@@ -33,7 +35,7 @@ HASHED_NEEDS_KEYS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("model")
 class MixtureConfig:
     """The settings of a mixture of experts inside a model.
 
@@ -55,17 +57,17 @@ class MixtureConfig:
             options are then that layer's keyword arguments, and the engine of the same name trains it.
     """
 
-    num_experts: int = 8
-    top_k: int = 2
+    num_experts: PositiveInt = 8
+    top_k: PositiveInt = 2
     router: str = "noisy-top-k"
     router_options: dict[str, RouterOption] = field(default_factory=dict)
-    expert_dropout: float = 0.0
+    expert_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     losses: dict[str, float] | None = None
     dispatch: Literal["dropless", "capacity"] = "dropless"
-    capacity_factor: float = 1.25
-    min_capacity: int = 4
+    capacity_factor: PositiveFloat = 1.25
+    min_capacity: PositiveInt = 4
     priority: Priority = "arrival"
-    split_epoch: int = 0
+    split_epoch: NonNegativeInt = 0
     layer: Literal["gatewright", "deepspeed"] = "gatewright"
 
     @property

@@ -208,7 +208,7 @@ def mirrored_too(
     return torch.logaddexp(log_probs, mirrored) - math.log(2)
 
 
-def check_same_images(found: Mapping[str, Any], saved: Mapping[str, Any], *, where: str = "--data.path") -> None:
+def check_same_images(found: Mapping[str, Any], saved: Mapping[str, Any], *, where: str = "`data.path`") -> None:
     """Refuse images of other classes or another shape than a model was trained on.
 
     Args:
@@ -225,7 +225,7 @@ def check_same_images(found: Mapping[str, Any], saved: Mapping[str, Any], *, whe
     if shape != tuple(saved["image_shape"]):
         raise ValueError(
             f"The run was trained on images of shape {tuple(saved['image_shape'])} (channels, height, width); {where} "
-            f"has {shape}. Set --data.image-size, or use the images that it was trained on."
+            f"has {shape}. Set `data.image_size`, or use the images that it was trained on."
         )
 
 

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from gatewright.layers.moe import MoE
 from gatewright.tasks import Splits, task_named
 from gatewright.train.config import RunConfig
 from gatewright.train.engines import engine_class
-from gatewright.train.limits import check_network
 from gatewright.train.step import TorchEngine
 from gatewright.train.strategies.base import ALONE, Processes
 
@@ -31,8 +33,22 @@ def build_engine(
         print(f"warning: {warning}", file=sys.stderr)
     model = task.build(config.model, task.fingerprint(splits.train))
     task.prepare(model, splits.train)
-    check_network(model, config, device)
+    check_network(model, config)
     return make(model, config, device=device, steps_per_epoch=steps, processes=processes, folder=folder)
+
+
+def check_network(model: nn.Module, config: RunConfig) -> None:
+    """Refuse batches that are too small for a model: a BatchNorm learns nothing from the variance of one item.
+
+    Raises:
+        ValueError: The sentence says what to change.
+    """
+    inside = {norm for layer in model.modules() if isinstance(layer, MoE) for norm in layer.experts.modules()}
+    if config.data.batch_size == 1 and any(isinstance(m, _BatchNorm) and m not in inside for m in model.modules()):
+        raise ValueError(
+            "This network has BatchNorm, which learns from the variance of a batch; got `data.batch_size=1`. Use at "
+            "least 2."
+        )
 
 
 def steps_per_epoch(config: RunConfig, part: Any) -> int:
@@ -46,6 +62,6 @@ def steps_per_epoch(config: RunConfig, part: Any) -> int:
     if batches < config.optim.accumulation_steps:
         raise ValueError(
             f"An epoch of {task.size(part)} {task.item}s has {batches} batches of {config.data.batch_size}, fewer than "
-            f"accumulation_steps ({config.optim.accumulation_steps}). Use smaller batches or fewer accumulation steps."
+            f"`optim.accumulation_steps` ({config.optim.accumulation_steps}). Use smaller batches, or accumulate fewer."
         )
     return batches // config.optim.accumulation_steps

@@ -19,10 +19,10 @@ from gatewright.train.checkpoint.format import newest_checkpoint
 from gatewright.train.checkpoint.writer import Saver
 from gatewright.train.config import RunConfig
 from gatewright.train.config_file import save_config, settings_of
-from gatewright.train.device import find_device
+from gatewright.train.device import expected_device, find_device
 from gatewright.train.evaluate import evaluate
 from gatewright.train.folder import CONFIG, agreed_state, own_folder, resume_command
-from gatewright.train.launch.join import join_processes
+from gatewright.train.launch.join import join_processes, place_in_run
 from gatewright.train.launch.signals import Interrupted, StopRequest
 from gatewright.train.pace import Pace
 from gatewright.train.preview import announcement
@@ -32,7 +32,7 @@ from gatewright.train.result import describe_result, evaluation_metrics, hardwar
 from gatewright.train.run import Position, Run
 from gatewright.train.step import StepReport, TorchEngine, TrainingDiverged
 from gatewright.train.tracking.tracked import tracked
-from gatewright.train.validate import check_start, check_trained_on, tell_changes
+from gatewright.train.validate import check_trained_on, tell_changes, validate
 
 
 def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None = None) -> tuple[dict[str, Any], Path]:
@@ -58,7 +58,8 @@ def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None =
         LostProcess: If another process is gone, hangs or cannot be reached.
         Interrupted: If Ctrl-C or SIGTERM stopped the run; it saved itself first.
     """
-    check_start(config, resume)
+    world, local_rank = place_in_run(config)
+    validate(config, world, expected_device(config.device, world, local_rank), resume=resume)
     with join_processes(config) as processes, own_folder(config, resume, processes) as output:
         device = find_device(config.device, processes.local_rank)
         saved = agreed_state(output, processes) if resume else None

@@ -65,8 +65,7 @@ class TorchEngine:
         folder: Where an engine writes checkpoints in a format of its own, if it has one.
     """
 
-    needs_process_group = False
-    """Whether this engine uses torch's default process group on one process too."""
+    needs_process_group = False  # on one process
 
     def __init__(
         self,
@@ -91,7 +90,7 @@ class TorchEngine:
         self._network = self._start()
 
     @classmethod
-    def check(cls, config: RunConfig, world: int, *, on_cpu: bool) -> None:
+    def check(cls, config: RunConfig, world: int, device: torch.device) -> None:
         """Refuse settings that this engine cannot train with, before anything is built."""
 
     @classmethod
@@ -231,7 +230,7 @@ class TorchEngine:
             layer = first_non_finite(self.model, inputs if alone else None)
         return (
             f"The {what} became {value} at step {self.step_count + 1}; the first layer that is not finite is "
-            f"{layer or 'the loss itself'}. Try a lower --optim.lr, --optim.clip-norm 1.0 or --precision float32."
+            f"{layer or 'the loss itself'}. Try a lower `optim.lr`, `optim.clip_norm=1.0` or `precision=float32`."
         )
 
     def state_dict(self, *, part: bool = False) -> dict[str, Any]:

@@ -66,9 +66,9 @@ class DeepSpeedEngine(TorchEngine):
         )
 
     @classmethod
-    def check(cls, config: RunConfig, world: int, *, on_cpu: bool) -> None:
+    def check(cls, config: RunConfig, world: int, device: torch.device) -> None:
         """Refuse settings of the run, and of DeepSpeed's JSON, that do not fit together."""
-        deepspeed_settings(config, world, on_cpu=on_cpu)
+        deepspeed_settings(config, world, on_cpu=device.type == "cpu")
 
     @classmethod
     def prepare(cls, device: torch.device) -> None:
@@ -88,7 +88,7 @@ class DeepSpeedEngine(TorchEngine):
         if single := [name for name, parameter in self.model.named_parameters() if parameter.dim() == 0]:
             raise ValueError(
                 "DeepSpeed sends parameters out as bytes, which fails for one without dimensions: "
-                f"{', '.join(single)}. Use --engine torch."
+                f"{', '.join(single)}. Use `engine=torch`."
             )
         deepspeed = start_deepspeed(self.device)
         self._layout = torch.contiguous_format  # DeepSpeed sends parameters out as the bytes that they are in memory.
@@ -117,7 +117,7 @@ class DeepSpeedEngine(TorchEngine):
         first, *others = build_optimizers(self.model, self.config.optim)
         if others:
             raise ValueError(
-                "DeepSpeed takes one optimizer, and --optim.name muon is two. Use adamw or sgd, or DeepSpeed's own by "
+                "DeepSpeed takes one optimizer, and `optim.name=muon` is two. Use adamw or sgd, or DeepSpeed's own by "
                 "its JSON."
             )
         split = require("deepspeed.moe.utils", "deepspeed").split_params_into_different_moe_groups_for_optimizer
@@ -216,7 +216,7 @@ class DeepSpeedEngine(TorchEngine):
         if not self.config.deepspeed.trust_checkpoint:
             raise ValueError(
                 f"The run goes on from DeepSpeed's own checkpoint, {own}. That is a pickle: loading it runs the code "
-                "in it. If you wrote it yourself, say --deepspeed.trust-checkpoint."
+                "in it. If you wrote it yourself, say `deepspeed.trust_checkpoint=True`."
             )
         return own
 

@@ -1,12 +1,14 @@
 """The tracker interface: where the numbers of a run go."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
 
 from gatewright.names import known
+from gatewright.settings import settings
 from gatewright.tasks import DataSplit
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
@@ -18,7 +20,7 @@ It is called as ``open_tracker(config, output=..., run_name=..., resume_id=...)`
 """
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("tracking")
 class TrackingConfig:
     """Where to log to, and how often.
 
@@ -36,16 +38,12 @@ class TrackingConfig:
     enabled: bool = True
     name: str = "mlflow"
     uri: str | None = None
-    experiment: str = "gatewright"
-    log_interval: int = 20
+    experiment: Annotated[str, Field(min_length=1)] = "gatewright"
+    log_interval: PositiveInt = 20
 
     def __post_init__(self) -> None:
         if ":" not in self.name:
             known(self.name, TRACKERS, "tracker")
-        if self.log_interval < 1:
-            raise ValueError(f"log_interval ({self.log_interval}) must be at least 1 optimizer step")
-        if not self.experiment:
-            raise ValueError("tracking.experiment is a name, and empty; leave it out for 'gatewright'.")
 
 
 class Tracker:
