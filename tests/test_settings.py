@@ -33,7 +33,7 @@ class Run:
     ("changes", "message"),
     [
         ({"lr": -1.0}, "`optim.lr` should be greater than 0; got -1.0."),
-        ({"lr": float("nan")}, "`optim.lr` should be greater than 0; got nan."),
+        ({"lr": float("nan")}, "`optim.lr` should be a finite number; got nan."),
         ({"name": "adam"}, "`optim.name` should be 'adamw' or 'sgd'; got 'adam'."),
         ({"steps": 2.7}, "`optim.steps` should be a valid integer; got 2.7."),
         ({"steps": True}, "`optim.steps` should be a valid integer; got True."),

@@ -42,7 +42,7 @@ def settings(section: str = "") -> Callable[[type[T]], type[T]]:
     return decorate
 
 
-def from_json(kind: type[T], text: str, section: str = "") -> T:
+def from_json(kind: Any, text: str, section: str = "") -> Any:
     """Read a value of a class of settings, or of any other type of a field, from JSON.
 
     Raises:
@@ -50,11 +50,11 @@ def from_json(kind: type[T], text: str, section: str = "") -> T:
             there is none of that name.
     """
     with _our_words(kind, section):
-        return TypeAdapter(kind).validate_json(text)
+        return TypeAdapter(kind).validate_json(text, strict=True)
 
 
 @contextlib.contextmanager
-def _our_words(kind: type, section: str) -> Iterator[None]:
+def _our_words(kind: Any, section: str) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
@@ -62,7 +62,7 @@ def _our_words(kind: type, section: str) -> Iterator[None]:
         raise ValueError(" ".join(found)) from None
 
 
-def _sentence(kind: type, section: str, error: Mapping[str, Any]) -> str:
+def _sentence(kind: Any, section: str, error: Mapping[str, Any]) -> str:
     """Say the rule, the value and where it stands."""
     *outer, name = [*([section] if section else []), *map(str, error["loc"])] or [""]
     prefix = "".join(f"{part}." for part in outer)

@@ -32,7 +32,7 @@ from gatewright.train.result import describe_result, evaluation_metrics, hardwar
 from gatewright.train.run import Position, Run
 from gatewright.train.step import StepReport, TorchEngine, TrainingDiverged
 from gatewright.train.tracking.tracked import tracked
-from gatewright.train.validate import check_trained_on, tell_changes, validate
+from gatewright.train.validate import check_start, check_trained_on, tell_changes, validate
 
 
 def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None = None) -> tuple[dict[str, Any], Path]:
@@ -58,8 +58,9 @@ def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None =
         LostProcess: If another process is gone, hangs or cannot be reached.
         Interrupted: If Ctrl-C or SIGTERM stopped the run; it saved itself first.
     """
+    check_start(config, resume)
     world, local_rank = place_in_run(config)
-    validate(config, world, expected_device(config.device, world, local_rank), resume=resume)
+    validate(config, world, expected_device(config.device, world, local_rank))
     with join_processes(config) as processes, own_folder(config, resume, processes) as output:
         device = find_device(config.device, processes.local_rank)
         saved = agreed_state(output, processes) if resume else None

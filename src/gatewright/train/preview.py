@@ -12,7 +12,7 @@ from gatewright.train.device import expected_device, find_device
 from gatewright.train.folder import RUNS, newest_intact
 from gatewright.train.optim import build_optimizers
 from gatewright.train.strategies.base import ALONE
-from gatewright.train.validate import check_trained_on, tell_changes, validate
+from gatewright.train.validate import check_start, check_trained_on, tell_changes, validate
 
 
 def announcement(
@@ -38,7 +38,8 @@ def preview(config: RunConfig, *, resume: bool = False) -> str:
         OSError: If the run's folder or the data are not what they are to be.
         ValueError: If the settings, the data or the run to resume do not fit together.
     """
-    validate(config, config.processes, expected_device(config.device, config.processes), resume=resume)
+    check_start(config, resume)
+    validate(config, config.processes, expected_device(config.device, config.processes))
     output = Path(config.output or f"{RUNS}/{config.recipe}-DATE-TIME")
     device = find_device(config.device)
     state = newest_intact(output / "checkpoints")[0] if resume else None

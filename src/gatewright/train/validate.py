@@ -21,18 +21,16 @@ from gatewright.train.strategies.base import Processes
 COMPILERS = ("g++", "clang++")
 
 
-def validate(config: RunConfig, world: int, device: torch.device, *, resume: bool = False) -> None:
-    """Refuse what cannot be trained, before anything is opened, loaded or started.
+def validate(config: RunConfig, world: int, device: torch.device) -> None:
+    """Refuse settings that cannot be trained together, before anything is opened, loaded or started.
 
     Args:
         config: The run.
         world: The number of its processes.
         device: What each of them trains on; only its type counts.
-        resume: Whether the run in its folder is to go on.
 
     Raises:
-        OSError: If the folder of the run, or that of its data, is not what it has to be.
-        ValueError: If settings do not fit together, or not the processes or the device.
+        ValueError: The sentence says what does not fit, and what would.
     """
     _check_task(config)
     _check_mixture(config)
@@ -40,6 +38,15 @@ def validate(config: RunConfig, world: int, device: torch.device, *, resume: boo
     _check_engine(config, world, device)
     _check_precision(config, world, device)
     _check_shards(config, world)
+
+
+def check_start(config: RunConfig, resume: bool) -> None:
+    """Refuse folders that are not what they have to be, and a run that would end before it is what it is to be.
+
+    Raises:
+        OSError: If the folder of the run, or that of its data, is not what it has to be.
+        ValueError: If experts that begin as one would never be a mixture.
+    """
     check_output(config, resume)
     task_named(config.task).check_data(config.data)
     if not resume:
@@ -158,7 +165,8 @@ def check_processes(config: RunConfig, *, resume: bool) -> None:
         OSError: If the folder of the run, or that of its data, is not what it has to be.
         ValueError: If the settings, the data or the run to resume do not fit together.
     """
-    validate(config, config.processes, expected_device(config.device, config.processes), resume=resume)
+    check_start(config, resume)
+    validate(config, config.processes, expected_device(config.device, config.processes))
     saved = _saved(config) if resume else None
     if saved:
         refuse_a_late_split(config, saved["position"]["epoch"])

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from gatewright import ModuleExperts, MoE, TopK, aux_loss, moe_layers
-from gatewright.integrations.deepspeed.engine import DeepSpeedEngine, start_deepspeed
+from gatewright.integrations.deepspeed.engine import start_deepspeed
 from gatewright.integrations.deepspeed.layer import DeepSpeedMoE
 from gatewright.models import CnnConfig, ResNetsConfig
 from gatewright.recipes import RECIPES
+from gatewright.train.validate import validate
 
 pytestmark = [
     pytest.mark.distributed,
@@ -114,11 +115,11 @@ def run_with_it(engine="deepspeed", **changes):
 
 
 def test_another_engine_cannot_train_it():
-    with pytest.raises(ValueError, match=r"got model.layer 'deepspeed' and engine 'torch'. Set engine to 'deepspeed'"):
-        run_with_it(engine="torch")
+    with pytest.raises(ValueError, match=r"got `model.layer` 'deepspeed' and `engine` 'torch'. Set `engine=deepspeed`"):
+        validate(run_with_it(engine="torch"), 1, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("changes", [{"router": "noisy-top-k"}, {"split_epoch": 2}, {"expert_dropout": 0.1}])
 def test_settings_that_it_has_no_place_for_are_refused(changes):
     with pytest.raises(ValueError, match=r"DeepSpeed's layer .* has a gate of its own: it needs model.router 'top-k'"):
-        DeepSpeedEngine.check(run_with_it(**changes), 1, on_cpu=True)
+        validate(run_with_it(**changes), 1, torch.device("cpu"))
