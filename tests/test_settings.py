@@ -52,7 +52,7 @@ def test_from_json_names_the_place_of_all_that_does_not_fit():
     with pytest.raises(ValueError, match=r".") as caught:
         from_json(Run, '{"optim": {"lr": 0, "nmae": "sgd", "betas": [0.9]}}')
     assert str(caught.value) == (
-        "`seed` is required, and missing. `optim.lr` should be greater than 0; got 0. `optim.betas.1` is required, and "
+        "`seed` is required, and missing. `optim.lr` should be greater than 0; got 0. `optim.betas` is required, and "
         "missing. There is no setting 'optim.nmae'; did you mean 'optim.name'?"
     )
 

@@ -64,7 +64,8 @@ def _our_words(kind: Any, section: str) -> Iterator[None]:
 
 def _sentence(kind: Any, section: str, error: Mapping[str, Any]) -> str:
     """Say the rule, the value and where it stands."""
-    *outer, name = [*([section] if section else []), *map(str, error["loc"])] or [""]
+    places = [part for part in error["loc"] if isinstance(part, str)]  # An item of a tuple goes by the tuple's name.
+    *outer, name = [*([section] if section else []), *places] or [""]
     prefix = "".join(f"{part}." for part in outer)
     match error["type"]:
         case "value_error":
@@ -73,12 +74,12 @@ def _sentence(kind: Any, section: str, error: Mapping[str, Any]) -> str:
             return f"There is no setting {prefix + name!r}{hint(name, _names_at(kind, error['loc'][:-1]), prefix)}"
         case "missing" | "missing_keyword_only_argument":
             return f"`{prefix}{name}` is required, and missing."
-    rule = error["msg"].removeprefix("Input ")
+    rule = error["msg"].partition(" ")[2]  # after "Input", "String" or "Tuple"
     return f"`{prefix}{name}` {rule}; got {error['input']!r}."
 
 
 def _names_at(kind: Any, location: tuple[int | str, ...]) -> list[str]:
     """Return the names of the fields of the class at a place inside another."""
-    for part in location:
+    for part in filter(lambda part: isinstance(part, str), location):
         kind = next(item.type for item in fields(kind) if item.name == part)
     return [item.name for item in fields(kind)] if is_dataclass(kind) else []

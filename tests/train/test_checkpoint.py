@@ -193,7 +193,7 @@ def test_a_file_that_may_not_grow_leaves_the_older_checkpoint(folder):
     good = save_checkpoint(small(), folder, 1)
     refused = subprocess.run([sys.executable, "-c", LIMITED, folder, "SIG_IGN"], capture_output=True, text=True)
     assert f"step 2 could not be written to {folder}: File too large." in refused.stdout, refused.stderr
-    assert f"{good} is intact: go on from it with --resume" in refused.stdout
+    assert f"{good} is intact: go on from it with `resume=True`" in refused.stdout
     assert names(folder) == [good.name]
 
 
@@ -204,7 +204,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(small_disk):
         OSError, match=r"step 2 could not be written to .*: No space left on device\. Make room"
     ) as full:
         save_checkpoint({"weight": torch.ones(100_000)}, folder, 2)
-    assert f"{good} is intact: go on from it with --resume" in str(full.value)
+    assert f"{good} is intact: go on from it with `resume=True`" in str(full.value)
     assert names(folder) == [good.name]
     assert differences(load_checkpoint(good), small()) == []
     save_checkpoint(small(2), folder, 2)  # and the disk has room again

@@ -12,7 +12,7 @@ from gatewright.train import OptimConfig, RunConfig
     [
         ({"lr": 0.0}, "`optim.lr` should be greater than 0; got 0.0."),
         ({"lr": float("inf")}, "`optim.lr` should be a finite number; got inf."),
-        ({"betas": (0.9, 1.5)}, "`optim.betas.1` should be less than 1; got 1.5."),
+        ({"betas": (0.9, 1.5)}, "`optim.betas` should be less than 1; got 1.5."),
         ({"accumulation_steps": 0}, "`optim.accumulation_steps` should be greater than 0; got 0."),
         ({"ema_decay": 0.0}, "`optim.ema_decay` should be greater than 0; got 0.0."),
         ({"schedule": "cos"}, "`optim.schedule` should be 'cosine', 'linear' or 'constant'; got 'cos'."),

@@ -170,7 +170,7 @@ def test_a_key_of_another_network_is_unknown(path):
         ({"data": {"augment": []}}, "`data.augment` should be an object; got []."),
         (
             {"optim": {"lr": "fast", "betas": [0.9]}},
-            "`optim.lr` should be a valid number; got 'fast'. `optim.betas.1` is",
+            "`optim.lr` should be a valid number; got 'fast'. `optim.betas` is",
         ),
         ({"model": "CnnConfig"}, "There is no `model.network` None"),
         ({"model": {"network": "Cnn"}}, "There is no `model.network` 'Cnn'; did you mean 'CnnConfig'?"),

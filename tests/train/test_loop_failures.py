@@ -15,7 +15,7 @@ from tests.train.runs import FIVE_STEPS, digits_config, signal_at, write_image_f
 def test_a_folder_that_holds_a_run_is_not_written_over(finished):
     config, output, _ = finished
     before = sorted((path, path.stat().st_mtime_ns) for path in output.rglob("*"))
-    with pytest.raises(FileExistsError, match=r"holds a run already. Go on with it by --resume, or name another"):
+    with pytest.raises(FileExistsError, match=r"holds a run already. Go on with it by `resume=True`, or name another"):
         train(replace(config, seed=5))
     assert sorted((path, path.stat().st_mtime_ns) for path in output.rglob("*")) == before
 
@@ -93,13 +93,13 @@ def test_images_of_other_classes_or_another_shape_are_refused_on_resuming(tmp_pa
 
 
 def test_batches_of_one_are_refused_where_batch_norm_needs_a_variance(tmp_path):
-    with pytest.raises(ValueError, match=r"BatchNorm, .* got --data.batch-size 1. Use at least 2"):
+    with pytest.raises(ValueError, match=r"BatchNorm, .* got `data.batch_size=1`. Use at least 2"):
         train(digits_config(tmp_path / "run", data={"batch_size": 1}))
 
 
 def test_compiling_without_a_compiler_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler on the CPU, and none of .*leave --compile out"):
+    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler on the CPU, and none of .*leave `compile=True` out"):
         train(digits_config(tmp_path / "run", data=FIVE_STEPS, compile=True))
 
 
@@ -140,7 +140,7 @@ def test_a_run_is_resumed_where_its_split_has_come_or_still_comes(tmp_path):
 def test_a_file_in_place_of_the_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     for output in ("file", "file/below"):
-        with pytest.raises(FileExistsError, match=r"/file is a file, and --output names the run's folder"):
+        with pytest.raises(FileExistsError, match=r"/file is a file, and `output` names the run's folder"):
             train(digits_config(tmp_path / output))
     assert (tmp_path / "file").read_text() == "in the way"
 

@@ -69,8 +69,8 @@ def _sentence(box: str, stop: SystemExit) -> str:
 
 def _cause(error: BaseException) -> ValueError | None:
     """Return the first of the errors that led to this one, where it is about a value."""
-    while error.__context__ is not None:
-        error = error.__context__
+    while (before := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
+        error = before
     return error if isinstance(error, ValueError) else None
 
 

@@ -174,7 +174,7 @@ def resumed(settings, folder, ep_size, split):
 def test_what_our_state_cannot_hold_is_in_deepspeeds_checkpoint_if_trusted(ranks, tmp_path, settings, ep_size, split):
     for difference, (untrusted, missing), kept in ranks(2, resumed, settings, str(tmp_path), ep_size, split):
         assert difference == 0
-        assert "--deepspeed.trust-checkpoint" in untrusted
+        assert "`deepspeed.trust_checkpoint=True`" in untrusted
         assert "there is none" in missing
         assert kept == ["step-00000004", "step-00000006"]
 
