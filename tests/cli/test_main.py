@@ -62,14 +62,17 @@ def test_help_of_the_commands(gatewright):
         ("train digits --model.top-k 9", "top_k (9) cannot exceed num_experts (4)"),
         ("train digits --model.num-experts 8 --model.top-k 9", "top_k (9) cannot exceed num_experts (8)"),
         (
-            "train digits --model.split-epoch 30",
-            "split at epoch 30, counted from 0, but the run ends after 30 ",
+            "train digits --model.upcycle-epoch 30",
+            "until epoch 30, counted from 0, and a mixture of its copies from there on, but it ends after 30 ",
         ),
         (
-            "train cifar10-cnn --epochs 2 --model.split-epoch 8",
-            "Use --epochs 9 or more, a --model.split-epoch below 2",
+            "train cifar10-cnn --epochs 2 --model.upcycle-epoch 8",
+            "Use --epochs 9 or more, a --model.upcycle-epoch below 2",
         ),
-        ("train digits --model.split-epoch -1", "--model.split-epoch should be greater than or equal to 0; got -1."),
+        (
+            "train digits --model.upcycle-epoch -1",
+            "--model.upcycle-epoch should be greater than or equal to 0; got -1.",
+        ),
         (
             "train digits --seed 99999999999999999999",
             "--seed should be less than 9223372036854775808; got 99999999999999999999.",
@@ -162,7 +165,7 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(gatewright, tmp
     assert "digits on cpu: 30 epochs of 21 steps; 1,294 images to train on" in output
     assert "The run's folder: run\nThe network: 80,776 parameters, 4 experts" in output
     assert list(tmp_path.iterdir()) == []
-    refused(gatewright("train", "digits", "--dry-run", "--model.split-epoch", "30"))
+    refused(gatewright("train", "digits", "--dry-run", "--model.upcycle-epoch", "30"))
 
 
 def test_what_is_our_fault_keeps_its_traceback(monkeypatch):

@@ -10,9 +10,10 @@ import torch
 
 from gatewright import MoE
 from gatewright.data import ImageSet, training_batches
-from gatewright.models import ImageClassifier, begin_epoch
+from gatewright.models import ImageClassifier
 from gatewright.recipes import RECIPES, with_epochs
 from gatewright.train import load_config, save_config
+from gatewright.train.phases import dense_phase
 from gatewright.train.step import TorchEngine
 
 SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
@@ -52,35 +53,33 @@ def test_it_builds_a_network_of_as_many_experts_as_it_says(name):
 
 
 @recipes
-def test_it_trains_on_both_sides_of_its_split(name):
+def test_it_trains_in_both_of_its_phases(name):
     config = RECIPES[name]()
     if config.model.num_experts * len(getattr(config.model, "resnet", "")) > 4 * len("small"):
         config = replace(config, model=replace(config.model, num_experts=2))  # Whole ResNet-34s take their time.
     shape = SHAPES[config.data.name]
     images = ImageSet(torch.randint(256, (8, *shape), dtype=torch.uint8), torch.arange(8), tuple("0123456789"))
     config = replace(config, data=replace(config.data, batch_size=4), precision="float32")
-    model = ImageClassifier(build(config), [0.5] * shape[0], [0.25] * shape[0])
-    engine = TorchEngine(model, config, device=torch.device("cpu"), steps_per_epoch=2)
     batches = training_batches(images, config.data, seed=0, epoch=0)
-    for epoch, batch in zip((0, config.model.split_epoch), batches, strict=True):
+    for phase, batch in zip((dense_phase(config), config), batches, strict=True):
+        model = ImageClassifier(build(phase), [0.5] * shape[0], [0.25] * shape[0])
+        engine = TorchEngine(model, phase, device=torch.device("cpu"), steps_per_epoch=2)
         before = [parameter.clone() for parameter in model.parameters()]
-        begin_epoch(model, epoch)
-        report = engine.step([batch])
-        assert report.task_loss > 0
+        assert engine.step([batch]).task_loss > 0
         assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
 @recipes
-def test_its_split_follows_the_number_of_epochs(name):
+def test_its_phases_follow_the_number_of_epochs(name):
     config = RECIPES[name]()
     assert with_epochs(config, config.epochs) == config
-    split = config.model.split_epoch
-    assert with_epochs(config, 10 * config.epochs).model.split_epoch == 10 * split
+    split = config.model.upcycle_epoch
+    assert with_epochs(config, 10 * config.epochs).model.upcycle_epoch == 10 * split
     for epochs in range(1, config.epochs):
         shorter = with_epochs(config, epochs)
         assert shorter.epochs == epochs
-        assert abs(shorter.model.split_epoch - split * epochs / config.epochs) < 1
-        assert shorter.model.split_epoch < epochs
+        assert abs(shorter.model.upcycle_epoch - split * epochs / config.epochs) < 1
+        assert shorter.model.upcycle_epoch < epochs
 
 
 @pytest.mark.parametrize(("name", "twin"), TWINS)

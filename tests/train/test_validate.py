@@ -43,7 +43,6 @@ def test_a_mixture_that_cannot_be_is_refused(model, message):
         ({"parallel": ParallelConfig(ep_size=2), "model": {"num_experts": 1}, "compile": True}, "do not compile; got"),
         ({"precision": "float16"}, "got `precision` 'float16' and `compile` False"),
         ({"parallel": ParallelConfig(shard="fsdp"), "optim": OptimConfig(name="muon")}, "got `optim.name` 'muon'"),
-        ({"parallel": ParallelConfig(shard="fsdp"), "model": {"split_epoch": 1}}, "cannot be sharded among 2 copies"),
     ],
 )
 def test_what_two_processes_cannot_train_is_refused(changes, message):

@@ -14,7 +14,6 @@ from gatewright.dispatch import Capacity, Dispatcher, Priority
 from gatewright.experts import ModuleExperts
 from gatewright.layers.moe import MoE
 from gatewright.models.options import check_options
-from gatewright.models.together import StartTogether
 from gatewright.names import known
 from gatewright.routers import ROUTERS, ExpertDropout, Hashed, Router, Soft
 from gatewright.settings import settings
@@ -50,9 +49,9 @@ class MixtureConfig:
         capacity_factor: Room per expert over the even share, in training.
         min_capacity: Least rows per expert, in training.
         priority: Which items are served first where room is short.
-        split_epoch: Epoch before which the first expert serves every item, and at which it is copied into all of them
-            (`StartTogether`); 0 begins with separate experts. Experts from scratch learn from their share of the items
-            alone, and starve where they are whole networks.
+        upcycle_epoch: Epoch, counted from 0, before which a run trains the dense twin, and at which every expert begins
+            as a copy of its one expert; 0 trains a mixture from the start. Experts from scratch learn from their share
+            of the items alone, and starve where they are whole networks.
         layer: ``"gatewright"``; or another library's layer to compare with, by a name in `OTHER_LAYERS`. The router
             options are then that layer's keyword arguments, and the engine of the same name trains it.
     """
@@ -67,7 +66,7 @@ class MixtureConfig:
     capacity_factor: PositiveFloat = 1.25
     min_capacity: PositiveInt = 4
     priority: Priority = "arrival"
-    split_epoch: NonNegativeInt = 0
+    upcycle_epoch: NonNegativeInt = 0
     layer: Literal["gatewright", "deepspeed"] = "gatewright"
 
     @property
@@ -116,11 +115,10 @@ class MixtureConfig:
         if self.needs_engine:
             theirs: nn.Module = resolve_name(OTHER_LAYERS[self.layer])(self, make_expert, router_dim, item_shape)
             return theirs
-        mixture = MoE(
+        return MoE(
             self.build_router(router_dim),
             ModuleExperts(make_expert, self.num_experts),
             item_shape=item_shape,
             dispatcher=self.build_dispatcher(),
             losses=self.losses,
         )
-        return StartTogether(mixture, self.split_epoch) if self.split_epoch else mixture

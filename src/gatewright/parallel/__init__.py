@@ -9,10 +9,10 @@ from gatewright.parallel.apply import (
     sum_in_place,
     total_gradient_norm,
 )
-from gatewright.parallel.batch_norm import SyncBatchNorm, synchronize_batch_norm
+from gatewright.parallel.batch_norm import SyncBatchNorm, synchronize_batch_norm, synchronize_experts
 from gatewright.parallel.dispatcher import ExpertParallel, expert_runs
 from gatewright.parallel.scope import ProcessScope
-from gatewright.parallel.state import Rows, gather_state, own_state, part_of_state, whole_state
+from gatewright.parallel.state import Rows, copied, gather_state, merge_states, own_state, part_of_state, whole_state
 
 __all__ = [
     "ExpertParallel",
@@ -21,15 +21,18 @@ __all__ = [
     "SyncBatchNorm",
     "average_expert_gradients",
     "check_ep_size",
+    "copied",
     "expert_mesh",
     "expert_parameters",
     "expert_runs",
     "gather_state",
+    "merge_states",
     "own_state",
     "parallelize",
     "part_of_state",
     "sum_in_place",
     "synchronize_batch_norm",
+    "synchronize_experts",
     "total_gradient_norm",
     "whole_state",
 ]

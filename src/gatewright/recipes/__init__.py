@@ -37,12 +37,12 @@ RECIPES: Mapping[str, Callable[[], RunConfig]] = MappingProxyType(
 
 
 def with_epochs(config: RunConfig, epochs: int) -> RunConfig:
-    """Return a run of another length, in which experts that begin as one split at the same share of its epochs.
+    """Return a run of another length, whose dense network is upcycled at the same share of its epochs.
 
     The learning rate's fall follows the number of epochs by itself; warm-up is as many epochs as before.
     """
-    split = min(round(config.model.split_epoch * epochs / config.epochs), epochs - 1)
-    return replace(config, epochs=epochs, model=replace(config.model, split_epoch=split))
+    upcycle = min(round(config.model.upcycle_epoch * epochs / config.epochs), epochs - 1)
+    return replace(config, epochs=epochs, model=replace(config.model, upcycle_epoch=upcycle))
 
 
 __all__ = [

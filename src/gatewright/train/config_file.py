@@ -52,6 +52,7 @@ def read_config(text: str | bytes, path: Path) -> RunConfig:
         settings = yaml.load(text if isinstance(text, str) else text.decode("utf-8"), _loader(yaml))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    _rename_old_keys(settings)
     try:
         return config_of(settings)
     except ValueError as error:
@@ -85,6 +86,13 @@ def config_of(settings: Any) -> RunConfig:
             kind, value = _network(value, task)
         values[name] = from_json(kind, json.dumps(value, default=str), name)
     return RunConfig(**values)
+
+
+def _rename_old_keys(settings: Any) -> None:
+    """Give settings of earlier versions the names that they have now."""
+    model = settings.get("model") if isinstance(settings, dict) else None
+    if isinstance(model, dict) and "split_epoch" in model:
+        model.setdefault("upcycle_epoch", model.pop("split_epoch"))
 
 
 def _network(settings: Any, task: Task) -> tuple[type[MixtureConfig], dict[str, Any]]:

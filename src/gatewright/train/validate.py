@@ -15,7 +15,7 @@ from gatewright.train.checkpoint.resume import check_changes, saved_fingerprint
 from gatewright.train.config import DeepSpeedConfig, RunConfig
 from gatewright.train.device import expected_device
 from gatewright.train.engines import engine_class
-from gatewright.train.folder import agreed_state, check_output, own_folder, refuse_a_late_split
+from gatewright.train.folder import agreed_state, check_output, own_folder, refuse_a_late_upcycling
 from gatewright.train.strategies.base import Processes
 
 COMPILERS = ("g++", "clang++")
@@ -37,7 +37,7 @@ def validate(config: RunConfig, world: int, device: torch.device) -> None:
     _check_processes(config, world)
     _check_engine(config, world, device)
     _check_precision(config, world, device)
-    _check_shards(config, world)
+    _check_shards(config)
 
 
 def check_start(config: RunConfig, resume: bool) -> None:
@@ -45,12 +45,12 @@ def check_start(config: RunConfig, resume: bool) -> None:
 
     Raises:
         OSError: If the folder of the run, or that of its data, is not what it has to be.
-        ValueError: If experts that begin as one would never be a mixture.
+        ValueError: If the dense network that a run begins with would never become a mixture.
     """
     check_output(config, resume)
     task_named(config.task).check_data(config.data)
     if not resume:
-        refuse_a_late_split(config, 0)
+        refuse_a_late_upcycling(config, 0)
 
 
 def _check_task(config: RunConfig) -> None:
@@ -119,8 +119,7 @@ def _check_precision(config: RunConfig, world: int, device: torch.device) -> Non
         )
 
 
-def _check_shards(config: RunConfig, world: int) -> None:
-    copies = world // config.parallel.ep_size
+def _check_shards(config: RunConfig) -> None:
     if config.parallel.shard != "fsdp":
         return
     if config.optim.name == "muon" or config.optim.ema_decay is not None:
@@ -128,11 +127,6 @@ def _check_shards(config: RunConfig, world: int) -> None:
             "`parallel.shard=fsdp` keeps a shard of each matrix, and Muon and averaging need whole ones; got "
             f"`optim.name` {config.optim.name!r} and `optim.ema_decay` {config.optim.ema_decay}. Use adamw or sgd "
             "without averaging, or `parallel.shard=none`."
-        )
-    if config.model.split_epoch and copies > 1:
-        raise ValueError(
-            f"Experts that begin as one (`model.split_epoch={config.model.split_epoch}`) cannot be sharded among "
-            f"{copies} copies. Use `parallel.ep_size={world}`, `model.split_epoch=0` or `parallel.shard=none`."
         )
 
 
@@ -142,7 +136,7 @@ def tell_changes(config: RunConfig, saved: Mapping[str, Any], processes: Process
     Raises:
         ValueError: If a run cannot go on with one of them.
     """
-    refuse_a_late_split(config, saved["position"]["epoch"])
+    refuse_a_late_upcycling(config, saved["position"]["epoch"])
     said = check_changes(config, saved)
     for sentence in said if processes.rank == 0 else ():
         print(f"resumed: {sentence}", file=sys.stderr)
@@ -169,7 +163,7 @@ def check_processes(config: RunConfig, *, resume: bool) -> None:
     validate(config, config.processes, expected_device(config.device, config.processes))
     saved = _saved(config) if resume else None
     if saved:
-        refuse_a_late_split(config, saved["position"]["epoch"])
+        refuse_a_late_upcycling(config, saved["position"]["epoch"])
         check_changes(config, saved)
     task = task_named(config.task)
     part = task.load(config.data, config.model).train

@@ -9,6 +9,11 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     Raises:
         ValueError: If names or shapes are another model's.
     """
+    if any(name.endswith("mixture._extra_state") for name in weights):
+        raise ValueError(
+            "The checkpoint is of an earlier version, in which experts that begin as one network were part of the "
+            "mixture. Go on with that version, or begin the run again."
+        )
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

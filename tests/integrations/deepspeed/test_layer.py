@@ -110,7 +110,7 @@ def test_its_settings_are_the_models(ranks):
 
 def run_with_it(engine="deepspeed", **changes):
     recipe = RECIPES["cifar10-cnn"]()
-    model = {"layer": "deepspeed", "router": "top-k", "split_epoch": 0, **changes}
+    model = {"layer": "deepspeed", "router": "top-k", "upcycle_epoch": 0, **changes}
     return replace(recipe, engine=engine, model=replace(recipe.model, **model))
 
 
@@ -119,7 +119,7 @@ def test_another_engine_cannot_train_it():
         validate(run_with_it(engine="torch"), 1, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("changes", [{"router": "noisy-top-k"}, {"split_epoch": 2}, {"expert_dropout": 0.1}])
+@pytest.mark.parametrize("changes", [{"router": "noisy-top-k"}, {"upcycle_epoch": 2}, {"expert_dropout": 0.1}])
 def test_settings_that_it_has_no_place_for_are_refused(changes):
     with pytest.raises(ValueError, match=r"DeepSpeed's layer .* has a gate of its own: it needs model.router 'top-k'"):
         validate(run_with_it(**changes), 1, torch.device("cpu"))

@@ -37,7 +37,6 @@ def deepspeed_settings(config: RunConfig, world: int, *, on_cpu: bool) -> tuple[
     _refuse_layer(config)
     _refuse_half(config, settings)
     _refuse_stage(config, stage)
-    _refuse_split(config, settings)
     _refuse_zero_options(settings, stage)
     _set_batch(settings, config, world)
     _set_clipping(settings, config, stage)
@@ -116,13 +115,13 @@ def _refuse_settings(config: RunConfig, world: int) -> None:
 def _refuse_layer(config: RunConfig) -> None:
     """Refuse settings that DeepSpeed's own layer has no place for."""
     model = config.model
-    plain = model.router == "top-k" and not model.expert_dropout and not model.split_epoch
+    plain = model.router == "top-k" and not model.expert_dropout and not model.upcycle_epoch
     if model.needs_engine and (not plain or config.parallel.ep_size > 1):
         raise ValueError(
             "DeepSpeed's layer (model.layer 'deepspeed') has a gate of its own: it needs model.router 'top-k', "
             "parallel.ep_size 1 (its spread experts are not in a run's checkpoints), model.expert_dropout 0 and "
-            f"model.split_epoch 0; got {model.router!r}, {config.parallel.ep_size}, {model.expert_dropout} and "
-            f"{model.split_epoch}. Change these, or set model.layer to 'gatewright'."
+            f"model.upcycle_epoch 0; got {model.router!r}, {config.parallel.ep_size}, {model.expert_dropout} and "
+            f"{model.upcycle_epoch}. Change these, or set model.layer to 'gatewright'."
         )
 
 
@@ -160,17 +159,6 @@ def _refuse_stage(config: RunConfig, stage: int) -> None:
         raise ValueError(
             "ZeRO stage 3 leaves no whole weights on a process to average: leave `optim.ema_decay` out, or use stage "
             "0, 1 or 2."
-        )
-
-
-def _refuse_split(config: RunConfig, settings: Settings) -> None:
-    """Refuse to copy one expert into the others where DeepSpeed would not notice."""
-    if config.model.split_epoch and (zero_stage(settings) > 0 or is_half(settings)):
-        raise ValueError(
-            f"Experts that begin as one network are copied into all of them at `model.split_epoch` "
-            f"({config.model.split_epoch}), behind DeepSpeed's back, which under ZeRO and in 16 bits keeps weights of "
-            "its own. Use `model.split_epoch=0`, leave zero_optimization, fp16 and bf16 out of DeepSpeed's JSON, or "
-            "use `engine=torch`."
         )
 
 
