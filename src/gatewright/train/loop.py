@@ -153,7 +153,7 @@ def begin_phase(run: Run) -> Run:
     if not position.dense or is_dense(config, position.epoch):
         return run
     run.engine.processes.equalize(run.engine.model, run.engine.evaluated)
-    engine = upcycle_engine(run.engine, config, run.splits, folder=run.saver.folder / "deepspeed")
+    engine = upcycle_engine(run.engine, config, run.splits, folder=run.saver.folder / config.engine)
     position.dense = False
     return replace(run, engine=engine, pace=run.pace.going_on_with(engine.model))
 
