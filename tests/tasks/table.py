@@ -8,18 +8,19 @@ from torch import nn
 
 from gatewright.data import BatchConfig
 from gatewright.models import MixtureConfig
+from gatewright.settings import settings
 from gatewright.tasks import DataSplit, Evaluation, Task
 from gatewright.train import OptimConfig, RunConfig, TrackingConfig
 
 Splits = namedtuple("Splits", "train holdout test")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("data")
 class TableConfig(BatchConfig):
     rows: int = 60
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("model")
 class RegressorConfig(MixtureConfig):
     width: int = 8
 

@@ -6,6 +6,7 @@ from gatewright.models.digits import DigitsCnn, DigitsConfig
 from gatewright.models.mixture import CHOOSABLE_ROUTERS, MixtureConfig, RouterOption
 from gatewright.models.resnet import RESNETS, ResNetShape
 from gatewright.models.resnets import MixtureOfResNets, ResNetsConfig
+from gatewright.models.transformer import Transformer, TransformerConfig
 
 ModelConfig = CnnConfig | DigitsConfig | ResNetsConfig
 """The settings of any ready-made model."""
@@ -24,4 +25,6 @@ __all__ = [
     "ResNetShape",
     "ResNetsConfig",
     "RouterOption",
+    "Transformer",
+    "TransformerConfig",
 ]

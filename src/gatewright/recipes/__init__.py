@@ -17,6 +17,7 @@ from gatewright.recipes.cifar10_resnets import (
     cifar10_resnets_stem,
 )
 from gatewright.recipes.digits import digits, digits_dense
+from gatewright.recipes.python_lm import python_lm, python_lm_dense
 from gatewright.train import RunConfig
 
 RECIPES: Mapping[str, Callable[[], RunConfig]] = MappingProxyType(
@@ -31,6 +32,8 @@ RECIPES: Mapping[str, Callable[[], RunConfig]] = MappingProxyType(
         "cifar10-resnets-stem": cifar10_resnets_stem,
         "digits": digits,
         "digits-dense": digits_dense,
+        "python-lm": python_lm,
+        "python-lm-dense": python_lm_dense,
     }
 )
 """Every recipe by name. The contract suite runs over all of them."""
@@ -57,5 +60,7 @@ __all__ = [
     "cifar10_resnets_stem",
     "digits",
     "digits_dense",
+    "python_lm",
+    "python_lm_dense",
     "with_epochs",
 ]

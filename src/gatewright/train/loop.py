@@ -185,6 +185,8 @@ def conclude(run: Run) -> dict[str, Any]:
         "processes": run.pace.summary(run.engine.device),
         "tracking": run.tracker.location,
     }
+    for name, said in run.task.inspect(run.engine.evaluated, run.splits.test).items():
+        result["layers"][name] |= said
     if run.engine.processes.rank > 0:
         return result
     write_json(result, run.output / "result.json")

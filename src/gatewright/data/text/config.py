@@ -1,0 +1,61 @@
+"""Which text to load, how to split it and how to batch it."""
+
+import re
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
+
+from gatewright.data.config import BatchConfig
+from gatewright.names import hint
+from gatewright.settings import settings
+
+BUILT_IN_TEXTS = ("python", "text")
+
+
+@settings("data")
+class TextConfig(BatchConfig):
+    """A text data set and how training reads it. A token is a byte.
+
+    Args:
+        name: ``"python"`` for the sources of the installed Python's own standard library; ``"text"`` for a file or a
+            folder of text files; or a Hugging Face data set such as ``"owner/name"``.
+        path: The text file or folder; for a Hugging Face data set, a folder of parquet files in its schema.
+        column: The column of a Hugging Face data set that holds the text; None takes its only column of strings.
+        context: Bytes of a training window, which is as far as the model looks back.
+        batch_size: Windows per training batch.
+        eval_batch_size: Windows per evaluation batch.
+        epoch_batches: Training batches of an epoch; None takes the whole text. Epochs of a fixed length go on through
+            the text where the last one stopped.
+        holdout: Share of the training documents that are held out for choosing settings, in [0, 1), where the data set
+            has no validation split of its own.
+        cache: Folder for prepared text; by default ``$GATEWRIGHT_CACHE``, or else ``~/.cache/gatewright``.
+
+    Raises:
+        ValueError: If a setting is out of range, or the text to load is unknown.
+    """
+
+    name: str = "python"
+    path: str | None = None
+    column: str | None = None
+    context: PositiveInt = 256
+    batch_size: PositiveInt = 32
+    eval_batch_size: PositiveInt = 64
+    epoch_batches: PositiveInt | None = None
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.005
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in BUILT_IN_TEXTS and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.name):
+            known = ", ".join(BUILT_IN_TEXTS)
+            raise ValueError(
+                f"`data.name` is {known} or owner/name; got {self.name!r}{hint(self.name, BUILT_IN_TEXTS)}"
+            )
+        if (self.name == "text") > (self.path is not None) or (self.name == "python" and self.path is not None):
+            raise ValueError(
+                f"`data.path` names the file or folder of `data.name=text`, and `data.name=python` has none; got "
+                f"the name {self.name!r} and the path {self.path!r}."
+            )
+        if self.column is not None and self.name in BUILT_IN_TEXTS:
+            raise ValueError(
+                f"`data.column` is for a Hugging Face data set; got {self.column!r} with the name {self.name!r}."
+            )
