@@ -34,7 +34,9 @@ def test_everything_that_can_be_chosen_is_printed_with_what_it_is(printed):
         "--data.name": {*BUILT_IN_NAMES, "OWNER/NAME"},
         "--model.router": set(CHOOSABLE_ROUTERS),
         "--model.dispatch": set(get_args(dispatch)),
-        "--model.losses NAME COEFFICIENT": set(LOSSES),
+        "--model.losses NAME COEFFICIENT": set(LOSSES).union(
+            *(router.own_losses for router in CHOOSABLE_ROUTERS.values())
+        ),
     }
     summaries = [summary for rows in printed.values() for summary in rows.values()]
     assert all(len(summary) > 20 for summary in summaries)

@@ -1,20 +1,19 @@
 import pytest
 from torch import nn
 
-from gatewright import Capacity, Dropless, ExpertDropout, MoE, NoisyTopK, SoftDispatch
-from gatewright.models import MixtureConfig
-from gatewright.routers import ROUTERS
+from gatewright import Capacity, Dropless, ExpertDropout, MoE, NoisyTopK, SoftMoE
+from gatewright.models import CHOOSABLE_ROUTERS, MixtureConfig
 
 
 def build(config):
     return config.build_mixture(lambda: nn.Linear(4, 4), router_dim=4, item_shape=(4,))
 
 
-@pytest.mark.parametrize("name", [name for name in ROUTERS if name != "hashed"])
+@pytest.mark.parametrize("name", CHOOSABLE_ROUTERS)
 def test_every_router_is_made_by_its_name(name):
     router = MixtureConfig(num_experts=5, top_k=3, router=name).build_router(6)
-    assert type(router) is ROUTERS[name]
-    assert (router.dim, router.num_experts, router.top_k) == (6, 5, 5 if router.dense else 3)
+    assert type(router) is CHOOSABLE_ROUTERS[name]
+    assert (router.dim, router.num_experts, router.top_k) == (6, 5, 5 if name == "soft" else 3)
 
 
 def test_the_default_is_the_papers():
@@ -30,9 +29,9 @@ def test_options_reach_the_router():
     assert (router.jitter, router.score) == (0.5, "sigmoid")
 
 
-def test_a_dense_router_has_its_own_options_and_dispatcher():
+def test_soft_routing_has_options_and_a_layer_of_its_own():
     layer = build(MixtureConfig(num_experts=3, router="soft", router_options={"slots_per_expert": 2, "group_size": 1}))
-    assert isinstance(layer.dispatcher, SoftDispatch)
+    assert isinstance(layer, SoftMoE)
     assert (layer.router.slots_per_expert, layer.router.group_size) == (2, 1)
 
 

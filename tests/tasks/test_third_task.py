@@ -14,6 +14,7 @@ from gatewright.train import load_config, load_run, train
 from gatewright.train.build import build_engine
 from gatewright.train.strategies.base import ALONE
 from gatewright.train.strategies.ddp import SeveralProcesses
+from gatewright.train.validate import validate
 from tests.tasks.table import Regression, RegressorConfig, regression
 from tests.train.runs import logged
 
@@ -49,15 +50,19 @@ def test_a_program_trains_resumes_and_loads_a_task_of_its_own(tmp_path, capsys):
         train(replace(half, data=replace(half.data, rows=80)), resume=True)
 
 
+def check(config):
+    validate(config, 1, torch.device("cpu"))
+
+
 def test_a_model_of_another_task_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match="The task regression takes a model of RegressorConfig and data of TableConfig"
     ):
-        replace(regression(tmp_path), data=DataConfig())
+        check(replace(regression(tmp_path), data=DataConfig()))
     with pytest.raises(ValueError, match="The task classification takes a model of CnnConfig, DigitsConfig, ResNets"):
-        replace(RECIPES["digits"](), model=RegressorConfig())
+        check(replace(RECIPES["digits"](), model=RegressorConfig()))
     with pytest.raises(ValueError, match="No task is called 'regresion'; did you mean 'regression'"):
-        replace(regression(tmp_path), task="regresion")
+        check(replace(regression(tmp_path), task="regresion"))
 
 
 def losses(processes):

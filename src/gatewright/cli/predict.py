@@ -13,7 +13,7 @@ from gatewright.cli.arguments import PredictArguments
 from gatewright.cli.flags import parse, refuse_unknown_flags
 from gatewright.data import as_floats, decode_image, find_images
 from gatewright.layers.base import moe_layers
-from gatewright.routing import Routing, SoftRouting
+from gatewright.routing import Routing
 from gatewright.train import Trained, load_run
 
 
@@ -62,14 +62,11 @@ def prediction(trained: Trained, image: UInt8[Tensor, "channels height width"], 
     }
 
 
-def expert_weights(routing: Routing | SoftRouting) -> list[dict[str, Any]]:
+def expert_weights(routing: Routing) -> list[dict[str, Any]]:
     """List the experts that tokens went to, with the weight of each: the mean over all tokens."""
-    if isinstance(routing, SoftRouting):
-        means, chosen = routing.weight.mean(0), list(range(routing.num_experts))
-    else:
-        sums = routing.weight.new_zeros(routing.num_experts + 1).index_add(0, routing.expert_index, routing.weight)
-        means = sums / routing.sums.num_tokens
-        chosen = sorted({*routing.expert_index.tolist()} - {routing.num_experts})
+    sums = routing.weight.new_zeros(routing.num_experts + 1).index_add(0, routing.expert_index, routing.weight)
+    means = sums / routing.sums.num_tokens
+    chosen = sorted({*routing.expert_index.tolist()} - {routing.num_experts})
     return [{"expert": index, "weight": float(means[index])} for index in chosen]
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from gatewright.dispatch import Capacity, Dispatcher, Priority
 from gatewright.experts import ModuleExperts
 from gatewright.layers.moe import MoE
+from gatewright.layers.soft import SoftMoE
 from gatewright.models.options import check_options
 from gatewright.names import known
 from gatewright.routers import ROUTERS, ExpertDropout, Hashed, Router, Soft
@@ -20,7 +21,9 @@ from gatewright.settings import settings
 
 RouterOption = bool | int | float | str | None
 
-CHOOSABLE_ROUTERS = MappingProxyType({name: make for name, make in ROUTERS.items() if make is not Hashed})
+CHOOSABLE_ROUTERS: Mapping[str, type[Router] | type[Soft]] = MappingProxyType(
+    {name: make for name, make in ROUTERS.items() if make is not Hashed} | {"soft": Soft}
+)
 """The routers that a ready-made model can have, by name: those that route by features."""
 
 OTHER_LAYERS: Mapping[str, str] = MappingProxyType(
@@ -74,7 +77,7 @@ class MixtureConfig:
         """Whether the mixture is another library's, which can build it only once its engine has started."""
         return self.layer in OTHER_LAYERS and self.num_experts > 1
 
-    def build_router(self, dim: int) -> Router:
+    def build_router(self, dim: int) -> Router | Soft:
         """Make the router for features of a size.
 
         Raises:
@@ -82,14 +85,15 @@ class MixtureConfig:
         """
         if self.router == "hashed":
             raise ValueError(HASHED_NEEDS_KEYS)
-        make = CHOOSABLE_ROUTERS[known(self.router, CHOOSABLE_ROUTERS, "router")]
+        make: Any = CHOOSABLE_ROUTERS[known(self.router, CHOOSABLE_ROUTERS, "router")]
         sizes = {"top_k": self.top_k} if "top_k" in inspect.signature(make).parameters else {}
         given = ("dim", "num_experts", *sizes)
         check_options(make, self.router_options, f"the router {self.router}", given=given)
         # A ready-made model routes images: mixed with each other, one's class would depend on the rest of its batch.
         ungrouped = {"group_size": 1} if make is Soft else {}
-        router = make(dim, self.num_experts, **sizes, **ungrouped | cast(dict[str, Any], self.router_options))
-        return ExpertDropout(router, self.expert_dropout) if self.expert_dropout else router
+        made = make(dim, self.num_experts, **sizes, **ungrouped | cast(dict[str, Any], self.router_options))
+        router: Router | Soft = ExpertDropout(made, self.expert_dropout) if self.expert_dropout else made
+        return router
 
     def build_dispatcher(self) -> Dispatcher | None:
         """Make the dispatcher; None is the router's own, which drops nothing.
@@ -99,7 +103,7 @@ class MixtureConfig:
         """
         if self.dispatch == "dropless":
             return None
-        if CHOOSABLE_ROUTERS[known(self.router, CHOOSABLE_ROUTERS, "router")].dense:
+        if self.router == "soft":
             raise ValueError(
                 f"A capacity bounds what tokens send to an expert, and the router {self.router} mixes all tokens into "
                 "slots of a fixed number; got dispatch='capacity'. Use dispatch='dropless'."
@@ -115,10 +119,10 @@ class MixtureConfig:
         if self.needs_engine:
             theirs: nn.Module = resolve_name(OTHER_LAYERS[self.layer])(self, make_expert, router_dim, item_shape)
             return theirs
-        return MoE(
-            self.build_router(router_dim),
-            ModuleExperts(make_expert, self.num_experts),
-            item_shape=item_shape,
-            dispatcher=self.build_dispatcher(),
-            losses=self.losses,
+        router, dispatcher = self.build_router(router_dim), self.build_dispatcher()
+        experts = ModuleExperts(make_expert, self.num_experts)
+        return (
+            SoftMoE(router, experts, item_shape=item_shape, losses=self.losses)
+            if isinstance(router, Soft)
+            else MoE(router, experts, item_shape=item_shape, dispatcher=dispatcher, losses=self.losses)
         )

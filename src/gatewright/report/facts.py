@@ -13,7 +13,7 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 LOAD = "share of the load"
 FAVOURITES = "favourite classes, and the share of their images that reaches it"
 # What a layer is, by the name of its class; a layer of another library goes by that name itself.
-KINDS = {"MoE": "Mixture of experts", "MergedMoE": "Merged experts"}
+KINDS = {"MoE": "Mixture of experts", "SoftMoE": "Soft mixture of experts", "MergedMoE": "Merged experts"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
+from gatewright.layers import ExpertLayer
 from gatewright.layers.base import moe_layers
-from gatewright.layers.moe import MoE
 from gatewright.parallel import ExpertParallel
 from gatewright.parallel.collectives import waiting
 from gatewright.train.strategies.base import Processes
@@ -81,7 +81,7 @@ class Pace:
         return [{**asdict(Spent(*values[:-1])), "peak_memory_bytes": values[-1]} for values in everyone]
 
     def _sent(self) -> float:
-        layers = (layer for _, layer in moe_layers(self._model) if isinstance(layer, MoE))
+        layers = (layer for _, layer in moe_layers(self._model) if isinstance(layer, ExpertLayer))
         return float(sum(d.bytes_sent for layer in layers if isinstance(d := layer.dispatcher, ExpertParallel)))
 
     def _reduced(self) -> float:

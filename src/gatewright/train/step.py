@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gatewright.layers.base import RoutedLayer, end_step, moe_layers, seed_noise
-from gatewright.routing import Routing, RoutingSums, SoftRouting
+from gatewright.routing import Routing, RoutingSums
 from gatewright.scope import noise_key
 from gatewright.tasks import Batch, task_named
 from gatewright.train.config import RunConfig
@@ -284,7 +284,7 @@ class TorchEngine:
         return {"optimizer": self.config.optim.name, "averaging": averaging, "loss_scale": loss_scale}
 
 
-def take_routing(layer: RoutedLayer) -> Routing | SoftRouting | None:
+def take_routing(layer: RoutedLayer) -> Routing | None:
     """Return the routing of the last forward and forget it; None where the layer did not run since."""
     routing, layer.routing = layer.routing, None
     return routing

@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from gatewright.extras import require
 from gatewright.integrations.deepspeed.parameters import adapt_to_deepspeed, plain_state
 from gatewright.integrations.deepspeed.settings import deepspeed_settings, is_half, is_plain, zero_stage
+from gatewright.layers import ExpertLayer, MoE, SoftMoE
 from gatewright.layers.base import moe_layers
-from gatewright.layers.moe import MoE
 from gatewright.parallel import synchronize_batch_norm
 from gatewright.scope import BatchScope
 from gatewright.train.config import RunConfig
@@ -97,8 +97,10 @@ class DeepSpeedEngine(TorchEngine):
             synchronize_batch_norm(self.model, BatchScope())
         self.average = averaged(self.model, self.config.optim.ema_decay)
         adapt_to_deepspeed(self.model)
-        if zero_stage(self.settings) == 3 and any(isinstance(layer, MoE) for _, layer in moe_layers(self.model)):
-            deepspeed.utils.set_z3_leaf_modules(self.model, [MoE])
+        if zero_stage(self.settings) == 3 and any(
+            isinstance(layer, ExpertLayer) for _, layer in moe_layers(self.model)
+        ):
+            deepspeed.utils.set_z3_leaf_modules(self.model, [MoE, SoftMoE])
         optimizer = None if "optimizer" in self.settings else self._own_optimizer()
         parameters = None if optimizer else [p for p in self.model.parameters() if p.requires_grad]
         self._own = [] if optimizer is None else [optimizer]

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from gatewright.experts import ModuleExperts
-from gatewright.layers.moe import MoE
+from gatewright.layers import ExpertLayer
 from gatewright.parallel import (
     ExpertParallel,
     ProcessScope,
@@ -92,14 +92,14 @@ class SeveralProcesses(Processes):
         An expert of which no other process has a copy sees all its rows of the global batch where it lives.
         """
         everyone = ProcessScope(_everyone(), device=self.mesh.device_type)
-        layers = [layer for layer in model.modules() if isinstance(layer, MoE)]
+        layers = [layer for layer in model.modules() if isinstance(layer, ExpertLayer)]
         synchronize_batch_norm(model, everyone, leave={layer.experts for layer in layers})
         for layer in layers:
             scope = self._copies_scope(layer)
             if isinstance(scope, ProcessScope) and isinstance(layer.experts, ModuleExperts):
                 synchronize_experts(layer.experts, layer.item_shape, scope)
 
-    def _copies_scope(self, layer: MoE) -> BatchScope:
+    def _copies_scope(self, layer: ExpertLayer) -> BatchScope:
         """Return the processes that hold copies of the experts that this one holds."""
         group = self.mesh.get_group("replica") if isinstance(layer.dispatcher, ExpertParallel) else _everyone()
         return ProcessScope(group, device=self.mesh.device_type) if group.size() > 1 else BatchScope()
@@ -209,9 +209,9 @@ def _everyone() -> dist.ProcessGroup:
     return group
 
 
-def _spread_layers(model: nn.Module) -> Iterator[MoE]:
+def _spread_layers(model: nn.Module) -> Iterator[ExpertLayer]:
     """Layers of whose experts each process holds some."""
-    layers = (module for module in model.modules() if isinstance(module, MoE))
+    layers = (module for module in model.modules() if isinstance(module, ExpertLayer))
     return (layer for layer in layers if isinstance(layer.dispatcher, ExpertParallel))
 
 

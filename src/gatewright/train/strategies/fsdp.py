@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from gatewright.layers.moe import MoE
+from gatewright.layers import ExpertLayer
 from gatewright.parallel import Rows, expert_parameters
 from gatewright.train.strategies.ddp import SeveralProcesses
 
@@ -27,7 +27,7 @@ class ShardedProcesses(SeveralProcesses):
         network = self.share_out(model)
         spread = {parameter for _, parameter in expert_parameters(model)}
         if self.replicas > 1:
-            for layer in (module for module in model.modules() if isinstance(module, MoE)):
+            for layer in (module for module in model.modules() if isinstance(module, ExpertLayer)):
                 if any(parameter in spread for parameter in layer.experts.parameters()):
                     layer.experts.register_forward_hook(_whole_output)
                     fully_shard(layer.experts, mesh=self.mesh["replica"])
