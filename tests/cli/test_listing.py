@@ -7,9 +7,11 @@ import pytest
 
 from gatewright.cli.commands import parse_train
 from gatewright.data import BUILT_IN_NAMES
+from gatewright.data.text.config import BUILT_IN_TEXTS
 from gatewright.losses import LOSSES
 from gatewright.models import CHOOSABLE_ROUTERS, MixtureConfig
 from gatewright.recipes import RECIPES
+from gatewright.routers import ROUTERS
 
 
 @pytest.fixture
@@ -31,8 +33,10 @@ def test_everything_that_can_be_chosen_is_printed_with_what_it_is(printed):
     (dispatch,) = (item.type for item in fields(MixtureConfig) if item.name == "dispatch")
     assert {title: set(rows) for title, rows in printed.items()} == {
         "gatewright train RECIPE": set(RECIPES),
-        "--data.name": {*BUILT_IN_NAMES, "OWNER/NAME"},
+        "--data.name of images": {*BUILT_IN_NAMES, "OWNER/NAME"},
+        "--data.name of text": {*BUILT_IN_TEXTS, "OWNER/NAME"},
         "--model.router": set(CHOOSABLE_ROUTERS),
+        "--model.router of text": set(ROUTERS) - set(CHOOSABLE_ROUTERS),
         "--model.dispatch": set(get_args(dispatch)),
         "--model.losses NAME COEFFICIENT": set(LOSSES).union(
             *(router.own_losses for router in CHOOSABLE_ROUTERS.values())
@@ -47,9 +51,9 @@ def test_what_is_printed_can_be_chosen(printed):
     for flag, rows in list(printed.items())[1:]:
         for name in rows:
             words = [flag.split()[0], name, *(["0.1"] if "COEFFICIENT" in flag else [])]
-            if name == "folder":
+            if name in ("folder", "text"):
                 words += ["--data.path", "."]
-            parse_train(RECIPES["digits"](), words)
+            parse_train(RECIPES["python-lm" if "of text" in flag else "digits"](), words)
 
 
 def test_its_help(gatewright):

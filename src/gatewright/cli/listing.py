@@ -10,6 +10,7 @@ from rich.table import Table
 from gatewright.cli.flags import parse
 from gatewright.models import CHOOSABLE_ROUTERS
 from gatewright.recipes import RECIPES
+from gatewright.routers import Hashed
 
 DATA_SETS: Mapping[str, str] = MappingProxyType(
     {
@@ -18,6 +19,13 @@ DATA_SETS: Mapping[str, str] = MappingProxyType(
         "digits": "1,797 handwritten digits of 8 x 8, which scikit-learn brings.",
         "folder": "Your own images under --data.path, sorted by split and class or by class alone.",
         "OWNER/NAME": "Any image data set of the Hugging Face hub.",
+    }
+)
+TEXTS: Mapping[str, str] = MappingProxyType(
+    {
+        "python": "The sources of Python's own standard library, which are where Python is.",
+        "text": "Your own text under --data.path: a file, or a folder of files.",
+        "OWNER/NAME": "Any data set of the Hugging Face hub with a column of text.",
     }
 )
 DISPATCHERS: Mapping[str, str] = MappingProxyType(
@@ -50,8 +58,10 @@ def list_command(words: list[str]) -> None:
     console = Console()
     for title, choices in {
         "gatewright train RECIPE": {name: _summary(recipe) for name, recipe in RECIPES.items()},
-        "--data.name": DATA_SETS,
+        "--data.name of images": DATA_SETS,
+        "--data.name of text": TEXTS,
         "--model.router": {name: _summary(router) for name, router in CHOOSABLE_ROUTERS.items()},
+        "--model.router of text": {"hashed": _summary(Hashed)},
         "--model.dispatch": DISPATCHERS,
         "--model.losses NAME COEFFICIENT": LOSSES,
     }.items():

@@ -12,7 +12,7 @@ from gatewright.experts import GroupedFeedForward
 from gatewright.layers.moe import MoE
 from gatewright.models.mixture import MixtureConfig
 from gatewright.models.options import check_options
-from gatewright.routers import ExpertDropout, Hashed, Router
+from gatewright.routers import ExpertDropout, Hashed, Router, Soft
 from gatewright.settings import settings
 
 ROTARY_BASE = 10_000.0
@@ -66,9 +66,19 @@ class TransformerConfig(MixtureConfig):
         return Transformer(self, num_inputs, num_outputs, begin)
 
     def build_router(self, dim: int) -> Router:
-        """Make the router for features of a size, or the one that hashes tokens."""
+        """Make the router for features of a size, or the one that hashes tokens.
+
+        Raises:
+            ValueError: If the router is ``"soft"``, which mixes tokens with those after them.
+        """
         if self.router != "hashed":
-            return super().build_router(dim)
+            router = super().build_router(dim)
+            if isinstance(router, Soft):
+                raise ValueError(
+                    "The router soft mixes every token with those after it, of which a causal language model must not "
+                    "know. Choose another router, such as top-k."
+                )
+            return router
         check_options(Hashed, self.router_options, "the router hashed", given=("dim", "num_experts", "top_k"))
         router = Hashed(1, self.num_experts, self.top_k, **cast(dict[str, Any], self.router_options))
         return ExpertDropout(router, self.expert_dropout) if self.expert_dropout else router
