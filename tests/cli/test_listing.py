@@ -51,6 +51,8 @@ def test_what_is_printed_can_be_chosen(printed):
     for flag, rows in list(printed.items())[1:]:
         for name in rows:
             words = [flag.split()[0], name, *(["0.1"] if "COEFFICIENT" in flag else [])]
+            owners = [router for router, made in CHOOSABLE_ROUTERS.items() if name in made.own_losses]
+            words += ["--model.router", owners[0]] if owners else []
             if name in ("folder", "text"):
                 words += ["--data.path", "."]
             parse_train(RECIPES["python-lm" if "of text" in flag else "digits"](), words)

@@ -39,5 +39,5 @@ def test_shares_sum_to_one_and_little_is_not_nothing():
 def test_what_a_router_routes(result):
     layer = result["layers"]["net/moe & co"]
     assert routing_summary(layer, 200) == "Router NoisyTopK: 1 of 3 experts for each image."
-    assert routing_summary(layer, 50).endswith("for each token, of which an image has 4.")
+    assert routing_summary(layer, 50).endswith("for each token, of which each image has 4.")
     assert routing_summary({name: layer[name] for name in layer if name != "router"}, 200) == ""

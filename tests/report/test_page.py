@@ -61,7 +61,7 @@ def test_the_page_says_what_it_shows_in_one_file_for_light_and_dark_and_for_phon
     ):
         assert text in page.texts
     assert "cat 100%, <b>dog</b> 50%, [red]fox 50%" in page.texts
-    assert len(page.drawings) == 4  # loss, accuracy, learning rate, load
+    assert len(page.drawings) == 3  # loss, learning rate, load
     assert all(drawing["aria-label"] for drawing in page.drawings)
     assert re.search(r"https?:|url\((?!#)|@import|src=", page.source) is None
     assert "prefers-color-scheme: dark" in page.source

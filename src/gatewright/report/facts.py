@@ -144,7 +144,7 @@ def routing_summary(layer: Mapping[str, Any], num_items: int, item: str = "image
     if "router" not in layer:
         return ""
     num_tokens = sum(layer["tokens_per_class"] or [0]) // max(num_items, 1)
-    routed = item if num_tokens <= 1 or not num_items else f"token, of which an {item} has {num_tokens}"
+    routed = item if num_tokens <= 1 or not num_items else f"token, of which each {item} has {num_tokens}"
     num_experts = count(len(layer["tokens_per_expert"]), "expert")
     return f"Router {layer['router']}: {layer['top_k']} of {num_experts} for each {routed}."
 
