@@ -97,7 +97,7 @@ def test_help_of_the_commands(gatewright):
         ("train digits --resume --output nowhere", "There is no run to resume at nowhere: name its folder"),
         ("evaluate nowhere", "No run at nowhere: it has no config.yaml. Name a folder that train wrote."),
         ("predict nowhere image.png", "No run at nowhere: it has no config.yaml."),
-        ("predict nowhere", "predict needs at least one image file or folder: gatewright predict RUN IMAGE."),
+        ("predict nowhere", "predict needs at least one file or folder: gatewright predict RUN FILE."),
         ("list recipes", "list takes no arguments; got recipes."),
     ],
 )
