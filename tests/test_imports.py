@@ -30,7 +30,6 @@ LEVELS = [
 CORE = set.union(*LEVELS[:6])
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 SIDEWAYS = {
-    ("train", "report"),
     ("integrations", "train"),
     ("cli", "recipes"),
     ("__main__", "cli"),

@@ -92,6 +92,7 @@ def test_a_hash_sends_a_token_to_the_same_experts_wherever_it_stands():
         ({"dim": 18}, "`model.dim` is a multiple of twice `model.num_heads`; got 18 and 2"),
         ({"num_layers": 0}, "`model.num_layers` should be greater than 0; got 0"),
         ({"top_k": 3}, "`model.top_k` divides `model.ffn`, .* got 3 and 64"),
+        ({"router": "soft"}, "soft mixes every token with those after it"),
         ({"router": "hashed", "router_options": {"jitter": 0.1}}, "option of the router hashed"),
     ],
 )

@@ -16,9 +16,9 @@ from gatewright.tasks import LanguageModel, generate, task_named
 from gatewright.tasks.spans import typical_spans
 from gatewright.train import evaluate, load_config, load_run, train
 from gatewright.train.build import build_engine
-from gatewright.train.strategies.base import ALONE
-from gatewright.train.strategies.ddp import SeveralProcesses
-from gatewright.train.strategies.fsdp import ShardedProcesses
+from gatewright.train.strategies.ddp import DDPStrategy
+from gatewright.train.strategies.fsdp import FSDPStrategy
+from gatewright.train.strategies.single import ALONE
 from tests.train.runs import logged, text_config, write_text
 
 
@@ -121,22 +121,22 @@ def test_the_loss_is_the_mean_over_the_bytes_of_the_batch():
     assert_close(mean, F.cross_entropy(logits.flatten(0, 1), torch.tensor(list(b"helloworld, all"))))
 
 
-def two_steps(config, processes, uneven):
+def two_steps(config, strategy, uneven):
     """Losses of two steps, the bits of the test text, who saw which bytes, and the weights."""
     torch.manual_seed(0)
     task = task_named(config.task)
     splits = task.load(config.data, config.model)
-    engine = build_engine(config, splits, torch.device("cpu"), processes)
+    engine = build_engine(config, splits, torch.device("cpu"), strategy)
     batches = task.training_batches(splits.train, config.data, seed=0, epoch=0, start=0)
     losses = [engine.step([tuple(part[uneven:] for part in next(batches))]).task_loss for _ in range(2)]
-    processes.equalize(engine.evaluated)
-    found = evaluate(task, engine.evaluated, splits.test, batch_size=5, processes=processes)
+    strategy.average_buffers(engine.evaluated)
+    found = evaluate(task, engine.evaluated, splits.test, batch_size=5, strategy=strategy)
     state = engine.state_dict()["model"]
     return losses, found.bits_per_byte, [use.class_by_expert for use in found.layers.values()], state
 
 
 def both(config, shard, ep_size, uneven):
-    kind = ShardedProcesses if shard == "fsdp" else SeveralProcesses
+    kind = FSDPStrategy if shard == "fsdp" else DDPStrategy
     return two_steps(config, ALONE, uneven), two_steps(config, kind(expert_mesh(ep_size, "cpu")), uneven)
 
 

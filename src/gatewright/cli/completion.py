@@ -11,6 +11,7 @@ from gatewright.cli.flags import parse, registry
 from gatewright.cli.generate import GenerateArguments
 from gatewright.cli.listing import ListArguments
 from gatewright.cli.plan import RecipeArguments
+from gatewright.cli.report import ReportArguments
 from gatewright.recipes import RECIPES
 
 
@@ -46,6 +47,7 @@ def completion_command(words: list[str]) -> None:
             "list": ListArguments,
             "plan": plan,
             "predict": PredictArguments,
+            "report": ReportArguments,
             "train": train,
         },
         prog="gatewright",

@@ -21,6 +21,19 @@ DATA_SETS: Mapping[str, str] = MappingProxyType(
         "OWNER/NAME": "Any image data set of the Hugging Face hub.",
     }
 )
+EXPERTS: Mapping[str, str] = MappingProxyType(
+    {
+        "grouped": "Feed-forward networks with stacked weights, in place of the model's own experts.",
+        "merged": "The model's own, merged into one for each item by the router's weights.",
+        "modules": "The model's own, each with its rows.",
+    }
+)
+BESIDE: Mapping[str, str] = MappingProxyType(
+    {
+        "--model.residual": "One more expert takes every item, with a learned share of it and of the mixture.",
+        "--model.shared": "One more expert is applied to every item, and added with weight 1.",
+    }
+)
 TEXTS: Mapping[str, str] = MappingProxyType(
     {
         "python": "The sources of Python's own standard library, which are where Python is.",
@@ -47,7 +60,7 @@ LOSSES: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class ListArguments:
-    """Print recipes, data sets, routers, dispatchers and losses, each with what it is."""
+    """Print recipes, data sets, routers, experts, dispatchers and losses, each with what it is."""
 
 
 def list_command(words: list[str]) -> None:
@@ -62,6 +75,8 @@ def list_command(words: list[str]) -> None:
         "--data.name of text": TEXTS,
         "--model.router": {name: _summary(router) for name, router in CHOOSABLE_ROUTERS.items()},
         "--model.router of text": {"hashed": _summary(Hashed)},
+        "--model.experts": EXPERTS,
+        "beside the experts": BESIDE,
         "--model.dispatch": DISPATCHERS,
         "--model.losses NAME COEFFICIENT": LOSSES,
     }.items():

@@ -18,6 +18,7 @@ gatewright {__version__}: train mixtures of experts, and see what the experts do
   gatewright evaluate RUN [--flip] [--data.path FOLDER]                evaluate a run on the whole test set
   gatewright predict RUN FILE-OR-FOLDER ... [--top N] [--json]         classify images; the bits per byte of texts
   gatewright generate RUN [--prompt TEXT] [--length N] ...             have a language model write on
+  gatewright report RUN                                                make the run's pictures and page anew
   gatewright export RUN FILE.safetensors                               the evaluated model's weights, as one file
   gatewright plan [RECIPE] [--processes N] [--parallel.ep-size N] ...  predict memory, bytes and time per process
   gatewright completion SHELL                                          have bash, zsh or fish complete all of this
@@ -75,6 +76,7 @@ def _run_command(command: str, words: list[str]) -> int:
             from gatewright.train.launch.watchdog import LOST_PROCESS, LostProcess
     except ModuleNotFoundError as error:
         raise ImportError(f"{error.name} is not installed: pip install 'gatewright[train]'") from error
+    sys.path.append(os.getcwd())  # where tasks and recipes of one's own are found
     try:
         return COMMANDS[known(command, COMMANDS, "command")](words) or 0
     except Interrupted as stop:

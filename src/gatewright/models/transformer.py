@@ -1,6 +1,8 @@
 """A small language model: a causal transformer whose feed-forward layers are mixtures of experts."""
 
-from typing import Any, cast
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,6 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from gatewright.experts import GroupedFeedForward
-from gatewright.layers.moe import MoE
 from gatewright.models.mixture import MixtureConfig
 from gatewright.models.options import check_options
 from gatewright.routers import ExpertDropout, Hashed, Router, Soft
@@ -26,6 +27,7 @@ class TransformerConfig(MixtureConfig):
     twin, the gate apart. With an `upcycle_epoch` it is ``ffn`` wide, as wide as the dense layer that it is a copy of.
 
     Args:
+        experts: As in any mixture, but that ``"grouped"`` with an `upcycle_epoch` are modules, which can be copied.
         router: As in any mixture; or ``"hashed"``, which sends every token to the experts of its own identity.
         num_layers: Blocks of attention and feed-forward.
         dim: Width of the residual stream.
@@ -34,6 +36,7 @@ class TransformerConfig(MixtureConfig):
     """
 
     router: str = "top-k"
+    experts: Literal["modules", "grouped", "merged"] = "grouped"
     num_layers: PositiveInt = 4
     dim: PositiveInt = 192
     num_heads: PositiveInt = 6
@@ -87,13 +90,12 @@ class TransformerConfig(MixtureConfig):
         """Make one feed-forward layer: a mixture, or the dense one."""
         copied = self.num_experts == 1 or self.upcycle_epoch > 0
         hidden = self.hidden if copied else self.hidden // self.top_k
-        if copied or self.layer != "gatewright":
-            return self.build_mixture(
-                lambda: _feed_forward(self.dim, hidden), router_dim=self.dim, item_shape=(self.dim,)
-            )
+        make_expert = partial(_feed_forward, self.dim, hidden)
+        if copied or self.layer != "gatewright" or self.experts != "grouped":
+            kind = replace(self, experts="modules") if self.experts == "grouped" else self
+            return kind.build_mixture(make_expert, router_dim=self.dim, item_shape=(self.dim,))
         experts = GroupedFeedForward(self.num_experts, self.dim, hidden)
-        router = self.build_router(self.dim)
-        return MoE(router, experts, item_shape=self.dim, dispatcher=self.build_dispatcher(), losses=self.losses)
+        return self.assemble(self.build_router(self.dim), experts, make_expert, (self.dim,))
 
 
 class Transformer(nn.Module):

@@ -75,7 +75,7 @@ def upcycled_state(dense: Mapping[str, Value], model: nn.Module) -> dict[str, Va
     Args:
         dense: By name: parameters and buffers as ``state_dict`` names them, or what belongs to a parameter, under its
             name with an ending of its own.
-        model: The model with mixtures (`MoE` of `ModuleExperts`) where the dense one has the modules.
+        model: The model with mixtures (of `ModuleExperts`) where the dense one has the modules.
 
     Returns:
         What belongs to a module, once for each of its copies; everything else as it is. Routers are not in it.

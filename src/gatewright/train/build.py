@@ -16,14 +16,14 @@ from gatewright.train.config import RunConfig
 from gatewright.train.engines import engine_class
 from gatewright.train.phases import dense_phase, seeded, upcycled
 from gatewright.train.step import TorchEngine
-from gatewright.train.strategies.base import ALONE, Processes
+from gatewright.train.strategies.single import ALONE, Strategy
 
 
 def build_engine(
     config: RunConfig,
     splits: Splits,
     device: torch.device,
-    processes: Processes = ALONE,
+    strategy: Strategy = ALONE,
     *,
     folder: Path | None = None,
     dense: bool = False,
@@ -34,13 +34,13 @@ def build_engine(
         config: The run.
         splits: Its data.
         device: Where to train.
-        processes: Those of the run.
+        strategy: How the run is spread over its processes.
         folder: Where an engine writes checkpoints in a format of its own.
         dense: Whether the model is the dense twin, which a run with an `upcycle_epoch` begins with.
     """
-    for warning in task_named(config.task).warnings(config.data, splits) if processes.rank == 0 else ():
+    for warning in task_named(config.task).warnings(config.data, splits) if strategy.rank == 0 else ():
         print(f"warning: {warning}", file=sys.stderr)
-    make = engine_maker(config, splits, device, processes, folder=folder)
+    make = engine_maker(config, splits, device, strategy, folder=folder)
     return make(build_model(dense_phase(config) if dense else config, splits, device))
 
 
@@ -48,18 +48,18 @@ def upcycle_engine(
     engine: TorchEngine, config: RunConfig, splits: Splits, *, folder: Path | None = None
 ) -> TorchEngine:
     """Return the engine that goes on with the mixture where one has trained the dense twin."""
-    make = engine_maker(config, splits, engine.device, engine.processes, folder=folder)
+    make = engine_maker(config, splits, engine.device, engine.strategy, folder=folder)
     return upcycled(engine, seeded(config, lambda: build_model(config, splits, engine.device)), make)
 
 
 def engine_maker(
-    config: RunConfig, splits: Splits, device: torch.device, processes: Processes, *, folder: Path | None
+    config: RunConfig, splits: Splits, device: torch.device, strategy: Strategy, *, folder: Path | None
 ) -> Callable[[nn.Module], TorchEngine]:
     """Return what makes the engine of a model, as the run asks for."""
     make = engine_class(config.engine)
     make.prepare(device)
     steps = steps_per_epoch(config, splits.train)
-    return partial(make, config=config, device=device, steps_per_epoch=steps, processes=processes, folder=folder)
+    return partial(make, config=config, device=device, steps_per_epoch=steps, strategy=strategy, folder=folder)
 
 
 def build_model(config: RunConfig, splits: Splits, device: torch.device) -> nn.Module:

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,6 @@ import torch
 
 from gatewright.layers.base import moe_layers
 from gatewright.metrics import load_share
-from gatewright.report import write_pictures, write_report
 from gatewright.tasks import Batch, Evaluation, task_named
 from gatewright.train.build import build_engine, upcycle_engine
 from gatewright.train.checkpoint.format import newest_checkpoint
@@ -32,11 +31,17 @@ from gatewright.train.provenance import describe_origin
 from gatewright.train.result import describe_result, evaluation_metrics, hardware, layer_metrics, versions, write_json
 from gatewright.train.run import Position, Run
 from gatewright.train.step import StepReport, TorchEngine, TrainingDiverged
+from gatewright.train.strategies.single import largest
 from gatewright.train.tracking.tracked import tracked
 from gatewright.train.validate import check_start, check_trained_on, tell_changes, validate
 
+Report = Callable[[Path], Sequence[Path]]
+"""Writes what there is to see of a finished run into its folder, and returns the paths."""
 
-def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None = None) -> tuple[dict[str, Any], Path]:
+
+def train(
+    config: RunConfig, *, resume: bool = False, recipe: RunConfig | None = None, report: Report | None = None
+) -> tuple[dict[str, Any], Path]:
     """Train a model, evaluate it on the test set once, and write everything into the run's folder.
 
     Args:
@@ -44,6 +49,8 @@ def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None =
         resume: Go on from the newest checkpoint in the run's folder; on CPU the weights are bit-equal to those of an
             uninterrupted run.
         recipe: The settings that the recipe itself has; the result and the report say what the run changes of them.
+        report: Called on the first process with the run's folder when the result is in it, such as
+            `gatewright.report.write_all`; the files that it writes are tracked with the run.
 
     Returns:
         The content of ``result.json``, and the run's folder.
@@ -62,14 +69,14 @@ def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None =
     check_start(config, resume)
     world, local_rank = place_in_run(config)
     validate(config, world, expected_device(config.device, world, local_rank))
-    with join_processes(config) as processes, own_folder(config, resume, processes) as output:
-        device = find_device(config.device, processes.local_rank)
-        saved = agreed_state(output, processes) if resume else None
+    with join_processes(config) as strategy, own_folder(config, resume, strategy) as output:
+        device = find_device(config.device, strategy.local_rank)
+        saved = agreed_state(output, strategy) if resume else None
         position = Position(**saved["position"]) if saved else Position(dense=is_dense(config, 0))
         if saved:
-            position.changes.extend(tell_changes(config, saved, processes))
+            position.changes.extend(tell_changes(config, saved, strategy))
         torch.manual_seed(config.seed)
-        with tracked(config, output, position.tracking_id, processes) as tracker:
+        with tracked(config, output, position.tracking_id, strategy) as tracker:
             position.tracking_id = tracker.run_id or position.tracking_id
             task = task_named(config.task)
             splits = task.load(config.data, config.model)
@@ -78,16 +85,17 @@ def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None =
                 check_trained_on(task, splits.train, saved)
             checkpoints = output / "checkpoints"
             own = checkpoints / config.engine
-            engine = build_engine(config, splits, device, processes, folder=own, dense=position.dense)
+            engine = build_engine(config, splits, device, strategy, folder=own, dense=position.dense)
             if saved:
                 load_into(engine, saved["engine"], output)
-            processes.barrier()
-            if processes.rank == 0:  # Only now: settings that do not fit leave no run behind, and spoil none.
+            strategy.barrier()
+            if strategy.rank == 0:  # Only now: settings that do not fit leave no run behind, and spoil none.
                 save_config(config, output / CONFIG)
-            with Saver(checkpoints, processes, in_background=config.checkpoint_in_background) as saver:
+            with Saver(checkpoints, strategy, in_background=config.checkpoint_in_background) as saver:
                 run = Run(
                     config,
                     recipe,
+                    report,
                     output,
                     task,
                     splits,
@@ -96,7 +104,7 @@ def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None =
                     tracker,
                     position,
                     saver,
-                    Pace(engine.model, processes),
+                    Pace(engine.model, strategy),
                 )
                 run = train_epochs(run)
             try:
@@ -130,7 +138,7 @@ def train_epochs(run: Run) -> Run:
                 report = _step(run, micro_batches)
                 progress.advance(report.task_loss)
                 position.train_seconds = time.monotonic() - began
-                stopped_by = run.engine.processes.agree(stop.signal_number)
+                stopped_by = largest(run.engine.strategy, stop.signal_number)
                 if position.step < run.engine.steps_per_epoch and (stopped_by is not None or _is_due(run)):
                     _save(run)
                     _stop(run, stopped_by)
@@ -143,7 +151,7 @@ def train_epochs(run: Run) -> Run:
                 _save(run)
             _stop(run, stopped_by)
         run.saver.wait()
-        _stop(run, run.engine.processes.agree(stop.signal_number))
+        _stop(run, largest(run.engine.strategy, stop.signal_number))
     return run
 
 
@@ -152,7 +160,7 @@ def begin_phase(run: Run) -> Run:
     config, position = run.config, run.position
     if not position.dense or is_dense(config, position.epoch):
         return run
-    run.engine.processes.equalize(run.engine.model, run.engine.evaluated)
+    run.engine.strategy.average_buffers(run.engine.model, run.engine.evaluated)
     engine = upcycle_engine(run.engine, config, run.splits, folder=run.saver.folder / config.engine)
     position.dense = False
     return replace(run, engine=engine, pace=run.pace.going_on_with(engine.model))
@@ -166,7 +174,7 @@ def _stop(run: Run, signal_number: int | None) -> None:
 
 
 def conclude(run: Run) -> dict[str, Any]:
-    """Evaluate on the test set, and write and track the result with its pictures."""
+    """Evaluate on the test set, and write and track the result with its report."""
     evaluation = _evaluate(run, run.splits.test)
     example = next(run.task.evaluation_batches(run.splits.test, min(len(run.splits.test), 256)))
     result = {
@@ -176,8 +184,9 @@ def conclude(run: Run) -> dict[str, Any]:
         "resumed_with": run.position.changes,
         "train_seconds": round(run.position.train_seconds, 2),
         **describe_origin(run.config, run.recipe, run.data),
-        **describe_result(run.task, run.engine.evaluated, evaluation, example, run.engine.processes),
+        **describe_result(run.task, run.engine.evaluated, evaluation, example, run.engine.strategy),
         "item": run.task.item,
+        "num_test_items": run.task.size(run.splits.test),
         "test_headline": list(evaluation.headline),
         "class_names": list(run.task.class_names(run.splits.test)),
         "versions": versions(),
@@ -187,20 +196,20 @@ def conclude(run: Run) -> dict[str, Any]:
     }
     for name, said in run.task.inspect(run.engine.evaluated, run.splits.test).items():
         result["layers"][name] |= said
-    if run.engine.processes.rank > 0:
+    if run.engine.strategy.rank > 0:
         return result
     write_json(result, run.output / "result.json")
     run.task.write_examples(run.config.data, run.splits.test, run.output / "examples")
     run.tracker.log_metrics(evaluation_metrics("test", evaluation), run.engine.step_count)
-    files = (*write_pictures(run.output), write_report(run.output), *map(run.output.joinpath, ("result.json", CONFIG)))
-    for path in files:
+    written = run.report(run.output) if run.report else ()
+    for path in (*written, run.output / "result.json", run.output / CONFIG):
         run.tracker.log_artifact(path)
     return result
 
 
 def _progress(run: Run) -> Progress:
     total = run.config.epochs * run.engine.steps_per_epoch
-    return Progress(total, run.engine.step_count, show=run.engine.processes.rank == 0)
+    return Progress(total, run.engine.step_count, show=run.engine.strategy.rank == 0)
 
 
 def _announcement(run: Run) -> str:
@@ -229,7 +238,7 @@ def _step(run: Run, micro_batches: list[Batch]) -> StepReport:
         good = newest_checkpoint(run.output / "checkpoints", before=run.engine.step_count)
         raise TrainingDiverged(f"{error} The last good checkpoint: {good or 'none yet'}.") from error
     run.position.step += 1
-    run.engine.processes.note(run.engine.step_count)
+    run.engine.strategy.report_steps(run.engine.step_count)
     last = run.position.step == run.engine.steps_per_epoch  # A short run is to have its curves, too.
     if last or run.engine.step_count % run.config.tracking.log_interval == 0:
         items = sum(map(run.task.count, micro_batches))
@@ -262,10 +271,10 @@ def _log_epoch(run: Run) -> str:
 
 
 def _evaluate(run: Run, part: Any) -> Evaluation:
-    run.engine.processes.equalize(run.engine.evaluated)
+    run.engine.strategy.average_buffers(run.engine.evaluated)
     batch_size, precision = run.config.data.eval_batch_size, run.config.precision
-    model, processes = run.engine.evaluated, run.engine.processes
-    return evaluate(run.task, model, part, batch_size=batch_size, precision=precision, processes=processes)
+    model, strategy = run.engine.evaluated, run.engine.strategy
+    return evaluate(run.task, model, part, batch_size=batch_size, precision=precision, strategy=strategy)
 
 
 def _is_due(run: Run) -> bool:
@@ -276,7 +285,7 @@ def _is_due(run: Run) -> bool:
 
 def _save(run: Run) -> None:
     run.saver.wait()  # A checkpoint of the engine's own replaces older ones, of which this may still be one.
-    run.engine.processes.equalize(run.engine.model, run.engine.evaluated)
+    run.engine.strategy.average_buffers(run.engine.model, run.engine.evaluated)
     state = {
         "engine": run.engine.state_dict(part=True),
         "position": asdict(run.position),

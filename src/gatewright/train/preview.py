@@ -11,7 +11,7 @@ from gatewright.train.config_file import config_text
 from gatewright.train.device import expected_device, find_device
 from gatewright.train.folder import RUNS, newest_intact
 from gatewright.train.optim import build_optimizers
-from gatewright.train.strategies.base import ALONE
+from gatewright.train.strategies.single import ALONE
 from gatewright.train.validate import check_start, check_trained_on, tell_changes, validate
 
 

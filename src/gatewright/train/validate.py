@@ -16,7 +16,7 @@ from gatewright.train.config import DeepSpeedConfig, RunConfig
 from gatewright.train.device import expected_device
 from gatewright.train.engines import engine_class
 from gatewright.train.folder import agreed_state, check_output, own_folder, refuse_a_late_upcycling
-from gatewright.train.strategies.base import Processes
+from gatewright.train.strategies.single import Strategy
 
 COMPILERS = ("g++", "clang++")
 
@@ -67,7 +67,7 @@ def _check_mixture(config: RunConfig) -> None:
     """Build the mixture without memory: that refuses what does not fit, such as a top_k above the number of experts."""
     if not config.model.needs_engine:
         with torch.device("meta"):
-            config.model.build_mixture(nn.Identity, router_dim=1, item_shape=(1,))
+            config.model.build_mixture(lambda: nn.Linear(1, 1), router_dim=1, item_shape=(1,))
     elif config.engine != config.model.layer:
         raise ValueError(
             f"A layer of another library is trained by that library's engine; got `model.layer` {config.model.layer!r} "
@@ -130,7 +130,7 @@ def _check_shards(config: RunConfig) -> None:
         )
 
 
-def tell_changes(config: RunConfig, saved: Mapping[str, Any], processes: Processes) -> list[str]:
+def tell_changes(config: RunConfig, saved: Mapping[str, Any], strategy: Strategy) -> list[str]:
     """Say once which settings are not those that a run was trained with so far, and return these sentences.
 
     Raises:
@@ -138,7 +138,7 @@ def tell_changes(config: RunConfig, saved: Mapping[str, Any], processes: Process
     """
     refuse_a_late_upcycling(config, saved["position"]["epoch"])
     said = check_changes(config, saved)
-    for sentence in said if processes.rank == 0 else ():
+    for sentence in said if strategy.rank == 0 else ():
         print(f"resumed: {sentence}", file=sys.stderr)
     return said
 

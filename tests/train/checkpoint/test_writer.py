@@ -5,7 +5,7 @@ import pytest
 from gatewright.parallel import whole_state
 from gatewright.train.checkpoint.format import load_checkpoint, newest_checkpoint
 from gatewright.train.checkpoint.writer import Saver
-from gatewright.train.strategies.base import ALONE
+from gatewright.train.strategies.single import ALONE
 from tests.train.spread import FURTHER, SAVED, engine_of, largest_difference, several, train
 
 pytestmark = pytest.mark.distributed
@@ -21,9 +21,9 @@ def resharded(folder, ep_size, options, shard="none"):
 
 def save_midway(folder, ep_size, options, shard="none", in_background=False):
     """Train for a few steps, save, and where training need not wait, go on."""
-    engine = engine_of(several(ep_size, shard) if ep_size else ALONE, **options)
+    engine = engine_of(several(ep_size, shard, background=in_background) if ep_size else ALONE, **options)
     train(engine, 0, SAVED)
-    with Saver(folder, engine.processes, in_background=in_background) as saver:
+    with Saver(folder, engine.strategy, in_background=in_background) as saver:
         saver.save({"engine": engine.state_dict(part=True)}, engine.model, engine.step_count)
         if in_background:
             train(engine, SAVED)

@@ -3,6 +3,7 @@
 import difflib
 import re
 from dataclasses import field
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -11,6 +12,7 @@ from gatewright.data.config import BatchConfig
 from gatewright.settings import settings
 
 BUILT_IN_NAMES = ("cifar10", "cifar100", "digits", "folder")
+SHAPES = {"digits": ((1, 8, 8), 10), "cifar10": ((3, 32, 32), 10), "cifar100": ((3, 32, 32), 100)}
 
 
 @settings("data.augment")
@@ -63,6 +65,21 @@ class DataConfig(BatchConfig):
                 "The digits are embedded and have 8x8 pixels: they take neither `data.path` nor `data.image_size`; "
                 f"got {self.path!r} and {self.image_size}. Leave them out."
             )
+
+    @property
+    def source(self) -> str:
+        """Where the images come from: a folder, the hub, or the library that embeds them."""
+        if self.path is not None:
+            return str(Path(self.path).expanduser().resolve())
+        return "embedded in scikit-learn" if self.name == "digits" else "Hugging Face hub"
+
+    @property
+    def known_shape(self) -> tuple[tuple[int, int, int], int] | None:
+        """The shape of an image and the number of classes, where they are known before anything is loaded."""
+        if (known := SHAPES.get(self.name)) is None:
+            return None
+        (channels, height, width), num_classes = known
+        return (channels, self.image_size or height, self.image_size or width), num_classes
 
 
 def _check_source(name: str, path: str | None) -> None:

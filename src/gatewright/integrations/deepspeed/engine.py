@@ -22,7 +22,7 @@ from gatewright.scope import BatchScope
 from gatewright.train.config import RunConfig
 from gatewright.train.optim import averaged, build_optimizers
 from gatewright.train.step import TorchEngine, TrainingDiverged
-from gatewright.train.strategies.base import ALONE, Processes
+from gatewright.train.strategies.single import ALONE, Strategy
 
 KEPT = 2
 
@@ -38,7 +38,7 @@ class DeepSpeedEngine(TorchEngine):
         config: The run.
         device: Where to train.
         steps_per_epoch: Optimizer steps per epoch.
-        processes: Those of the run.
+        strategy: How the run is spread over its processes.
         folder: Where DeepSpeed writes its own checkpoints.
 
     Raises:
@@ -54,14 +54,14 @@ class DeepSpeedEngine(TorchEngine):
         *,
         device: torch.device,
         steps_per_epoch: int,
-        processes: Processes = ALONE,
+        strategy: Strategy = ALONE,
         folder: Path | None = None,
     ) -> None:
-        self.settings, said = deepspeed_settings(config, processes.world, on_cpu=device.type == "cpu")
-        if processes.rank == 0:
+        self.settings, said = deepspeed_settings(config, strategy.world_size, on_cpu=device.type == "cpu")
+        if strategy.rank == 0:
             print(*said, sep="\n", end="\n" if said else "")
         super().__init__(
-            model, config, device=device, steps_per_epoch=steps_per_epoch, processes=processes, folder=folder
+            model, config, device=device, steps_per_epoch=steps_per_epoch, strategy=strategy, folder=folder
         )
 
     @classmethod
@@ -92,7 +92,7 @@ class DeepSpeedEngine(TorchEngine):
         deepspeed = start_deepspeed(self.device)
         self._layout = torch.contiguous_format  # DeepSpeed sends parameters out as the bytes that they are in memory.
         self.model.to(memory_format=self._layout)  # type: ignore[call-overload]
-        network = self.processes.share_out(self.model)
+        network = self.strategy.shard_experts(self.model)
         if is_half(self.settings):  # DeepSpeed leaves statistics in float32: torch's takes no such pair.
             synchronize_batch_norm(self.model, BatchScope())
         self.average = averaged(self.model, self.config.optim.ema_decay)
@@ -158,7 +158,7 @@ class DeepSpeedEngine(TorchEngine):
 
     def _apply(self) -> Tensor:
         if zero_stage(self.settings) == 0 and not is_half(self.settings):
-            norm = self.processes.clip(self.model, self.config.optim.clip_norm)
+            norm = self.strategy.clip_gradients(self.model, self.config.optim.clip_norm)
             self._refuse_non_finite(norm)
             self.engine.step()
             return norm
@@ -185,7 +185,7 @@ class DeepSpeedEngine(TorchEngine):
 
     def _delete_old(self, folder: Path) -> None:
         """Keep as many of DeepSpeed's checkpoints as of the run's."""
-        if self.processes.rank == 0:
+        if self.strategy.rank == 0:
             for old in sorted(folder.glob("step-*"))[:-KEPT]:
                 shutil.rmtree(old, ignore_errors=True)
 
@@ -234,7 +234,7 @@ class DeepSpeedEngine(TorchEngine):
     def _fixed_settings(self) -> dict[str, Any]:
         if is_plain(self.settings):
             return super()._fixed_settings()
-        sizes = {"processes": self.processes.world, "ep_size": self.config.parallel.ep_size}
+        sizes = {"processes": self.strategy.world_size, "ep_size": self.config.parallel.ep_size}
         return {**super()._fixed_settings(), "zero_stage": zero_stage(self.settings), **sizes}
 
 

@@ -12,15 +12,15 @@ from gatewright.parallel import expert_mesh
 from gatewright.train.config import RunConfig
 from gatewright.train.engines import engine_class
 from gatewright.train.launch.watchdog import LostProcess, watched
-from gatewright.train.strategies.base import ALONE, Processes
-from gatewright.train.strategies.ddp import SeveralProcesses
-from gatewright.train.strategies.fsdp import ShardedProcesses
+from gatewright.train.strategies.ddp import DDPStrategy
+from gatewright.train.strategies.fsdp import FSDPStrategy
+from gatewright.train.strategies.single import ALONE, Strategy
 
 SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 
 
 @contextlib.contextmanager
-def join_processes(config: RunConfig, environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
+def join_processes(config: RunConfig, environment: Mapping[str, str] = os.environ) -> Iterator[Strategy]:
     """Join the processes that a launcher started: torchrun, deepspeed or srun; or be one alone.
 
     Raises:
@@ -49,8 +49,13 @@ def join_processes(config: RunConfig, environment: Mapping[str, str] = os.enviro
             return
         device_type = "cuda" if on_gpu else "cpu"
         mesh = expert_mesh(config.parallel.ep_size, device_type, timeout=config.parallel.timeout)
-        make = ShardedProcesses if config.parallel.shard == "fsdp" else SeveralProcesses
-        several = make(mesh, local_rank=local_rank, parallel=config.parallel)
+        make = FSDPStrategy if config.parallel.shard == "fsdp" else DDPStrategy
+        several = make(
+            mesh,
+            local_rank=local_rank,
+            parallel=config.parallel,
+            background=config.checkpoint_in_background,
+        )
         with watched(several, config.parallel.timeout):
             yield several
     finally:

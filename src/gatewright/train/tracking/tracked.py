@@ -8,7 +8,7 @@ from pkgutil import resolve_name
 from gatewright.train.config import RunConfig
 from gatewright.train.config_file import settings_of
 from gatewright.train.launch.signals import Interrupted
-from gatewright.train.strategies.base import Processes
+from gatewright.train.strategies.single import Strategy
 from gatewright.train.tracking.base import TRACKERS, RunStatus, Tracker, Trackers, TrackingConfig
 from gatewright.train.tracking.jsonl import JsonlTracker
 
@@ -35,19 +35,19 @@ def start_tracking(config: TrackingConfig, *, output: Path, run_name: str, resum
 
 
 @contextlib.contextmanager
-def tracked(config: RunConfig, output: Path, resume_id: str | None, processes: Processes) -> Iterator[Tracker]:
+def tracked(config: RunConfig, output: Path, resume_id: str | None, strategy: Strategy) -> Iterator[Tracker]:
     """Track a run on its first process, and tell the tracker how it ended.
 
     Args:
         config: The run.
         output: The run's folder.
         resume_id: As in `start_tracking`.
-        processes: The processes of the run.
+        strategy: How the run is spread over its processes.
 
     Raises:
         ConnectionError: If the tracker's store or server does not answer.
     """
-    if processes.rank > 0:
+    if strategy.rank > 0:
         yield Tracker()
         return
     name = f"{config.recipe}-seed{config.seed}"
