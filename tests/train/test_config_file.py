@@ -111,7 +111,13 @@ def test_everything_differs_from_the_defaults():
     for part in (run, run.model, run.data, run.optim, run.tracking, run.parallel, run.deepspeed):
         defaults = {item.name: item.default for item in fields(part)}
         same += [name for name, value in asdict(part).items() if value == defaults[name]]
-    assert same == ["task", "layer"]  # A config is of one task; DeepSpeed's own layer goes with little else
+    assert same == [
+        "task",
+        "experts",
+        "shared",
+        "residual",
+        "layer",
+    ]  # A config is of one task; DeepSpeed's own layer goes with little else
 
 
 def test_deepspeeds_layer_is_saved_and_loaded(path):

@@ -256,7 +256,7 @@ class Classification(Task):
         if shape is None or classes is None:
             raise ValueError(
                 f"A plan loads no images, so it knows shape and classes of {', '.join(SHAPES)} only; got the data "
-                f"set {data.name}. Say --image-shape CHANNELS HEIGHT WIDTH and --num-classes N."
+                f"set {data.name}. Set `image_shape` (channels, height, width) and `num_classes`."
             )
         fingerprint = {"image_shape": shape, "class_names": [str(label) for label in range(classes)]}
         return fingerprint, lambda count: torch.rand(count, *shape)
