@@ -48,7 +48,7 @@ def test_a_tracker_of_ones_own_takes_one_function(tmp_path):
 
 
 def test_an_interval_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="`tracking.log_interval` should be greater than 0"):
+    with pytest.raises(ValueError, match=r"`tracking.log_interval` should be greater than 0"):
         TrackingConfig(log_interval=0)
 
 
