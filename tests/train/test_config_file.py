@@ -28,7 +28,9 @@ EVERYTHING = RunConfig(
         feature_size=7,
         stem_depth=1,
         gate_size=5,
-        upcycle_epoch=2,
+        experts="grouped",
+        shared=True,
+        residual=True,
     ),
     data=DataConfig(
         name="owner/images",
@@ -111,13 +113,8 @@ def test_everything_differs_from_the_defaults():
     for part in (run, run.model, run.data, run.optim, run.tracking, run.parallel, run.deepspeed):
         defaults = {item.name: item.default for item in fields(part)}
         same += [name for name, value in asdict(part).items() if value == defaults[name]]
-    assert same == [
-        "task",
-        "experts",
-        "shared",
-        "residual",
-        "layer",
-    ]  # A config is of one task; DeepSpeed's own layer goes with little else
+    # A config is of one task; what is upcycled has modules alone, and DeepSpeed's own layer goes with little else.
+    assert same == ["task", "upcycle_epoch", "layer"]
 
 
 def test_deepspeeds_layer_is_saved_and_loaded(path):
@@ -213,3 +210,12 @@ def test_a_folder_without_a_config_is_no_run(tmp_path):
 def test_a_config_is_readable(path):
     save_config(RECIPES["cifar10-cnn"](), path)
     assert Path(path).read_text().startswith("recipe: cifar10-cnn\ntask: classification\nmodel:\n  num_experts: 8\n")
+
+
+def test_the_setting_of_an_earlier_version_has_its_new_name(tmp_path):
+    config = RECIPES["cifar10-cnn"]()
+    save_config(config, tmp_path / "config.yaml")
+    text = (tmp_path / "config.yaml").read_text()
+    assert "upcycle_epoch: 8" in text
+    (tmp_path / "config.yaml").write_text(text.replace("upcycle_epoch", "split_epoch"))
+    assert load_config(tmp_path / "config.yaml") == config
