@@ -21,7 +21,7 @@ LEVELS = [
     {"experts", "dispatch", "losses", "metrics"},
     {"routers"},
     {"layers", "reference"},
-    {"parallel", "surgery"},
+    {"parallel", "settings", "surgery"},
     {"data", "models", "planner"},
     {"tasks"},
     {"train", "report", "integrations"},

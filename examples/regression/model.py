@@ -1,15 +1,15 @@
 """The model: a linear layer, a mixture of small networks, and a linear layer to one number."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from gatewright.models import MixtureConfig
+from gatewright.settings import settings
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("model")
 class RegressorConfig(MixtureConfig):
     """The settings of a regressor: those of its mixture, and its width.
 

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from examples.regression.model import RegressorConfig
 from gatewright.data import BatchConfig
+from gatewright.settings import settings
 from gatewright.tasks import Batch, DataSplit, Evaluation, LayerUse, Table, Task
 
 BOUNDS = (-0.67, 0.0, 0.67)  # quarters of a normal distribution
 QUARTERS = ("lowest quarter", "second quarter", "third quarter", "highest quarter")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("data")
 class TableConfig(BatchConfig):
     """A table of numbers.
 

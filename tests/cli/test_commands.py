@@ -156,7 +156,7 @@ def test_a_key_that_is_none_is_named(gatewright, copied):
     config.write_text(config.read_text().replace("epochs: 2", "epoch: 2"))
     status, _, errors = gatewright("evaluate", copied)
     assert status == 2
-    assert errors == f"error: {config} has an unknown key 'epoch'; did you mean 'epochs'?\n"
+    assert errors == f"error: {config} does not describe a run: There is no setting 'epoch'; did you mean 'epochs'?\n"
 
 
 def test_a_finished_run_is_not_trained_again_but_goes_on_with_more_epochs(gatewright, copied):

@@ -19,6 +19,7 @@ from gatewright.train import load_config, load_run, train
 from gatewright.train.build import build_engine
 from gatewright.train.strategies.ddp import DDPStrategy
 from gatewright.train.strategies.single import ALONE
+from gatewright.train.validate import validate
 from tests.tasks.table import Weighted, weighted
 from tests.train.runs import logged
 
@@ -75,17 +76,21 @@ def test_a_program_trains_resumes_and_loads_it(tmp_path, capsys):
     assert train(longer, resume=True)[0]["epochs"] == 3
 
 
+def check(config):
+    validate(config, 1, torch.device("cpu"))
+
+
 def test_a_task_that_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"takes a model of RegressorConfig and data of TableConfig; got Regr.*DataC"):
-        replace(weighted(), data=DataConfig())
+        check(replace(weighted(), data=DataConfig()))
     with pytest.raises(ValueError, match="The task classification takes a model of CnnConfig, DigitsConfig, ResNets"):
-        replace(RECIPES["digits"](), model=RegressorConfig())
+        check(replace(RECIPES["digits"](), model=RegressorConfig()))
     with pytest.raises(ValueError, match="No task is called 'clasification'; did you mean 'classification'"):
-        replace(RECIPES["digits"](), task="clasification")
+        check(replace(RECIPES["digits"](), task="clasification"))
     with pytest.raises(ValueError, match="The task nowhere:Task cannot be imported: No module named 'nowhere'"):
-        weighted(task="nowhere:Task")
+        check(weighted(task="nowhere:Task"))
     with pytest.raises(ValueError, match=r"a class that is a gatewright.tasks.Task; got 'os:getcwd'"):
-        weighted(task="os:getcwd")
+        check(weighted(task="os:getcwd"))
 
 
 def losses(strategy):

@@ -14,7 +14,7 @@ from gatewright.cli.arguments import TrainArguments
 from gatewright.cli.completion import completion_command
 from gatewright.cli.evaluate import evaluate_command, print_experts
 from gatewright.cli.export import export_command
-from gatewright.cli.flags import flags_of, parse, refuse_unknown_flags, with_options, without_options
+from gatewright.cli.flags import flags_of, parse, refuse_unknown_flags, with_router
 from gatewright.cli.generate import generate_command
 from gatewright.cli.listing import list_command
 from gatewright.cli.plan import plan_command
@@ -114,10 +114,9 @@ def _value_of(flag: str, words: list[str]) -> str | None:
 def _parse_run(config: RunConfig, words: list[str]) -> TrainArguments:
     """Read flags over settings, of which the router's options and losses hold for that router alone."""
     refuse_unknown_flags(words, {*flags_of(config), *SWITCHES})
-    asked = parse(
-        TrainArguments, words, prog=f"gatewright train {config.recipe}", default=TrainArguments(without_options(config))
-    )
-    return replace(asked, run=with_options(asked.run, config))
+    prog = f"gatewright train {config.recipe}"
+    asked = parse(TrainArguments, words, prog=prog, default=TrainArguments(config))
+    return replace(asked, run=with_router(asked.run, config, words))
 
 
 def _next_commands(config: RunConfig, output: Path) -> str:

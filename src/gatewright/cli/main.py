@@ -40,9 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends.
         return 128 + signal.SIGPIPE
-    # What a person can mend is one sentence; anything else is our fault and keeps its traceback.
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {_sentence(error)}", file=sys.stderr)
+    except ImportError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -71,6 +70,7 @@ def _run_command(command: str, words: list[str]) -> int:
     try:
         with _ended_by_ctrl_c():
             from gatewright.cli.commands import COMMANDS
+            from gatewright.cli.errors import in_flags
             from gatewright.train import Interrupted, TrainingDiverged
             from gatewright.train.launch.agent import DIVERGED
             from gatewright.train.launch.watchdog import LOST_PROCESS, LostProcess
@@ -83,9 +83,12 @@ def _run_command(command: str, words: list[str]) -> int:
         if int(os.environ.get("RANK", 0)) == 0:  # One process says it for all.
             print(stop, file=sys.stderr)
         return 128 + stop.signal_number
-    except (TrainingDiverged, LostProcess) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return LOST_PROCESS if isinstance(error, LostProcess) else DIVERGED
+    except BrokenPipeError:
+        raise
+    # What a person can mend is one sentence; anything else is our fault and keeps its traceback.
+    except (TrainingDiverged, LostProcess, ValueError, OSError) as error:
+        print(f"error: {in_flags(_sentence(error))}", file=sys.stderr)
+        return {TrainingDiverged: DIVERGED, LostProcess: LOST_PROCESS}.get(type(error), 2)
 
 
 @contextlib.contextmanager

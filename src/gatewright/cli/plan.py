@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from gatewright.cli.flags import flags_of, parse, refuse_unknown_flags, with_options, without_options
+from gatewright.cli.flags import flags_of, parse, refuse_unknown_flags, with_router
 from gatewright.planner import Device, Links, Part, Plan, Sizes, feed_forward_sizes, measure_sizes, plan, smallest
 from gatewright.recipes import recipe_named
 from gatewright.tasks import task_named
@@ -114,11 +114,11 @@ def plan_command(words: list[str]) -> None:
     """Print a prediction for a recipe, or for sizes given as flags."""
     if words and not words[0].startswith("-"):
         name, config = words[0], recipe_named(words[0])
-        shown = RecipeArguments(run=without_options(config))
+        shown = RecipeArguments(run=config)
         others = {*flags_of(shown.question), "--image-shape", "--num-classes"}
         refuse_unknown_flags(words[1:], others.union(flags_of(config)))
         asked = parse(RecipeArguments, words[1:], prog=f"gatewright plan {name}", default=shown)
-        asked = replace(asked, run=with_options(asked.run, config))
+        asked = replace(asked, run=with_router(asked.run, config, words))
         sizes, processes, ep_size = recipe_sizes(asked), asked.run.processes, asked.run.parallel.ep_size
         _print(name, sizes, processes, ep_size, asked.question)
     else:

@@ -11,8 +11,8 @@ NUM_FAVOURITES = 3
 NO_BREAK = "\N{NO-BREAK SPACE}"
 # What the columns are called.
 LOAD = "share of the load"
-# What a layer is, by the name of its class.
-KINDS = {"MergedMoE": "Merged experts", "DeepSpeedMoE": "DeepSpeed's mixture of experts"}
+# What a layer is, by the name of its class; a layer of another library goes by that name itself.
+KINDS = {"MoE": "Mixture of experts", "SoftMoE": "Soft mixture of experts", "MergedMoE": "Merged experts"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,8 @@ def changes_summary(changes: Mapping[str, Mapping[str, Any]]) -> str:
 
 def layer_kind(layer: Mapping[str, Any]) -> str:
     """Say what a layer with a router is."""
-    return KINDS.get(layer.get("layer", "MoE"), "Mixture of experts")
+    name: str = layer.get("layer", "MoE")
+    return KINDS.get(name, name)
 
 
 def routing_summary(layer: Mapping[str, Any], num_items: int, item: str = "image") -> str:

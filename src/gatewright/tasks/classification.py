@@ -256,7 +256,7 @@ class Classification(Task):
         if shape is None or classes is None:
             raise ValueError(
                 f"A plan loads no images, so it knows shape and classes of {', '.join(SHAPES)} only; got the data "
-                f"set {data.name}. Say --image-shape CHANNELS HEIGHT WIDTH and --num-classes N."
+                f"set {data.name}. Set `image_shape` (channels, height, width) and `num_classes`."
             )
         fingerprint = {"image_shape": shape, "class_names": [str(label) for label in range(classes)]}
         return fingerprint, lambda count: torch.rand(count, *shape)
@@ -284,7 +284,7 @@ def _few(names: Sequence[str]) -> str:
 
 def _check_image_shape(model: ModelConfig, image_shape: tuple[int, int, int]) -> None:
     """Build the model without memory, to refuse images that are too small for it before all of them are decoded."""
-    if model.layer == "deepspeed":  # It cannot be built before DeepSpeed has started.
+    if model.needs_engine:
         return
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model.build(image_shape, 2)

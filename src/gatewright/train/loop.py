@@ -18,10 +18,10 @@ from gatewright.train.checkpoint.format import newest_checkpoint
 from gatewright.train.checkpoint.writer import Saver
 from gatewright.train.config import RunConfig
 from gatewright.train.config_file import save_config, settings_of
-from gatewright.train.device import find_device
+from gatewright.train.device import expected_device, find_device
 from gatewright.train.evaluate import evaluate
 from gatewright.train.folder import CONFIG, agreed_state, own_folder, resume_command
-from gatewright.train.launch.join import join_processes
+from gatewright.train.launch.join import join_processes, place_in_run
 from gatewright.train.launch.signals import Interrupted, StopRequest
 from gatewright.train.pace import Pace
 from gatewright.train.phases import is_dense
@@ -33,7 +33,7 @@ from gatewright.train.run import Position, Run
 from gatewright.train.step import StepReport, TorchEngine, TrainingDiverged
 from gatewright.train.strategies.single import largest
 from gatewright.train.tracking.tracked import tracked
-from gatewright.train.validate import check_start, check_trained_on, tell_changes
+from gatewright.train.validate import check_start, check_trained_on, tell_changes, validate
 
 Report = Callable[[Path], Sequence[Path]]
 """Writes what there is to see of a finished run into its folder, and returns the paths."""
@@ -67,6 +67,8 @@ def train(
         Interrupted: If Ctrl-C or SIGTERM stopped the run; it saved itself first.
     """
     check_start(config, resume)
+    world, local_rank = place_in_run(config)
+    validate(config, world, expected_device(config.device, world, local_rank))
     with join_processes(config) as strategy, own_folder(config, resume, strategy) as output:
         device = find_device(config.device, strategy.local_rank)
         saved = agreed_state(output, strategy) if resume else None
@@ -82,7 +84,7 @@ def train(
             if saved:
                 check_trained_on(task, splits.train, saved)
             checkpoints = output / "checkpoints"
-            own = checkpoints / "deepspeed"
+            own = checkpoints / config.engine
             engine = build_engine(config, splits, device, strategy, folder=own, dense=position.dense)
             if saved:
                 load_into(engine, saved["engine"], output)
@@ -159,7 +161,7 @@ def begin_phase(run: Run) -> Run:
     if not position.dense or is_dense(config, position.epoch):
         return run
     run.engine.strategy.average_buffers(run.engine.model, run.engine.evaluated)
-    engine = upcycle_engine(run.engine, config, run.splits, folder=run.saver.folder / "deepspeed")
+    engine = upcycle_engine(run.engine, config, run.splits, folder=run.saver.folder / config.engine)
     position.dense = False
     return replace(run, engine=engine, pace=run.pace.going_on_with(engine.model))
 
@@ -282,7 +284,7 @@ def _is_due(run: Run) -> bool:
 
 
 def _save(run: Run) -> None:
-    run.saver.wait()  # DeepSpeed's own checkpoint replaces older ones, of which this may still be one.
+    run.saver.wait()  # A checkpoint of the engine's own replaces older ones, of which this may still be one.
     run.engine.strategy.average_buffers(run.engine.model, run.engine.evaluated)
     state = {
         "engine": run.engine.state_dict(part=True),

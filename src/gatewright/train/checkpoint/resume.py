@@ -72,6 +72,7 @@ DECISIONS: Mapping[str, Rule] = {
     "optim.ema_decay": _on_or_off("averaged weights are kept from the first step on, or never"),
     "optim.label_smoothing": FROM_HERE,
     "tracking.enabled": EXACT,
+    "tracking.name": EXACT,
     "tracking.uri": EXACT,
     "tracking.experiment": EXACT,
     "tracking.log_interval": EXACT,
