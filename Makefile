@@ -51,7 +51,7 @@ $(VENV)/azure/.installed: | install
 	@touch $@
 
 # The tests of the core alone, and that they reach every line and branch of it.
-CORE_TESTS := tests/test_*.py tests/contracts tests/dispatch tests/experts tests/ops tests/parity tests/routers
+CORE_TESTS := tests/test_*.py tests/contracts tests/dispatch tests/experts tests/layers tests/ops tests/parity tests/routers
 coverage: install
 	@$(PYTEST) -q $(CORE_TESTS) --cov=gatewright --cov-report=term-missing:skip-covered --cov-fail-under=100
 

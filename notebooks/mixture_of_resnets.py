@@ -36,9 +36,9 @@ EPOCHS = int(os.environ.get("GATEWRIGHT_EPOCHS", "5"))
 # some of them. Nothing is parsed from flags that a notebook does not have, where the article's script parses an empty
 # string and so ignores every flag that it is given.
 #
-# In this recipe one network learns from every image first, and the experts then begin as its copies.
-# Experts that are separate from the start see only their share of the images, which is little for a whole network.
-# Here they separate half-way.
+# In this recipe a dense network learns from every image first, and the experts then begin as its copies (it is
+# *upcycled*). Experts from scratch see only their share of the images, which is little for a whole network. Here
+# the network is upcycled half-way.
 
 
 # %%
