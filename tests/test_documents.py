@@ -38,6 +38,7 @@ def test_the_router_of_the_contributing_guide_routes_by_angle_alone():
     torch.testing.assert_close(routing.weight, scaled.weight)
     routing.weight.square().sum().backward()
     assert router.gate.weight.grad.abs().sum() > 0
+    assert router(features.double()).weight.dtype == router.double()(features).weight.dtype == torch.float64
 
 
 @pytest.mark.parametrize("name", sorted(PROGRAMS.keys() - {"README.md", "CONTRIBUTING.md", EXPORT} - FRAGMENTS.keys()))
