@@ -2,9 +2,9 @@
 
     python -m studies.upcycling FOLDER_OF_PARQUET_FILES
 
-The dense twin of the recipe cifar10-cnn trains until the recipe's `upcycle_epoch`. Then two networks go on from there on
-the recipe's schedule: the mixture of its copies for one epoch, and the dense network for as many operations. Accuracy is
-that on 10,000 held-out images. The figures go to studies/results/upcycling.json.
+The dense twin of the recipe cifar10-cnn trains until the recipe's `upcycle_epoch`. Then two networks go on from there
+on the recipe's schedule: the mixture of its copies for one epoch, and the dense network for as many operations.
+Accuracy is that on 10,000 held-out images. The figures go to studies/results/upcycling.json.
 """
 
 import argparse
