@@ -216,11 +216,10 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path, words):
 # Makes modules impossible to import, as where an extra is not installed, and then is the command line.
 BLOCKED = """
 import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in sys.argv[1].split(","):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Blocker())
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+blocked = sys.argv[1].split(",")
+PathFinder.find_spec = staticmethod(lambda name, *rest: None if name.split(".")[0] in blocked else find(name, *rest))
 from gatewright.cli import main
 sys.exit(main(sys.argv[2:]))
 """

@@ -11,14 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from gatewright import MoE
 from gatewright.models import DigitsConfig
 from gatewright.parallel import expert_mesh
 from gatewright.recipes import RECIPES
 from gatewright.train import OptimConfig, RunConfig
 from gatewright.train.config import DeepSpeedConfig, ParallelConfig
 from gatewright.train.strategies.ddp import DDPStrategy
-from tests.cases import EXPERT_CASES, make_router, run_beside
+from tests.cases import EXPERT_CASES, mixture_of, run_beside
 
 STEPS = 12
 ADAMW = OptimConfig(lr=0.02, clip_norm=0.5, schedule="linear", warmup_epochs=0.5, ema_decay=0.9)
@@ -37,7 +36,7 @@ class Network(nn.Module):
     def __init__(self, router, experts, *, dense=False):
         super().__init__()
         self.before = nn.Sequential(nn.Flatten(), nn.Linear(16, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh())
-        mixture = MoE(make_router(router, 8, 4, 2), EXPERT_CASES[experts](4, 8))
+        mixture = mixture_of(router, EXPERT_CASES[experts](4, 8))
         self.mixture = mixture.experts.experts[0] if dense else mixture
         self.after = nn.Linear(8, 3)
 
