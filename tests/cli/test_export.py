@@ -82,9 +82,3 @@ def test_a_file_that_cannot_be_new_is_refused(gatewright, trained, name, sentenc
 def test_a_folder_that_cannot_be_written_to_is_named(gatewright, trained):
     status, _, errors = gatewright("export", trained, "folder/model.safetensors")
     assert (status, errors) == (2, "error: The folder folder cannot be written to. Name a file in another.\n")
-
-
-def test_there_must_be_a_run(gatewright, tmp_path):
-    status, _, errors = gatewright("export", tmp_path / "none", tmp_path / "model.safetensors")
-    assert status == 2
-    assert errors.startswith("error: No run at ")
