@@ -157,15 +157,6 @@ def test_a_run_that_diverges_says_so_and_ends_with_status_4(gatewright):
     assert errors.endswith("The last good checkpoint: none yet.\n")
 
 
-def test_a_tracking_server_that_does_not_answer_is_named_before_any_work(gatewright, monkeypatch, tmp_path):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    status, output, errors = gatewright("train", "digits", "--output", "run")
-    assert (status, output, errors.count("\n")) == (2, "", 1)
-    assert errors.startswith("error: cannot log to MLflow at http://127.0.0.1:9 (")
-    assert "unset MLFLOW_TRACKING_URI" in errors
-    assert not (tmp_path / "run" / "config.yaml").exists()
-
-
 NO_GROUP = {"group_size": None}
 
 

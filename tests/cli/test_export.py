@@ -45,10 +45,7 @@ def test_the_file_holds_the_evaluated_model_and_what_it_is_for(gatewright, tmp_p
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [
-        (b"nothing of use", "is truncated or not a safetensors file"),
-        (None, "its header has no config"),
-    ],
+    [(b"nothing of use", "is truncated or not a safetensors file"), (None, "its header has no config")],
 )
 def test_a_file_that_is_no_export_is_said(tmp_path, content, sentence):
     file = tmp_path / "model.safetensors"

@@ -134,11 +134,7 @@ def test_a_config_that_cannot_be_written_leaves_the_old_one(path):
 
 
 @pytest.mark.parametrize(
-    ("place", "key", "nearest"),
-    [
-        ((), "epoch", "epochs"),
-        (("data", "augment"), "flipp", "data.augment.flip"),
-    ],
+    ("place", "key", "nearest"), [((), "epoch", "epochs"), (("data", "augment"), "flipp", "data.augment.flip")]
 )
 def test_an_unknown_key_is_named_with_the_nearest(path, place, key, nearest):
     def add(settings):

@@ -22,10 +22,7 @@ def test_accumulation_equals_one_batch():
     whole, parts = engine_for(model=first), engine_for(model=second)
     for _ in range(3):
         images, labels = next(batches_of(IMAGES, 48))
-        reports = [
-            whole.step([(images, labels)]),
-            parts.step(list(zip(images.chunk(3), labels.chunk(3), strict=True))),
-        ]
+        reports = [whole.step([(images, labels)]), parts.step(list(zip(images.chunk(3), labels.chunk(3), strict=True)))]
         assert_close(reports[0].task_loss, reports[1].task_loss)
         assert_close(reports[0].gradient_norm, reports[1].gradient_norm)
     assert_close(weights(first), weights(second), rtol=1e-5, atol=1e-7)
@@ -120,10 +117,7 @@ class Probe(nn.Module):
         return x
 
 
-@pytest.mark.parametrize(
-    ("precision", "name"),
-    [("float32", "sgd"), ("bfloat16", "adamw"), ("float16", "muon")],
-)
+@pytest.mark.parametrize(("precision", "name"), [("float32", "sgd"), ("bfloat16", "adamw"), ("float16", "muon")])
 def test_every_precision_and_optimizer_learns(precision, name):
     probe = Probe()
     model = classifier(MIXTURE)

@@ -8,14 +8,7 @@ import torch
 
 from gatewright.data import load_images
 from gatewright.train import Interrupted, TrackingConfig, TrainingDiverged, load_config, train
-from tests.train.runs import (
-    FIVE_STEPS,
-    differences,
-    digits_config,
-    final_state,
-    logged,
-    signal_at,
-)
+from tests.train.runs import FIVE_STEPS, differences, digits_config, final_state, logged, signal_at
 
 REQUIRED = {
     "recipe",

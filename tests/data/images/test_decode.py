@@ -120,16 +120,6 @@ def test_levels_without_a_range_are_refused():
         decode_source(source([buffer.getvalue()]), None)
 
 
-@pytest.mark.parametrize(("channels", "size"), [(1, (6, 5)), (3, (6, 5)), (3, (8, 4)), (1, (1, 1))])
-def test_one_file_to_the_shape_of_a_model(tmp_path, channels, size):
-    file = tmp_path / "image.png"
-    file.write_bytes(png(pixels(0)))
-    image = decode_image(file, channels=channels, size=size)
-    assert image.shape == (channels, *size)
-    if (channels, size) == (3, (6, 5)):
-        assert torch.equal(image, tensor(pixels(0)))
-
-
 def test_one_file_is_decoded_as_in_training(tmp_path):
     file = tmp_path / "image.png"
     file.write_bytes(png(pixels(0, height=9, width=14)))

@@ -26,11 +26,6 @@ def test_labels_out_of_range(label, row):
         ImageSet(image_set().images, labels, ("a", "b", "c"))
 
 
-def test_a_label_short(unchecked):
-    with pytest.raises(ValueError, match="got 7 images, 6 labels"):
-        ImageSet(image_set().images, torch.zeros(6, dtype=torch.long), ("a",))
-
-
 def test_channel_statistics_are_those_of_the_floats():
     images = image_set(images=50)
     floats = as_floats(images.images).double().movedim(1, 0).flatten(1)

@@ -51,15 +51,6 @@ def test_a_changed_file_or_size_is_decoded_anew(tmp_path):
     assert len(cache_files(tmp_path)) == 3
 
 
-def test_a_folder_of_images(tmp_path):
-    write_class_folders(tmp_path / "data")
-    splits = load_images(replace(hub_config(tmp_path, holdout=0.34), name="folder"))
-    assert [len(part) for part in (splits.train, splits.holdout, splits.test)] == [4, 2, 6]
-    assert splits.holdout.labels.tolist() == [0, 1]
-    assert splits.test.class_names == ("cat", "dog")
-    assert torch.equal(splits.test.images[4], torch.from_numpy(pixels(111)).movedim(2, 0))
-
-
 def test_a_validation_split_is_held_out_in_place_of_training_images(tmp_path, capsys):
     write_class_folders(tmp_path / "data", splits=("train", "val", "test"))
     for holdout in (0.34, 0.0):

@@ -132,7 +132,6 @@ def test_what_holds_no_text_is_refused(tmp_path):
         ({"name": "text"}, "`data.path` names the file or folder of `data.name=text`"),
         ({"path": "x"}, "`data.name=python` has none"),
         ({"column": "text"}, "`data.column` is for a Hugging Face data set"),
-        ({"holdout": 1.0}, "`data.holdout` should be less than 1"),
         ({"epoch_batches": 0}, "`data.epoch_batches` should be greater than 0"),
     ],
 )

@@ -23,12 +23,11 @@ from tests.integrations.deepspeed.runs import (
     config_of,
     engine_of,
     installed,
-    largest_difference,
-    several,
     train,
     zero,
 )
 from tests.train.runs import finish, start
+from tests.train.spread import largest_difference, several
 
 
 def run_of(kind, config, upcycle_at, **options):
@@ -96,11 +95,7 @@ def trajectory_with(ep_size, optim, settings, folder, experts, router="noisy-top
 
 @installed
 @pytest.mark.distributed
-@pytest.mark.parametrize(
-    ("world", "ep_size", "optim"),
-    [(4, 2, ADAMW), (4, 4, SGD)],
-    ids=["replicas", "accumulated"],
-)
+@pytest.mark.parametrize(("world", "ep_size", "optim"), [(4, 2, ADAMW), (4, 4, SGD)], ids=["replicas", "accumulated"])
 def test_a_dense_network_is_upcycled_as_under_the_torch_engine(ranks, tmp_path, world, ep_size, optim):
     """In the middle of the run, with what the optimizer keeps."""
     options = (ep_size, optim, None, str(tmp_path), "modules", "noisy-top-k", STEPS // 2)
@@ -165,9 +160,7 @@ def resumed(settings, folder, ep_size):
 @installed
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("settings", "ep_size"),
-    [(zero(2), 2), (zero(3), 1), (THEIRS, 2)],
-    ids=["zero2", "zero3", "their-optimizer"],
+    ("settings", "ep_size"), [(zero(2), 2), (zero(3), 1), (THEIRS, 2)], ids=["zero2", "zero3", "their-optimizer"]
 )
 def test_what_our_state_cannot_hold_is_in_deepspeeds_checkpoint_if_trusted(ranks, tmp_path, settings, ep_size):
     for difference, (untrusted, missing), kept in ranks(2, resumed, settings, str(tmp_path), ep_size):
