@@ -57,7 +57,7 @@ def test_a_poisoned_weight_is_named_with_the_step():
     train_for(engine, 2, batch_size=8, images=images)
     with torch.no_grad():
         model.get_parameter(name).view(-1)[3] = math.nan
-    expected = rf"The loss became nan at step 3; the first layer that is not finite is {name}\. Try a lower --optim.lr"
+    expected = rf"The loss became nan at step 3; the first layer that is not finite is {name}\. Try a lower `optim.lr`"
     with pytest.raises(TrainingDiverged, match=expected):
         train_for(engine, 1, batch_size=8, images=images)
 

@@ -119,5 +119,5 @@ def test_a_run_saves_every_few_steps_besides_every_epoch(tmp_path):
         "step-00000004.safetensors",
         "step-00000006.safetensors",
     ]
-    with pytest.raises(ValueError, match="checkpoint_every_steps is at least 1, or None; got 0"):
+    with pytest.raises(ValueError, match="`checkpoint_every_steps` should be greater than 0; got 0"):
         replace(config, checkpoint_every_steps=0)

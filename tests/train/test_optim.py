@@ -191,7 +191,6 @@ def test_a_loaded_state_has_the_names_the_values_and_the_layout_of_the_parameter
             assert torch.equal(other.state[parameter][what], value)
             assert other.state[parameter][what].stride() == value.stride()
     assert not other.state[model[0].weight]["exp_avg"].is_contiguous()
-    assert "0.weight|step" not in named_state(optimizer, model, leave={model[0].weight})
 
 
 def test_a_state_from_when_the_scale_of_soft_was_a_number_is_taken():

@@ -230,9 +230,9 @@ def two_optimizers(folder):
 
 
 def number_as_parameter(folder):
-    model = Network("top-k", "modules", 0)
+    model = Network("top-k", "modules")
     model.scale = nn.Parameter(torch.ones(()))
-    options = {"device": torch.device("cpu"), "steps_per_epoch": STEPS, "processes": several(2)}
+    options = {"device": torch.device("cpu"), "steps_per_epoch": STEPS, "strategy": several(2)}
     with pytest.raises(ValueError, match="one without dimensions: scale"):
         DeepSpeedEngine(model, config_of(2), **options)
     return True
