@@ -165,6 +165,7 @@ def compiled_and_not():
     return losses, logits
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch's inductor needs a C++ compiler")
 def test_compiled_training_is_eager_training(run_unhooked):
     (eager, compiled), (expected, logits) = run_unhooked(compiled_and_not)

@@ -59,7 +59,7 @@ def test_the_fall_begins_where_the_warm_up_ends():
     assert_close(rates[10:], [1 - step / 10 for step in range(10)])
 
 
-@pytest.mark.parametrize("warmup_epochs", [0.1, 1, 3.9, 100])
+@pytest.mark.parametrize("warmup_epochs", [0.2, 1, 3.9, 100])
 @pytest.mark.parametrize(("schedule", "warmup"), [("cosine", "linear"), ("linear", "log")])
 def test_the_rate_rises_then_falls_within_bounds(schedule, warmup, warmup_epochs):
     rates = factors(schedule=schedule, warmup=warmup, warmup_epochs=warmup_epochs)
