@@ -82,7 +82,11 @@ def test_imports_run_one_way(name):
 
 @pytest.mark.parametrize("name", [name for name in FILES if room_of(name) in CORE | {""}])
 def test_the_core_imports_torch_jaxtyping_and_the_standard_library(name):
-    known = {"torch", "jaxtyping", "gatewright"} | sys.stdlib_module_names
+    known = (
+        {"torch", "jaxtyping", "gatewright"}
+        | sys.stdlib_module_names
+        | ({"triton"} if room_of(name) == "kernels" else set())
+    )
     assert {module.split(".")[0] for module in imports_of(name)} <= known
 
 
@@ -184,7 +188,7 @@ def code_lines(tree):
 
 
 def test_the_core_has_about_two_thousand_lines_of_code():
-    core = sum(code_lines(tree) for name, tree in TREES.items() if room_of(name) in CORE)
+    core = sum(code_lines(tree) for name, tree in TREES.items() if room_of(name) in CORE - {"kernels"})
     assert 1_500 < core < 2_200
 
 

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from gatewright.routing import Routing
+
 Shape = tuple[int, ...]
 _FORMS = (
     "Pass a factory and how many it makes, such as (lambda: nn.Linear(84, 84), num_experts=8), or the modules "
@@ -43,6 +45,23 @@ class Experts(nn.Module, ABC):
         An expert without rows is not called, unless it waits for copies of itself in other processes: its gradient is
         zero, never None, and its buffers do not change.
         """
+
+    def forward_routed(
+        self, x: Float[Tensor, "tokens *item"], routing: Routing
+    ) -> tuple[Float[Tensor, "tokens *out"], Routing] | None:
+        """Go the whole way from tokens to weighted sums at once, where that takes fewer passes over memory.
+
+        A layer asks for this first. None stands for no such way: it then dispatches rows, calls the experts and
+        combines, which computes the same.
+
+        Args:
+            x: Items.
+            routing: None of its assignments is dropped.
+
+        Returns:
+            One output per token, and the routing grouped by expert; or None.
+        """
+        return None
 
     @abstractmethod
     def keep(self, start: int, stop: int) -> None:

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from gatewright.dispatch import Dispatcher, Dropless, SoftDispatch
 from gatewright.experts import Experts
 from gatewright.experts.base import check_experts, check_output_shape
+from gatewright.internals import has_hooks
 from gatewright.layers.base import Coefficients, RoutedLayer
 from gatewright.routers import Router
+from gatewright.routing import Routing, SoftRouting
 
 
 class MoE(RoutedLayer):
@@ -75,16 +77,29 @@ class MoE(RoutedLayer):
         """
         items = self.flat_items(x)
         routing = self.route_features(x if features is None else features, self.batch_shape(x))
+        output, routing = self._forward_routed(items, routing) or self._forward_rows(items, routing)
+        output = self.like_batch(output, x)
+        self.record(routing, output)
+        return output
+
+    def _forward_routed(self, items: Tensor, routing: Routing | SoftRouting) -> tuple[Tensor, Routing] | None:
+        """Let the experts go the whole way, unless somebody is to see their rows: other processes, or hooks."""
+        if not self.dispatcher.keeps_all(training=self.training) or has_hooks(self.experts):
+            return None
+        assert isinstance(routing, Routing)
+        routed = self.experts.forward_routed(items, routing)
+        if routed is None or self.shared is None:
+            return routed
+        return routed[0] + self.shared(items), routed[1]
+
+    def _forward_rows(self, items: Tensor, routing: Routing | SoftRouting) -> tuple[Tensor, Routing | SoftRouting]:
+        """Dispatch, experts, combine: what the fused way computes too."""
         batch = self.dispatcher.dispatch(items, routing, training=self.training)
         beside = None if self.shared is None else self.shared(items)  # while the rows travel
         batch = self.dispatcher.arrive(batch)
         rows = self.experts(batch.rows, batch.tokens_per_expert)
         output = self.dispatcher.combine(rows, batch, items.shape[0])
-        if beside is not None:
-            output = output + beside
-        output = self.like_batch(output, x)
-        self.record(batch.routing, output)
-        return output
+        return output if beside is None else output + beside, batch.routing
 
     def extra_repr(self) -> str:
         """Show the dispatcher and the losses when a model is printed."""
