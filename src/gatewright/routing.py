@@ -115,7 +115,9 @@ class Routing:
     def by_expert(self) -> tuple[Self, Int[Tensor, " assignments"]]:
         """Sort by expert, arrivals in order within each and dropped assignments last; return the order as well."""
         _, order = stable_sort(self.expert_index)
-        token_index, expert_index, weight = (v[order] for v in (self.token_index, self.expert_index, self.weight))
+        token_index, expert_index, weight = (
+            values.index_select(0, order) for values in (self.token_index, self.expert_index, self.weight)
+        )
         grouped = replace(self, token_index=token_index, expert_index=expert_index, weight=weight, top_k=None)
         return grouped, order
 

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from gatewright.experts.base import Experts, Shape
 from gatewright.internals import in_forward_mode, in_transform, is_exporting
+from gatewright.kernels.plain import Activation
 from gatewright.names import known
-from gatewright.ops import BACKENDS, Activation, activate, expert_of_rows, grouped_mm, routed_feed_forward
+from gatewright.ops import BACKENDS, activate, expert_of_rows, grouped_mm, routed_feed_forward
 from gatewright.routing import Routing
 
 
@@ -142,8 +143,8 @@ def _in_one_dtype(rows: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
     for parameter in parameters:
         if rows.dtype != parameter.dtype:
             raise ValueError(
-                f"GroupedFeedForward has parameters of {parameter.dtype} and got items of {rows.dtype}. Convert either, "
-                "with .to(dtype), or run under torch.autocast."
+                f"GroupedFeedForward has parameters of {parameter.dtype} and got items of {rows.dtype}. Convert "
+                "either with .to(dtype), or run under torch.autocast."
             )
     return (rows, *parameters)
 

@@ -25,7 +25,7 @@ def up(
     num_tiles = num_rows // tiles["BLOCK_ROWS"] + num_experts
     kernels.up[(num_tiles * triton.cdiv(ffn, tiles["BLOCK_COLUMNS"]),)](
         x, weight_in, weight, token_index, ends, hidden, activated, num_experts, num_tiles,
-        DIM=dim, FFN=ffn, ACTIVATION=activation, SAVE=save, **tiles,
+        dim=dim, ffn=ffn, ACTIVATION=activation, SAVE=save, **tiles,
     )  # fmt: skip
     return hidden, activated
 
@@ -37,7 +37,16 @@ def grouped(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
     tiles = _tiles(num_rows, num_experts, columns=width)
     num_tiles = num_rows // tiles["BLOCK_ROWS"] + num_experts
     kernels.grouped[(num_tiles * triton.cdiv(width, tiles["BLOCK_COLUMNS"]),)](
-        rows, matrices, ends, product, num_experts, num_tiles, *matrices.stride(), INNER=inner, WIDTH=width, **tiles
+        rows,
+        matrices,
+        ends,
+        product,
+        num_experts,
+        num_tiles,
+        *matrices.stride(),
+        inner_size=inner,
+        width=width,
+        **tiles,
     )
     return product
 
@@ -49,7 +58,7 @@ def gather_sum(rows: Tensor, row_index: Tensor) -> Tensor:
     columns = min(triton.next_power_of_2(dim), 1024)
     tokens = max(1, 2048 // columns)
     kernels.gather_sum[triton.cdiv(num_tokens, tokens), triton.cdiv(dim, columns)](
-        rows, row_index, output, num_tokens, TOP_K=top_k, DIM=dim, BLOCK_TOKENS=tokens, BLOCK_COLUMNS=columns
+        rows, row_index, output, num_tokens, dim=dim, TOP_K=top_k, BLOCK_TOKENS=tokens, BLOCK_COLUMNS=columns
     )
     return output
 
@@ -71,7 +80,7 @@ def down_backward(
     partial = weight.new_empty(num_columns, num_rows)
     kernels.down_backward[(num_tiles * num_columns,)](
         gradient, weight_out, hidden, weight, token_index, ends, hidden_gradient, activated, partial,
-        num_experts, num_tiles, num_rows, DIM=dim, FFN=ffn, ACTIVATION=activation, **tiles,
+        num_experts, num_tiles, num_rows, dim=dim, ffn=ffn, ACTIVATION=activation, **tiles,
     )  # fmt: skip
     return hidden_gradient, activated, partial.sum(0)
 
@@ -84,10 +93,10 @@ def weight_gradient(left: Tensor, right: Tensor, token_index: Tensor, ends: Tens
     block_rows = 64 if token_index.shape[0] > 64 * num_experts else 32
     blocks = triton.cdiv(height, block_height) * triton.cdiv(width, block_width)
     kernels.weight_gradient[blocks, num_experts](
-        left, right, token_index, ends, product, HEIGHT=height, WIDTH=width,
+        left, right, token_index, ends, product, height=height, width=width,
         GATHER_LEFT=gathered == "left", GATHER_RIGHT=gathered == "right",
         BLOCK_HEIGHT=block_height, BLOCK_WIDTH=block_width, BLOCK_ROWS=block_rows,
-        GROUP=8, num_warps=_warps(block_height, block_width), num_stages=3,
+        GROUP=8, num_warps=_warps(block_height, block_width), num_stages=4,
     )  # fmt: skip
     return product
 

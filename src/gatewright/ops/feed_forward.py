@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gatewright.kernels.plain import activate
-from gatewright.ops.backends import BACKENDS, choose_backend
 from gatewright.ops.grouped_mm import grouped_mm
+from gatewright.ops.registry import BACKENDS, choose_backend
 
 
 def routed_feed_forward(
