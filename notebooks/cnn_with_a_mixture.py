@@ -31,6 +31,7 @@ import gatewright as gw
 from gatewright.data import DataConfig, ImageSet, evaluation_batches, load_images, training_batches
 from gatewright.metrics import dead_experts, load_share
 from gatewright.report import plot_class_by_expert
+from gatewright.tasks import Classification
 from gatewright.train import evaluate
 
 DATA = os.environ.get("GATEWRIGHT_CIFAR10")
@@ -166,7 +167,7 @@ def fit(name: str, model: nn.Module, *, add_gate_loss: bool = True) -> None:
                 optimizer.step()
                 totals, steps = totals + torch.stack([task_loss, gate_loss]).detach(), steps + 1
             task_mean, gate_mean = (totals / steps).tolist()
-            accuracy = evaluate(model, test_images, batch_size=500).accuracy
+            accuracy = evaluate(Classification(), model, test_images, batch_size=500).accuracy
             metrics = {"train_loss": task_mean, "gate_loss": gate_mean, "test_accuracy": accuracy}
             mlflow.log_metrics(metrics, step=epoch)
             print(
@@ -190,7 +191,7 @@ fit("dense twin", dense_twin)
 # `evaluate` puts the model into evaluation mode, classifies every test image once and puts the mode back.
 
 # %%
-evaluation = evaluate(ours, test_images, batch_size=500)
+evaluation = evaluate(Classification(), ours, test_images, batch_size=500)
 print(f"mixture: test accuracy {evaluation.accuracy:.2%}")
 for name, accuracy in zip(class_names, evaluation.accuracy_per_class.tolist(), strict=True):
     print(f"  {name:<12}{accuracy:.1%}")
@@ -201,7 +202,7 @@ for name, accuracy in zip(class_names, evaluation.accuracy_per_class.tolist(), s
 
 # %%
 four_of_sixteen = (torch.arange(len(test_images)) % 16 < 4).nonzero().flatten()
-quarter = evaluate(ours, test_images.select(four_of_sixteen), batch_size=500)
+quarter = evaluate(Classification(), ours, test_images.select(four_of_sixteen), batch_size=500)
 difference = (quarter.accuracy_per_class - evaluation.accuracy_per_class).abs()
 print(f"largest difference in a class: {100 * difference.max():.1f} percentage points")
 
@@ -214,7 +215,7 @@ print(f"largest difference in a class: {100 * difference.max():.1f} percentage p
 
 # %%
 def show_experts(name: str, model: nn.Module) -> None:
-    evaluation = evaluate(model, test_images, batch_size=500)
+    evaluation = evaluate(Classification(), model, test_images, batch_size=500)
     (use,) = evaluation.layers.values()
     dead = dead_experts(use.sums).sum()
     shares = ", ".join(f"{share:.2f}" for share in load_share(use.sums).tolist())
@@ -269,7 +270,8 @@ for name, model in (("article", article.train()), ("mixture", ours.eval())):
 
 # %%
 for name, model in (("article", article), ("mixture", ours), ("dense twin", dense_twin)):
-    print(f"{name}: test accuracy {evaluate(model, test_images, batch_size=500).accuracy:.2%}, {EPOCHS} epochs")
+    evaluation = evaluate(Classification(), model, test_images, batch_size=500)
+    print(f"{name}: test accuracy {evaluation.accuracy:.2%}, {EPOCHS} epochs")
 
 # %% [markdown]
 # These figures are of one seed and a few epochs, and the article's version is measured in evaluation mode here, which

@@ -151,7 +151,7 @@ for picture in sorted(OUTPUT.glob("classes-*.png")):
 # %%
 trained = load_run(OUTPUT)
 images = load_images(trained.config.data).test
-evaluation = evaluate(trained.model, images, batch_size=500, precision=trained.config.precision)
+evaluation = evaluate(trained.task, trained.model, images, batch_size=500, precision=trained.config.precision)
 print(f"the same networks on one process: test accuracy {evaluation.accuracy:.2%}")
 for name, accuracy in zip(trained.class_names, evaluation.accuracy_per_class.tolist(), strict=True):
     print(f"  {name:<12}{accuracy:.1%}")

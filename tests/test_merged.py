@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from gatewright import MergedMoE, NoisyTopK, TopK, aux_loss, moe_layers
-from gatewright.train.evaluate import class_by_expert
+from gatewright.tasks import class_by_expert
 from tests.cases import ROUTER_CASES, dense_weights, make_merged, make_router, run, two_layers
 
 

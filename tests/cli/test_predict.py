@@ -77,7 +77,7 @@ def test_json_has_an_object_per_line(gatewright, trained, image_files):
     for each, label in zip(found, (3, 0), strict=True):
         image = images.images[images.labels == label][:1]  # the first of the class is its example
         top = run.model(image / 255)[0].softmax(-1).topk(4)
-        assert [run.class_names.index(one["class"]) for one in each["classes"]] == top.indices.tolist()
+        assert [run.fingerprint["class_names"].index(one["class"]) for one in each["classes"]] == top.indices.tolist()
         assert_close(torch.tensor([one["probability"] for one in each["classes"]]), top.values)
         routing = run.model.network.mixture.routing
         expected = dict(zip(routing.expert_index.tolist(), routing.weight.tolist(), strict=True))

@@ -4,6 +4,7 @@ from itertools import islice
 
 from torch import nn
 
+from gatewright.data import DataConfig
 from gatewright.models import DigitsConfig, ImageClassifier
 from gatewright.train import OptimConfig, RunConfig, TrackingConfig
 from tests.train.runs import batches_of, image_set, make_engine
@@ -22,7 +23,13 @@ SGD = OptimConfig(name="sgd", lr=0.1, momentum=0.0, weight_decay=0.0, schedule="
 
 def config(model=DENSE, optim=SGD, **changes):
     return RunConfig(
-        recipe="test", model=model, optim=optim, tracking=TrackingConfig(enabled=False), device="cpu", **changes
+        recipe="test",
+        model=model,
+        data=DataConfig(),
+        optim=optim,
+        tracking=TrackingConfig(enabled=False),
+        device="cpu",
+        **changes,
     )
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from gatewright import ModuleExperts, MoE
+from gatewright.data import DataConfig
 from gatewright.models import CnnConfig, StartTogether
 from gatewright.parallel import expert_mesh
 from gatewright.train import OptimConfig, RunConfig
@@ -67,6 +68,7 @@ def engine_of(
     config = RunConfig(
         recipe="test",
         model=CnnConfig(),  # whatever: the engine is given its network
+        data=DataConfig(),
         optim=OptimConfig(name=optimizer, lr=0.02, clip_norm=0.5, warmup_epochs=0, schedule="constant", **optim),
         channels_last=False,
     )

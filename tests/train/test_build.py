@@ -1,8 +1,8 @@
 import pytest
 
-from gatewright.data import ImageSplits
+from gatewright.data import DataConfig, ImageSplits
+from gatewright.tasks import Classification
 from gatewright.train import train
-from gatewright.train.build import warn_of_few_images
 from tests.train.runs import digits_config, image_set, write_image_folder
 
 
@@ -29,15 +29,14 @@ def test_images_that_are_too_small_for_the_model_are_refused_before_they_are_dec
             2,
             [
                 "15 training images are fewer than one batch (data.batch_size is 16), ",
-                ": set it to 2 or so, and use few experts.\n",
+                ": set it to 2 or so, and use few experts.",
             ],
         ),
         (16, 0, ["data.holdout (0.1) of 16 training images is no image, so nothing is evaluated between epochs"]),
     ],
 )
-def test_too_few_images_are_said(tmp_path, capsys, num_train, num_holdout, warnings):
+def test_too_few_images_are_said(num_train, num_holdout, warnings):
     splits = ImageSplits(image_set(num_train), image_set(num_holdout), image_set(4))
-    warn_of_few_images(digits_config(tmp_path / "run", data={"batch_size": 16}), splits)
-    errors = capsys.readouterr().err
-    assert errors.count("warning: ") == errors.count("\n") == bool(warnings)
-    assert all(warning in errors for warning in warnings)
+    said = Classification().warnings(DataConfig(batch_size=16), splits)
+    assert len(said) == bool(warnings)
+    assert all(warning in said[0] for warning in warnings)

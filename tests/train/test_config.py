@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gatewright.data import DataConfig
 from gatewright.models import CnnConfig
 from gatewright.train import OptimConfig, RunConfig
 
@@ -60,21 +61,21 @@ def test_a_run_that_cannot_be_is_refused_before_any_work(changes, message):
     changes = dict(changes)
     model = CnnConfig(**changes.pop("model", {}))
     with pytest.raises(ValueError, match=message):
-        RunConfig(recipe="mine", model=model, **changes)
+        RunConfig(recipe="mine", model=model, data=DataConfig(), **changes)
 
 
 def test_the_dense_twin_asks_nothing_of_the_router():
-    RunConfig(recipe="mine", model=CnnConfig(num_experts=1, top_k=2))
+    RunConfig(recipe="mine", model=CnnConfig(num_experts=1, top_k=2), data=DataConfig())
 
 
 def test_a_config_draws_no_random_numbers():
     before = torch.get_rng_state()
-    RunConfig(recipe="mine", model=CnnConfig(router="top-k"))
+    RunConfig(recipe="mine", model=CnnConfig(router="top-k"), data=DataConfig())
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_configs_cannot_be_changed():
-    config = RunConfig(recipe="mine", model=CnnConfig())
+    config = RunConfig(recipe="mine", model=CnnConfig(), data=DataConfig())
     with pytest.raises(AttributeError, match="cannot assign"):
         config.epochs = 4
     assert replace(config, epochs=4).epochs == 4

@@ -109,7 +109,7 @@ def test_everything_differs_from_the_defaults():
     for part in (run, run.model, run.data, run.optim, run.tracking, run.parallel, run.deepspeed):
         defaults = {item.name: item.default for item in fields(part)}
         same += [name for name, value in asdict(part).items() if value == defaults[name]]
-    assert same == ["layer"]  # DeepSpeed's own goes with little else
+    assert same == ["task", "layer"]  # A config is of one task; DeepSpeed's own layer goes with little else
 
 
 def test_deepspeeds_layer_is_saved_and_loaded(path):
@@ -222,4 +222,4 @@ def test_a_folder_without_a_config_is_no_run(tmp_path):
 
 def test_a_config_is_readable(path):
     save_config(RECIPES["cifar10-cnn"](), path)
-    assert Path(path).read_text().startswith("recipe: cifar10-cnn\nmodel:\n  num_experts: 8\n")
+    assert Path(path).read_text().startswith("recipe: cifar10-cnn\ntask: classification\nmodel:\n  num_experts: 8\n")

@@ -1,5 +1,6 @@
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,12 +10,14 @@ from torch.testing import assert_close
 from gatewright import Capacity, GroupedFeedForward, ModuleExperts, MoE, Soft, TopK
 from gatewright.data import ImageSet, as_floats
 from gatewright.models import DigitsConfig, ImageClassifier, ResNetsConfig
-from gatewright.train import Evaluation, evaluate
-from gatewright.train.evaluate import class_by_expert, take_routing
+from gatewright.tasks import Classification, ClassificationEvaluation, class_by_expert, mirrored_too
+from gatewright.train import evaluate as evaluate_task
 from gatewright.train.result import describe_layer
+from gatewright.train.step import take_routing
 from tests.train.runs import image_set
 
 IMAGES = image_set(37, channels=1, size=8)
+evaluate = partial(evaluate_task, Classification())
 
 
 class Patches(nn.Module):
@@ -80,10 +83,10 @@ def test_order_does_not_matter():
 
 
 def test_accuracies_are_those_of_the_confusion():
-    found = Evaluation(torch.tensor([[3, 1, 0], [2, 2, 0], [0, 0, 0]]), {}, 0.0)
+    found = ClassificationEvaluation({}, torch.tensor([[3, 1, 0], [2, 2, 0], [0, 0, 0]]), 0.0, ("a", "b", "c"))
     assert found.accuracy == pytest.approx(5 / 8)
     assert found.accuracy_per_class.tolist() == [0.75, 0.5, 0.0]
-    assert Evaluation(torch.zeros(2, 2, dtype=torch.int64), {}, 0.0).accuracy == 0.0
+    assert ClassificationEvaluation({}, torch.zeros(2, 2, dtype=torch.int64), 0.0, ("a", "b")).accuracy == 0.0
 
 
 def test_no_images_are_no_accuracy():
@@ -95,7 +98,7 @@ def test_no_images_are_no_accuracy():
 @torch.no_grad()
 def test_flipping_averages_the_two_views_and_counts_the_experts_of_one():
     model = digits_model()
-    found = evaluate(model, IMAGES, batch_size=10, flip=True)
+    found = evaluate(model, IMAGES, batch_size=10, forward=mirrored_too)
     model.eval()
     pixels = as_floats(IMAGES.images)
     probs = model(pixels).softmax(-1) + model(pixels.flip(-1)).softmax(-1)

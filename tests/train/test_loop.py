@@ -33,6 +33,7 @@ REQUIRED = {
     "hardware",
 }
 FOR_THE_REPORT = {"confusion", "processes", "tracking", "test_loss", "command", "finished", "data", "changes"}
+FOR_THE_REPORT |= {"item", "class_names", "test_headline"}
 
 
 def test_the_result_has_what_it_must(finished):
@@ -143,7 +144,7 @@ def test_load_and_dead_experts_name_the_images_that_they_are_of(finished):
 
 def test_the_result_says_where_it_came_from(finished, tmp_path):
     config, _, result = finished
-    assert {part["split"]: part["num_images"] for part in result["data"]} == {
+    assert {part["split"]: part["num_items"] for part in result["data"]} == {
         "training": 1294,
         "held-out": 144,
         "test": 359,

@@ -6,7 +6,8 @@ import torch
 
 from gatewright.data import DataConfig, ImageSplits
 from gatewright.recipes import RECIPES
-from gatewright.train.provenance import changed_settings, command, describe_data
+from gatewright.tasks import Classification
+from gatewright.train.provenance import changed_settings, command
 from tests.train.runs import image_set
 
 NONE = torch.tensor([], dtype=torch.long)
@@ -15,7 +16,7 @@ NONE = torch.tensor([], dtype=torch.long)
 def test_a_digest_is_that_of_the_images_and_labels():
     def digest(train, **changes):
         config = DataConfig(name="folder", path="photos", **changes)
-        return describe_data(config, ImageSplits(train, train.select(NONE), train))[0].digest
+        return Classification().describe_data(config, ImageSplits(train, train.select(NONE), train))[0].digest
 
     images = image_set(8)
     assert digest(images) == digest(image_set(8), batch_size=2)
@@ -24,10 +25,10 @@ def test_a_digest_is_that_of_the_images_and_labels():
 
 def test_parts_without_images_are_left_out(tmp_path):
     images = image_set(8)
-    found = describe_data(
+    found = Classification().describe_data(
         DataConfig(name="cifar10", path=str(tmp_path)), ImageSplits(images, images.select(NONE), images)
     )
-    assert [(part.split, part.num_images, part.source) for part in found] == [
+    assert [(part.split, part.num_items, part.source) for part in found] == [
         ("training", 8, str(tmp_path)),
         ("test", 8, str(tmp_path)),
     ]

@@ -22,9 +22,9 @@ def test_a_loaded_run_is_the_one_that_was_evaluated(finished):
     trained = load_run(output)
     assert trained.config == config
     assert not trained.model.training
-    assert trained.class_names == tuple("0123456789")
-    assert trained.image_shape == (1, 8, 8)
-    found = evaluate(trained.model, load_images(config.data).test, batch_size=100)
+    assert trained.fingerprint["class_names"] == list("0123456789")
+    assert trained.fingerprint["image_shape"] == [1, 8, 8]
+    found = evaluate(trained.task, trained.model, load_images(config.data).test, batch_size=100)
     assert found.confusion.tolist() == result["confusion"]
 
 
@@ -35,8 +35,11 @@ def test_the_data_set_is_not_needed(tmp_path):
     shutil.rmtree(folder)
     shutil.rmtree(tmp_path / "cache")
     trained = load_run(output)
-    assert trained.class_names == ("class0", "class1", "class2")
-    assert trained.image_shape == (3, 16, 16)
+    assert trained.fingerprint == {
+        "num_images": 24,
+        "class_names": ["class0", "class1", "class2"],
+        "image_shape": [3, 16, 16],
+    }
     saved = load_checkpoint(newest_checkpoint(output / "checkpoints"))["engine"]["model"]
     assert torch.equal(trained.model.mean, saved["mean"])
     assert trained.model.mean.any()
@@ -51,7 +54,7 @@ def test_averaged_weights_are_chosen_where_there_are_any(tmp_path):
     for name, value in trained.model.state_dict().items():
         assert torch.equal(value, engine["average"][name])
     assert not torch.equal(trained.model.network.features[0].weight, engine["model"]["network.features.0.weight"])
-    found = evaluate(trained.model, load_images(config.data).test, batch_size=1000)
+    found = evaluate(trained.task, trained.model, load_images(config.data).test, batch_size=1000)
     assert found.confusion.tolist() == result["confusion"]
 
 

@@ -7,9 +7,10 @@ from torch import nn
 
 from gatewright import GroupedFeedForward, MergedMoE, ModuleExperts, MoE, ResidualMixture, TopK
 from gatewright.models import CnnConfig, ImageClassifier, ResNetsConfig
+from gatewright.tasks import Classification
 from gatewright.train import evaluate
 from gatewright.train.result import (
-    active_flops_per_image,
+    active_flops,
     describe_layer,
     describe_result,
     hardware,
@@ -28,6 +29,10 @@ CNN_WITHOUT_FC3 = CONV1 + CONV2 + FC1 + FC2 + FC4
 CNN_FLOPS_WITHOUT_FC3 = 2 * (28 * 28 * 6 * 75 + 10 * 10 * 16 * 150 + 400 * 120 + 120 * 84 + 84 * 10)
 
 
+def active_flops_per_item(model, inputs):
+    return active_flops(model, inputs) // len(inputs)
+
+
 def cnn(**settings):
     return ImageClassifier(CnnConfig(**settings).build((3, 32, 32), 10), [0.5] * 3, [0.2] * 3)
 
@@ -39,13 +44,13 @@ def test_the_article_cnn_by_hand(top_k):
     assert sum(p.numel() for p in model.parameters()) == CNN_WITHOUT_FC3 + 8 * FC3 + GATES
     assert num_active_parameters(model) == CNN_WITHOUT_FC3 + top_k * FC3 + GATES
     flops = CNN_FLOPS_WITHOUT_FC3 + 2 * (top_k * 84 * 84 + 84 * 8)  # no noise is drawn in evaluation
-    assert active_flops_per_image(model, torch.rand(5, 3, 32, 32)) == flops
+    assert active_flops_per_item(model, torch.rand(5, 3, 32, 32)) == flops
 
 
 def test_the_dense_twin_by_hand():
     model = cnn(num_experts=1)
     assert num_active_parameters(model) == CNN_WITHOUT_FC3 + FC3
-    assert active_flops_per_image(model, torch.rand(5, 3, 32, 32)) == CNN_FLOPS_WITHOUT_FC3 + 2 * 84 * 84
+    assert active_flops_per_item(model, torch.rand(5, 3, 32, 32)) == CNN_FLOPS_WITHOUT_FC3 + 2 * 84 * 84
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -58,7 +63,7 @@ def test_grouped_experts_by_hand(activation, matrices, bias, dim, ffn, top_k):
     biases = ((matrices - 1) * ffn + dim) * bias
     assert num_active_parameters(model) == 4 * dim + top_k * (matrices * dim * ffn + biases)
     flops = 2 * (4 * dim + top_k * matrices * dim * ffn)
-    assert active_flops_per_image(model, torch.rand(6, dim, 1, 1)) == flops
+    assert active_flops_per_item(model, torch.rand(6, dim, 1, 1)) == flops
 
 
 def test_experts_of_different_sizes_count_by_their_mean():
@@ -70,14 +75,14 @@ def test_experts_of_different_sizes_count_by_their_mean():
 def test_a_shared_expert_counts_whole():
     layer = MoE(TopK(8, 4, 2), ModuleExperts(lambda: nn.Linear(8, 8), 4), shared=nn.Linear(8, 8, bias=False))
     assert num_active_parameters(layer) == 8 * 4 + 2 * (8 * 8 + 8) + 8 * 8
-    assert active_flops_per_image(layer, torch.rand(6, 8)) == 2 * (8 * 4 + 2 * 8 * 8 + 8 * 8)
+    assert active_flops_per_item(layer, torch.rand(6, 8)) == 2 * (8 * 4 + 2 * 8 * 8 + 8 * 8)
 
 
 @pytest.mark.parametrize("top_k", [2, 4])
 def test_merged_experts_count_where_their_parameters_are_mixed(top_k):
     layer = MergedMoE(TopK(8, 4, top_k), lambda: nn.Linear(8, 5), 4)
     assert num_active_parameters(layer) == 8 * 4 + top_k * (8 * 5 + 5)
-    assert active_flops_per_image(layer, torch.rand(6, 8)) == 2 * (8 * 4 + 4 * (8 * 5 + 5) + 8 * 5)
+    assert active_flops_per_item(layer, torch.rand(6, 8)) == 2 * (8 * 4 + 4 * (8 * 5 + 5) + 8 * 5)
 
 
 def test_a_residual_mixture_counts_its_branch_whole():
@@ -87,7 +92,7 @@ def test_a_residual_mixture_counts_its_branch_whole():
 
 def test_images_of_several_tokens_count_them_all():
     layer = MoE(TopK(8, 3, 2), GroupedFeedForward(3, 8, 4))
-    assert active_flops_per_image(layer, torch.rand(2, 5, 8)) == 5 * 2 * (3 * 8 + 2 * 2 * 8 * 4)
+    assert active_flops_per_item(layer, torch.rand(2, 5, 8)) == 5 * 2 * (3 * 8 + 2 * 2 * 8 * 4)
 
 
 def test_a_mixture_of_resnets_works_as_many_of_them_as_top_k():
@@ -96,14 +101,14 @@ def test_a_mixture_of_resnets_works_as_many_of_them_as_top_k():
     mixture, dense = config.build(**shape), replace(config, num_experts=1).build(**shape)
     images = torch.rand(8, 3, 16, 16)
     classifier = 2 * 128 * 10
-    expert = active_flops_per_image(dense, images) - classifier
+    expert = active_flops_per_item(dense, images) - classifier
     gate = 2 * (8 * 8 * 16 * 27 + 4 * 4 * 32 * 144 + 2 * 2 * 8 * 288 + 8 * 4)
-    assert active_flops_per_image(mixture, images) == 2 * expert + gate + classifier
+    assert active_flops_per_item(mixture, images) == 2 * expert + gate + classifier
 
 
 def test_counting_leaves_mode_gradients_and_statistics():
     model = cnn(num_experts=2).train()
-    active_flops_per_image(model, torch.rand(2, 3, 32, 32))
+    active_flops_per_item(model, torch.rand(2, 3, 32, 32))
     assert model.training
     assert all(p.grad is None for p in model.parameters())
 
@@ -112,14 +117,16 @@ def test_the_description_is_that_of_the_evaluation():
     images = replace(image_set(20, size=32, num_classes=10), class_names=tuple("abcdefghij"))
     model = cnn(num_experts=3, top_k=2)
     nn.init.normal_(model.network.mixture.router.gate.weight)
-    found = evaluate(model, images, batch_size=7)
-    described = describe_result(model, found, images.class_names, torch.rand(2, 3, 32, 32))
+    task = Classification()
+    found = evaluate(task, model, images, batch_size=7)
+    described = describe_result(task, model, found, (torch.rand(2, 3, 32, 32),))
     assert described["test_accuracy"] == found.accuracy
     assert list(described["test_accuracy_per_class"]) == list("abcdefghij")
     layer, use = described["layers"]["network.mixture"], found.layers["network.mixture"]
     tokens = use.sums.tokens_per_expert
     assert layer == describe_layer(use) | {"layer": "MoE", "router": "NoisyTopK", "top_k": 2}
     assert described["test_loss"] == found.loss
+    assert described["active_flops_per_image"] == active_flops_per_item(model, torch.rand(2, 3, 32, 32))
     assert layer["tokens_per_expert"] == tokens.tolist()
     assert layer["load_cv"] == pytest.approx(float(tokens.double().std(correction=0) / tokens.double().mean()))
     assert layer["dead_experts"] == [index for index, count in enumerate(tokens) if count == 0]

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from gatewright.data import AugmentConfig
+from gatewright.data import AugmentConfig, DataConfig
 from gatewright.recipes import RECIPES
+from gatewright.tasks import Classification
 from gatewright.train import Interrupted, RunConfig, load_config, train
 from gatewright.train.checkpoint.format import checkpoints
 from gatewright.train.checkpoint.resume import DECISIONS, check_changes, flat
-from gatewright.train.config_file import NETWORKS, settings_of
+from gatewright.train.config_file import settings_of
 from tests.train.runs import FIVE_STEPS, digits_config, logged, signal_at, write_image_folder
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "resume.md"
@@ -20,7 +21,7 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "resume.md"
 
 def test_every_setting_has_a_decision_and_its_row_on_the_page():
     """Whoever adds a setting decides here what becomes of it; the page says the same as the code."""
-    configs = [RunConfig(recipe="any", model=network()) for network in NETWORKS.values()]
+    configs = [RunConfig(recipe="any", model=network(), data=DataConfig()) for network in Classification.models]
     assert set(DECISIONS) == {name for config in configs for name in flat(settings_of(config))}
     kinds = {name: "depends" if callable(it) else it.kind for name, it in DECISIONS.items()}
     rows = re.findall(r"^\| (`.*?) \| (exact|rounding|from here|refused|depends)\b", PAGE.read_text(), re.MULTILINE)
@@ -32,7 +33,7 @@ def saved(config, *, epoch=1, step=3, step_count=24):
     return {
         "config": json.loads(json.dumps(settings_of(config))),
         "position": {"epoch": epoch, "step": step},
-        "num_images": 1294,
+        "steps_per_epoch": 21,
         "engine": {"step_count": step_count},
     }
 

@@ -10,6 +10,7 @@ from torch import nn
 from gatewright import ModuleExperts, MoE
 from gatewright.data import ImageSet
 from gatewright.parallel import expert_parameters, expert_runs
+from gatewright.tasks import Classification
 from gatewright.train import evaluate
 from gatewright.train.config import ParallelConfig
 from gatewright.train.step import TorchEngine
@@ -162,7 +163,7 @@ def uneven_evaluation(ep_size):
     labels = torch.randint(3, (10,), generator=generator)
     splits = ImageSet(images, labels, ("a", "b", "c"))
     found = [
-        evaluate(engine_of(processes).evaluated, splits, batch_size=4, processes=processes)
+        evaluate(Classification(), engine_of(processes).evaluated, splits, batch_size=4, processes=processes)
         for processes in (ALONE, several(ep_size))
     ]
     uses = [evaluation.layers["mixture"] for evaluation in found]

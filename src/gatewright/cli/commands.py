@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from gatewright.cli.arguments import EvaluateArguments, TrainArguments
 from gatewright.cli.completion import completion_command
@@ -20,13 +21,13 @@ from gatewright.cli.flags import flags_of, parse, refuse_unknown_flags, with_opt
 from gatewright.cli.listing import list_command
 from gatewright.cli.plan import plan_command
 from gatewright.cli.predict import predict_command
-from gatewright.data import load_images
 from gatewright.names import known
 from gatewright.recipes import RECIPES, with_epochs
 from gatewright.report import confusion_table, expert_table, result_table
+from gatewright.report.facts import class_names_of
+from gatewright.tasks import ClassificationEvaluation, check_same_images, mirrored_too
 from gatewright.train import (
     RunConfig,
-    check_same_images,
     evaluate,
     launch,
     load_config,
@@ -114,32 +115,34 @@ def evaluate_command(words: list[str]) -> None:
     refuse_unknown_flags(words, ["--flip", "--no-flip", "--data.path"])
     arguments = parse(EvaluateArguments, words, prog="gatewright evaluate")
     trained = load_run(arguments.run)
-    data = (
-        trained.config.data if arguments.data.path is None else replace(trained.config.data, path=arguments.data.path)
-    )
-    images = load_images(data).test
-    check_same_images(images, trained.class_names, trained.image_shape)
+    data: Any = trained.config.data
+    if arguments.data.path is not None:
+        data = replace(data, path=arguments.data.path)
+    part = trained.task.load(data, trained.config.model).test
+    check_same_images(trained.task.fingerprint(part), trained.fingerprint)
     found = evaluate(
+        trained.task,
         trained.model,
-        images,
+        part,
         batch_size=data.eval_batch_size,
         precision=trained.config.precision,
-        flip=arguments.flip,
+        forward=mirrored_too if arguments.flip else nn.Module.__call__,
     )
+    assert isinstance(found, ClassificationEvaluation)
     console = Console(markup=False)  # A name may hold brackets.
     for name, use in found.layers.items():
         tokens = use.sums.tokens_per_expert.to(use.class_by_expert.dtype)
-        console.print(expert_table(name, tokens, use.class_by_expert, use.tokens_per_class, trained.class_names))
+        console.print(expert_table(name, tokens, use.class_by_expert, use.tokens_per_class, found.class_names))
     table = Table("class", "accuracy")
-    for name, accuracy in zip(trained.class_names, found.accuracy_per_class.tolist(), strict=True):
+    for name, accuracy in zip(found.class_names, found.accuracy_per_class.tolist(), strict=True):
         table.add_row(name, f"{accuracy:.2%}")
     console.print(table)
-    console.print(confusion_table(found.confusion, trained.class_names))
+    console.print(confusion_table(found.confusion, found.class_names))
     print(f"test accuracy {found.accuracy:.2%} of {int(found.confusion.sum())} images")
 
 
 def _print_experts(console: Console, result: dict[str, Any]) -> None:
-    class_names = tuple(result["test_accuracy_per_class"])
+    class_names = tuple(class_names_of(result))
     for name, layer in result["layers"].items():
         keys = ("tokens_per_expert", "class_by_expert", "tokens_per_class")
         load, seen, tokens = (torch.tensor(layer[key]) for key in keys)

@@ -60,8 +60,7 @@ def export(trained: Trained, path: Path) -> None:
     header = {
         "format": "pt",
         "config": config_text(trained.config),
-        "class_names": json.dumps(trained.class_names),
-        "image_shape": json.dumps(trained.image_shape),
+        **{name: json.dumps(value) for name, value in trained.fingerprint.items()},
     }
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in trained.model.state_dict().items()}
     content = require("safetensors.torch", "train").save(tensors, header)

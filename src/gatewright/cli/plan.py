@@ -13,10 +13,11 @@ from rich.table import Table
 from torch import nn
 
 from gatewright.cli.flags import flags_of, parse, refuse_unknown_flags, with_options, without_options
-from gatewright.models import ImageClassifier
+from gatewright.data import DataConfig
 from gatewright.names import known
 from gatewright.planner import Device, Links, Part, Plan, Sizes, feed_forward_sizes, measure_sizes, plan, smallest
 from gatewright.recipes import RECIPES
+from gatewright.tasks import task_named
 from gatewright.train import OptimConfig, RunConfig
 from gatewright.train.device import autocast
 from gatewright.train.launch.roles import Role, parameter_roles
@@ -143,18 +144,21 @@ def recipe_sizes(asked: RecipeArguments) -> Sizes:
             f"A plan is for the torch engine with every dense parameter on every process; got --engine {run.engine} "
             f"and --parallel.shard {run.parallel.shard}. Leave both out: what is sharded takes less than planned."
         )
-    shape, classes = SHAPES.get(run.data.name, (None, None))
-    if shape is not None and run.data.image_size is not None:
-        shape = (shape[0], run.data.image_size, run.data.image_size)
+    data = run.data
+    if not isinstance(data, DataConfig):
+        raise ValueError(f"A plan is made for recipes of images; got the task {run.task}. Say the sizes as flags.")
+    shape, classes = SHAPES.get(data.name, (None, None))
+    if shape is not None and data.image_size is not None:
+        shape = (shape[0], data.image_size, data.image_size)
     shape, classes = asked.image_shape or shape, asked.num_classes or classes
     if shape is None or classes is None:
         raise ValueError(
             f"A plan loads no images, so it knows shape and classes of {', '.join(SHAPES)} only; got the data "
-            f"set {run.data.name}. Say --image-shape CHANNELS HEIGHT WIDTH and --num-classes N."
+            f"set {data.name}. Say --image-shape CHANNELS HEIGHT WIDTH and --num-classes N."
         )
     with torch.device("meta"):
-        network = replace(run.model, split_epoch=0).build(shape, classes)
-        model = ImageClassifier(network, [0.0] * shape[0], [1.0] * shape[0])
+        fingerprint = {"image_shape": shape, "class_names": range(classes)}
+        model = task_named(run.task).build(replace(run.model, split_epoch=0), fingerprint)
     return measure_sizes(
         model,
         lambda count: torch.rand(count, *shape),

@@ -37,7 +37,7 @@ def predict_command(words: list[str]) -> int:
 
 def _answer(trained: Trained, file: Path, arguments: PredictArguments) -> bool:
     """Print what the model makes of a file, or why it cannot be read; tell whether it could."""
-    channels, height, width = trained.image_shape
+    channels, height, width = trained.fingerprint["image_shape"]
     try:
         image = decode_image(file, channels=channels, size=(height, width))
     except (ValueError, OSError) as error:
@@ -52,11 +52,12 @@ def _answer(trained: Trained, file: Path, arguments: PredictArguments) -> bool:
 def prediction(trained: Trained, image: UInt8[Tensor, "channels height width"], num_classes: int) -> dict[str, Any]:
     """Return the likeliest classes of one image, and per MoE layer the experts that it went to with their weights."""
     probs = trained.model(as_floats(image[None]))[0].float().softmax(-1)
-    top = probs.topk(min(num_classes, len(trained.class_names)))
+    class_names = trained.fingerprint["class_names"]
+    top = probs.topk(min(num_classes, len(class_names)))
     classes = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     layers = ((name, layer.routing) for name, layer in moe_layers(trained.model) if layer.routing is not None)
     return {
-        "classes": [{"class": trained.class_names[index], "probability": share} for index, share in classes],
+        "classes": [{"class": class_names[index], "probability": share} for index, share in classes],
         "experts": {name: expert_weights(routing) for name, routing in layers},
     }
 

@@ -1,5 +1,6 @@
 """Image data sets: loading, splitting, augmenting and batching."""
 
+from gatewright.data.config import BatchConfig
 from gatewright.data.images.augment import augment, random_crop, random_flip, random_translate
 from gatewright.data.images.batches import evaluation_batches, num_batches, training_batches
 from gatewright.data.images.config import BUILT_IN_NAMES, AugmentConfig, DataConfig
@@ -12,6 +13,7 @@ from gatewright.data.images.load import load_images, local_files
 __all__ = [
     "BUILT_IN_NAMES",
     "AugmentConfig",
+    "BatchConfig",
     "DataConfig",
     "ImageSet",
     "ImageSplits",

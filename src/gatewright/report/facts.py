@@ -87,26 +87,40 @@ def _favourites(shares: Sequence[float], class_names: Sequence[str]) -> tuple[tu
 
 def result_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the (label, value) pairs that sum up a `result.json`."""
-    parameters = f"{result['num_parameters']:,}, of which {result['num_active_parameters']:,} work on an image"
+    item = result.get("item", "image")
+    article = "an" if item[0] in "aeiou" else "a"
+    active = f"{result['num_active_parameters']:,} work on {article} {item}"
+    parameters = f"{result['num_parameters']:,}, of which {active}"
     facts = [("recipe", f"{result['recipe']}, seed {result['seed']}")]
-    facts += [("data", data_summary(result["data"]))] if "data" in result else []
+    facts += [("data", data_summary(result["data"], item))] if "data" in result else []
     facts += (
         [("changed from the recipe", changes_summary(result["changes"]))] if result.get("changes") is not None else []
     )
     facts += [("changed on resuming", " ".join(result["resumed_with"]))] if result.get("resumed_with") else []
     facts += [
-        ("test accuracy", f"{result['test_accuracy']:.2%}"),
+        test_headline(result),
         ("training", f"{count(result['epochs'], 'epoch')} in {duration(result['train_seconds'])}"),
         ("parameters", parameters),
-        ("arithmetic", f"{result['active_flops_per_image'] / 1e6:,.3g} million operations per image"),
+        ("arithmetic", f"{result[f'active_flops_per_{item}'] / 1e6:,.3g} million operations per {item}"),
     ]
     return facts + [(f"experts of {name}", layer_summary(layer)) for name, layer in result["layers"].items()]
 
 
-def data_summary(data: Sequence[Mapping[str, Any]]) -> str:
-    """Say which images the run used, and where they came from."""
-    parts = ", ".join(f"{part['num_images']:,} {part['split']}" for part in data)
-    return f"{data[0]['name']} ({data[0]['source']}): {parts} images"
+def class_names_of(result: Mapping[str, Any]) -> list[str]:
+    """Return the names of the classes by which the work of experts is told apart."""
+    return list(result.get("class_names") or result["test_accuracy_per_class"])
+
+
+def test_headline(result: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the name and the value of the figure that the run is judged by."""
+    name, value = result.get("test_headline") or ("accuracy", f"{result['test_accuracy']:.2%}")
+    return f"test {name}", value
+
+
+def data_summary(data: Sequence[Mapping[str, Any]], item: str = "image") -> str:
+    """Say which data the run used, and where they came from."""
+    parts = ", ".join(f"{part.get('num_items', part.get('num_images')):,} {part['split']}" for part in data)
+    return f"{data[0]['name']} ({data[0]['source']}): {parts} {item}s"
 
 
 def changes_summary(changes: Mapping[str, Mapping[str, Any]]) -> str:

@@ -16,12 +16,14 @@ from gatewright.report.facts import (
     LOAD,
     ExpertFacts,
     class_label,
+    class_names_of,
     count,
     expert_facts,
     layer_kind,
     layer_summary,
     result_facts,
     routing_summary,
+    test_headline,
 )
 from gatewright.report.figure import label, legend_below, new_figure, svg
 
@@ -73,10 +75,12 @@ def write_report(output: Path) -> Path:
 
 def _heading(title: str, result: Mapping[str, Any]) -> Iterable[str]:
     yield f"<h1>{escape(title)}</h1>"
+    name, value = test_headline(result)
     images = sum(map(sum, result.get("confusion") or []))
     of = f"of {count(images, 'test image')}" if images else "of the test images"
-    yield f'<div class="accuracy">{result["test_accuracy"]:.2%}</div><p>{of} are classified right</p>'
-    shown = [(key, value) for key, value in result_facts(result) if key not in ("recipe", "test accuracy")]
+    said = f"{of} are classified right" if "test_accuracy" in result else name
+    yield f'<div class="accuracy">{escape(value)}</div><p>{escape(said)}</p>'
+    shown = [(key, value) for key, value in result_facts(result) if key not in ("recipe", name)]
     if "command" in result:
         shown += [("command", result["command"]), ("finished", f"{result['finished'][:16].replace('T', ' ')} UTC")]
     yield pairs(shown)
@@ -91,7 +95,7 @@ def _training(curves: Curves) -> Iterable[str]:
 
 
 def _layer(name: str, layer: Mapping[str, Any], result: Mapping[str, Any], curves: Curves) -> Iterable[str]:
-    counts, class_names = layer["class_by_expert"], list(result["test_accuracy_per_class"])
+    counts, class_names = layer["class_by_expert"], class_names_of(result)
     tokens = torch.tensor(layer["tokens_per_class"]) if counts else None
     by_class = torch.tensor(counts) if counts else None
     yield f"<h2>{escape(layer_kind(layer))} <code>{escape(name)}</code></h2>"
@@ -146,7 +150,9 @@ def _chart(title: str, draw: Callable[["Axes"], None], height: float, columns: i
 
 
 def _classes(result: Mapping[str, Any]) -> Iterable[str]:
-    accuracies = result["test_accuracy_per_class"]
+    accuracies = result.get("test_accuracy_per_class")
+    if not accuracies:
+        return
     yield '<h2>Classes of the test set</h2><div class="side"><div><h3>Accuracy of each class</h3>'
     yield table(["class", "accuracy"], ([escape(class_label(n)), bar(f"{a:.1%}", a, 1)] for n, a in accuracies.items()))
     yield "</div><div>"

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from gatewright.report.curves import Curves, load_curves, read_metrics
+from gatewright.report.facts import class_names_of
 from gatewright.report.plots import plot_class_by_expert, plot_confusion, plot_load_over_time, plot_training_curves
 
 
@@ -17,7 +18,7 @@ def write_pictures(output: Path) -> list[Path]:
         output: The run's folder, where the pictures go too.
     """
     result = json.loads((output / "result.json").read_text(encoding="utf-8"))
-    class_names = list(result["test_accuracy_per_class"])
+    class_names = class_names_of(result)
     curves = read_metrics(output / "metrics.jsonl")
     written = [plot_training_curves(output / "metrics.jsonl", output / "curves.png")]
     if result.get("confusion"):

@@ -3,8 +3,7 @@
 from gatewright.train.checkpoint.restore import Trained, load_run
 from gatewright.train.config import OptimConfig, RunConfig
 from gatewright.train.config_file import load_config, save_config
-from gatewright.train.evaluate import Evaluation, LayerUse, evaluate
-from gatewright.train.folder import check_same_images
+from gatewright.train.evaluate import evaluate
 from gatewright.train.launch.elastic import launch, needs_launch, was_restarted
 from gatewright.train.launch.program import program
 from gatewright.train.launch.signals import Interrupted
@@ -15,16 +14,13 @@ from gatewright.train.step import TrainingDiverged
 from gatewright.train.tracking.base import TrackingConfig
 
 __all__ = [
-    "Evaluation",
     "Interrupted",
-    "LayerUse",
     "LostProcess",
     "OptimConfig",
     "RunConfig",
     "TrackingConfig",
     "Trained",
     "TrainingDiverged",
-    "check_same_images",
     "evaluate",
     "launch",
     "load_config",

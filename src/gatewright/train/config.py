@@ -7,8 +7,9 @@ from typing import Any, Literal, get_args, get_origin
 import torch
 from torch import nn
 
-from gatewright.data import DataConfig
-from gatewright.models import ModelConfig
+from gatewright.data import BatchConfig
+from gatewright.models import MixtureConfig
+from gatewright.tasks import task_named
 from gatewright.train.tracking.base import TrackingConfig
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -119,8 +120,9 @@ class RunConfig:
 
     Args:
         recipe: The recipe's name.
+        task: What the network is trained for: a name in `gatewright.tasks.TASKS`.
         model: The network.
-        data: The images.
+        data: The data.
         optim: The optimizer.
         tracking: Where metrics go.
         parallel: How the run is spread over its processes.
@@ -128,10 +130,10 @@ class RunConfig:
         deepspeed: What DeepSpeed is told.
         processes: How many to start on this machine; under torchrun, srun or DeepSpeed's launcher leave it out.
         seed: Of initialisation, order, augmentation and routing noise.
-        epochs: Passes over the training images.
+        epochs: Passes over the training data.
         precision: ``"float32"``; ``"bfloat16"`` (autocast); ``"float16"`` (autocast with dynamic loss scale).
         device: ``"auto"`` takes a GPU where there is one; or a torch device such as ``"cpu"``.
-        channels_last: Memory format of images and filters.
+        channels_last: Memory format of images and filters, where there are any.
         compile: Whether the network goes through `torch.compile`.
         checkpoint_every: Epochs between checkpoints.
         checkpoint_every_steps: Optimizer steps between checkpoints, besides those; None for none.
@@ -140,8 +142,9 @@ class RunConfig:
     """
 
     recipe: str
-    model: ModelConfig
-    data: DataConfig = field(default_factory=DataConfig)
+    task: str = "classification"
+    model: MixtureConfig
+    data: BatchConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -161,6 +164,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _refuse_unknown_choices(self)
+        self._check_task()
         _refuse_unknown_choices(self.model)
         _refuse_unknown_choices(self.parallel)
         if min(self.epochs, self.checkpoint_every, self.processes) < 1:
@@ -179,6 +183,15 @@ class RunConfig:
             return
         with torch.device("meta"):  # Refuses what does not fit, such as top_k above num_experts, before any work.
             self.model.build_mixture(nn.Identity, router_dim=1, item_shape=(1,))
+
+    def _check_task(self) -> None:
+        task = task_named(self.task)
+        if not isinstance(self.model, task.models) or not isinstance(self.data, task.data):
+            models = ", ".join(kind.__name__ for kind in task.models)
+            raise ValueError(
+                f"The task {self.task} takes a model of {models} and data of {task.data.__name__}; got "
+                f"{type(self.model).__name__} and {type(self.data).__name__}."
+            )
 
     def _check_deepspeeds_layer(self) -> None:
         model = self.model

@@ -8,20 +8,20 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 
-def first_non_finite(model: nn.Module, images: Tensor | None) -> str | None:
-    """Name the first parameter, or else the first layer's output on these images, that is not finite."""
+def first_non_finite(model: nn.Module, inputs: Tensor | None) -> str | None:
+    """Name the first parameter, or else the first layer's output on these inputs, that is not finite."""
     for name, parameter in model.named_parameters():
-        gradient = parameter.grad if images is None else None
+        gradient = parameter.grad if inputs is None else None
         if not torch.isfinite(_here(parameter if gradient is None else gradient)).all():
             return name
-    if images is None:
+    if inputs is None:
         return None
     found: list[str] = []
     suspect = copy.deepcopy(model)  # Its BatchNorm statistics may change, the model's may not.
     for name, module in suspect.named_modules():
         module.register_forward_hook(_reporter(name or "the model", found))
     with torch.no_grad():
-        suspect(images)
+        suspect(inputs)
     return found[0] if found else None
 
 

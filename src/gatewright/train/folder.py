@@ -5,13 +5,12 @@ import errno
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from gatewright.data import ImageSet
 from gatewright.train.checkpoint.format import checkpoints, load_checkpoint, newest_checkpoint
 from gatewright.train.config import RunConfig
 from gatewright.train.config_file import load_config, settings_of
@@ -137,28 +136,6 @@ def room_in(config: RunConfig, output: Path) -> Iterator[None]:
 def resume_command(config: RunConfig, output: Path) -> str:
     """Say what to type to go on with a run."""
     return f"{program()} train {config.recipe} --output {shlex.quote(str(output))} --resume"
-
-
-def check_same_images(
-    images: ImageSet, class_names: Sequence[str], image_shape: Sequence[int], *, where: str = "--data.path"
-) -> None:
-    """Refuse images of other classes or another shape than a model was trained on.
-
-    Raises:
-        ValueError: The sentence holds both.
-    """
-    found, shape = tuple(images.class_names), tuple(images.images.shape[1:])
-    if found != tuple(class_names):
-        raise ValueError(f"The run was trained on the classes {_few(class_names)}; {where} has {_few(found)}.")
-    if shape != tuple(image_shape):
-        raise ValueError(
-            f"The run was trained on images of shape {tuple(image_shape)} (channels, height, width); {where} has "
-            f"{shape}. Set --data.image-size, or use the images that it was trained on."
-        )
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join([*names[:12], *(["..."] if len(names) > 12 else [])]) + f" ({len(names)})"
 
 
 def agreed_state(output: Path, processes: Processes = ALONE) -> dict[str, Any] | None:

@@ -4,34 +4,33 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gatewright.data import ImageSet, evaluation_batches, load_images, training_batches, write_examples
 from gatewright.layers.base import moe_layers
 from gatewright.metrics import load_share
 from gatewright.report import write_pictures, write_report
-from gatewright.train.build import build_engine, check_image_shape
+from gatewright.tasks import Batch, Evaluation, task_named
+from gatewright.train.build import build_engine
 from gatewright.train.checkpoint.format import newest_checkpoint
 from gatewright.train.checkpoint.writer import Saver
 from gatewright.train.config import RunConfig
 from gatewright.train.config_file import save_config, settings_of
 from gatewright.train.device import find_device
-from gatewright.train.evaluate import Evaluation, evaluate
+from gatewright.train.evaluate import evaluate
 from gatewright.train.folder import CONFIG, agreed_state, own_folder, resume_command
 from gatewright.train.launch.join import join_processes
 from gatewright.train.launch.signals import Interrupted, StopRequest
 from gatewright.train.pace import Pace
 from gatewright.train.preview import announcement
 from gatewright.train.progress import Progress
-from gatewright.train.provenance import describe_data, describe_origin
+from gatewright.train.provenance import describe_origin
 from gatewright.train.result import describe_result, evaluation_metrics, hardware, layer_metrics, versions, write_json
 from gatewright.train.run import Position, Run
-from gatewright.train.step import Batch, StepReport, TorchEngine, TrainingDiverged
+from gatewright.train.step import StepReport, TorchEngine, TrainingDiverged
 from gatewright.train.tracking.tracked import tracked
 from gatewright.train.validate import check_start, check_trained_on, tell_changes
 
@@ -69,10 +68,11 @@ def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None =
         torch.manual_seed(config.seed)
         with tracked(config, output, position.tracking_id, processes) as tracker:
             position.tracking_id = tracker.run_id or position.tracking_id
-            splits = load_images(config.data, check=partial(check_image_shape, config))
-            tracker.log_data(data := describe_data(config.data, splits))
+            task = task_named(config.task)
+            splits = task.load(config.data, config.model)
+            tracker.log_data(data := task.describe_data(config.data, splits))
             if saved:
-                check_trained_on(splits.train, saved)
+                check_trained_on(task, splits.train, saved)
             checkpoints = output / "checkpoints"
             engine = build_engine(config, splits, device, processes, folder=checkpoints / "deepspeed")
             if saved:
@@ -85,6 +85,7 @@ def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None =
                     config,
                     recipe,
                     output,
+                    task,
                     splits,
                     data,
                     engine,
@@ -147,7 +148,7 @@ def _stop(run: Run, signal_number: int | None) -> None:
 def conclude(run: Run) -> dict[str, Any]:
     """Evaluate on the test set, and write and track the result with its pictures."""
     evaluation = _evaluate(run, run.splits.test)
-    example = next(evaluation_batches(run.splits.test, min(len(run.splits.test), 256)))[0].to(run.engine.device)
+    example = next(run.task.evaluation_batches(run.splits.test, min(len(run.splits.test), 256)))
     result = {
         "recipe": run.config.recipe,
         "seed": run.config.seed,
@@ -155,8 +156,10 @@ def conclude(run: Run) -> dict[str, Any]:
         "resumed_with": run.position.changes,
         "train_seconds": round(run.position.train_seconds, 2),
         **describe_origin(run.config, run.recipe, run.data),
-        **describe_result(run.engine.evaluated, evaluation, run.splits.test.class_names, example, run.engine.processes),
-        "confusion": evaluation.confusion.tolist(),
+        **describe_result(run.task, run.engine.evaluated, evaluation, example, run.engine.processes),
+        "item": run.task.item,
+        "test_headline": list(evaluation.headline),
+        "class_names": list(run.task.class_names(run.splits.test)),
         "versions": versions(),
         "hardware": hardware(run.engine.device),
         "processes": run.pace.summary(run.engine.device),
@@ -165,8 +168,7 @@ def conclude(run: Run) -> dict[str, Any]:
     if run.engine.processes.rank > 0:
         return result
     write_json(result, run.output / "result.json")
-    if run.config.data.name != "folder":  # There are no image files to try the model on yet.
-        write_examples(run.splits.test, run.output / "examples")
+    run.task.write_examples(run.config.data, run.splits.test, run.output / "examples")
     run.tracker.log_metrics(evaluation_metrics("test", evaluation), run.engine.step_count)
     files = (*write_pictures(run.output), write_report(run.output), *map(run.output.joinpath, ("result.json", CONFIG)))
     for path in files:
@@ -188,7 +190,7 @@ def _steps(run: Run) -> Iterator[list[Batch]]:
     """Yield the micro-batches of each optimizer step that the epoch still has."""
     config, position = run.config, run.position
     per_step = config.optim.accumulation_steps
-    batches = training_batches(
+    batches = run.task.training_batches(
         run.splits.train, config.data, seed=config.seed, epoch=position.epoch, start=position.step * per_step
     )
     for _ in range(position.step, run.engine.steps_per_epoch):
@@ -208,14 +210,14 @@ def _step(run: Run, micro_batches: list[Batch]) -> StepReport:
     run.engine.processes.note(run.engine.step_count)
     last = run.position.step == run.engine.steps_per_epoch  # A short run is to have its curves, too.
     if last or run.engine.step_count % run.config.tracking.log_interval == 0:
-        images = sum(len(labels) for _, labels in micro_batches)
-        _log_step(run, report, images / (time.monotonic() - began))
+        items = sum(map(run.task.count, micro_batches))
+        _log_step(run, report, items / (time.monotonic() - began))
     return report
 
 
-def _log_step(run: Run, report: StepReport, images_per_second: float) -> None:
+def _log_step(run: Run, report: StepReport, items_per_second: float) -> None:
     values = {f"train/{name}": value for name, value in asdict(report).items()}
-    values["train/images_per_second"] = images_per_second
+    values[f"train/{run.task.item}s_per_second"] = items_per_second
     for name, layer in moe_layers(run.engine.model):
         values |= {f"train/layers/{name}/{loss}_loss": float(value) for loss, value in layer.loss_values.items()}
     scopes = {name: layer.scope for name, layer in moe_layers(run.engine.model)}
@@ -226,7 +228,7 @@ def _log_step(run: Run, report: StepReport, images_per_second: float) -> None:
 
 
 def _log_epoch(run: Run) -> str:
-    """Evaluate on the held-out images, track it, and return the line to print."""
+    """Evaluate on what is held out, track it, and return the line to print."""
     line = f"epoch {run.position.epoch}/{run.config.epochs}  {run.position.train_seconds:.0f} s"
     if len(run.splits.holdout) == 0:
         return line
@@ -234,14 +236,14 @@ def _log_epoch(run: Run) -> str:
     run.tracker.log_metrics(evaluation_metrics("holdout", evaluation), run.engine.step_count)
     shares = [load_share(use.sums) for use in evaluation.layers.values()]
     loads = "".join(f"  load {share.min():.1%} to {share.max():.1%}" for share in shares)
-    return f"{line}  held-out accuracy {evaluation.accuracy:.2%}{loads}"
+    return f"{line}  held-out {' '.join(evaluation.headline)}{loads}"
 
 
-def _evaluate(run: Run, images: ImageSet) -> Evaluation:
+def _evaluate(run: Run, part: Any) -> Evaluation:
     run.engine.processes.equalize(run.engine.evaluated)
     batch_size, precision = run.config.data.eval_batch_size, run.config.precision
-    processes = run.engine.processes
-    return evaluate(run.engine.evaluated, images, batch_size=batch_size, precision=precision, processes=processes)
+    model, processes = run.engine.evaluated, run.engine.processes
+    return evaluate(run.task, model, part, batch_size=batch_size, precision=precision, processes=processes)
 
 
 def _is_due(run: Run) -> bool:
@@ -251,16 +253,14 @@ def _is_due(run: Run) -> bool:
 
 
 def _save(run: Run) -> None:
-    images = run.splits.train
     run.saver.wait()  # DeepSpeed's own checkpoint replaces older ones, of which this may still be one.
     run.engine.processes.equalize(run.engine.model, run.engine.evaluated)
     state = {
         "engine": run.engine.state_dict(part=True),
         "position": asdict(run.position),
         "config": settings_of(run.config),
-        "num_images": len(images),
-        "class_names": list(images.class_names),
-        "image_shape": list(images.images.shape[1:]),
+        "fingerprint": run.task.fingerprint(run.splits.train),
+        "steps_per_epoch": run.engine.steps_per_epoch,
     }
     run.saver.save(state, run.engine.model, run.engine.step_count)
 

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import torch
 
-from gatewright.data import ImageSplits, load_images
-from gatewright.models import ImageClassifier
-from gatewright.train.build import build_network, steps_per_epoch
+from gatewright.tasks import Splits, task_named
+from gatewright.train.build import steps_per_epoch
 from gatewright.train.config import RunConfig
 from gatewright.train.config_file import config_text
 from gatewright.train.device import find_device
@@ -19,22 +18,23 @@ from gatewright.train.validate import check_start, check_trained_on, tell_change
 
 
 def announcement(
-    config: RunConfig, splits: ImageSplits, output: Path, *, device: torch.device, steps_per_epoch: int, done: int = 0
+    config: RunConfig, splits: Splits, output: Path, *, device: torch.device, steps_per_epoch: int, done: int = 0
 ) -> str:
     """Say in two lines what is trained, on what and where to; `done` steps were made before this began."""
-    train, holdout, test = (f"{len(images):,}" for images in (splits.train, splits.holdout, splits.test))
+    task = task_named(config.task)
+    train, holdout, test = (f"{task.size(part):,}" for part in (splits.train, splits.holdout, splits.test))
     epochs = f"{config.epochs} epoch{'s' if config.epochs > 1 else ''}"
     going_on = f", going on after step {done:,}" if done else ""
     return (
-        f"{config.recipe} on {device}: {epochs} of {steps_per_epoch:,} steps{going_on}; {train} images "
-        f"to train on, {holdout} held out, {test} to test on\nThe run's folder: {output}"
+        f"{config.recipe} on {device}: {epochs} of {steps_per_epoch:,} steps{going_on}; {train} "
+        f"{task.item}s to train on, {holdout} held out, {test} to test on\nThe run's folder: {output}"
     )
 
 
 def preview(config: RunConfig, *, resume: bool = False) -> str:
     """Check a run as `train` would, and return its settings and what would be trained.
 
-    Nothing is written but the cache of decoded images, and no tracking server is asked.
+    Nothing is written but the cache of the data, and no tracking server is asked.
 
     Raises:
         OSError: If the run's folder or the data are not what they are to be.
@@ -47,20 +47,22 @@ def preview(config: RunConfig, *, resume: bool = False) -> str:
     state = newest_intact(output / "checkpoints")[0] if resume else None
     if state:
         tell_changes(config, state, ALONE)
-    splits = load_images(config.data)
+    task = task_named(config.task)
+    splits = task.load(config.data, config.model)
     if state:
-        check_trained_on(splits.train, state)
-    steps, done = steps_per_epoch(config, len(splits.train)), state["engine"]["step_count"] if state else 0
+        check_trained_on(task, splits.train, state)
+    steps, done = steps_per_epoch(config, splits.train), state["engine"]["step_count"] if state else 0
     said = announcement(config, splits, output, device=device, steps_per_epoch=steps, done=done)
     return f"{config_text(config)}\n{said}\n{_network(config, splits, device)}\nNothing was trained: --dry-run.\n"
 
 
-def _network(config: RunConfig, splits: ImageSplits, device: torch.device) -> str:
+def _network(config: RunConfig, splits: Splits, device: torch.device) -> str:
     """Make the network and its optimizers without memory for them, and say how large it is."""
     if config.model.layer == "deepspeed":
         return "DeepSpeed's own layer is made when the run begins."
     with torch.device("meta"):
-        model = ImageClassifier(build_network(config, splits), [0.0], [1.0])
+        task = task_named(config.task)
+        model = task.build(config.model, task.fingerprint(splits.train))
     check_network(model, config, device)
     build_optimizers(model, config.optim)
     parameters = sum(parameter.numel() for parameter in model.parameters())

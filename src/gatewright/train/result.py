@@ -19,34 +19,32 @@ from gatewright.layers.merged import MergedMoE
 from gatewright.layers.moe import MoE
 from gatewright.models import DeepSpeedMoE
 from gatewright.routing import RoutingSums
-from gatewright.train.evaluate import Evaluation, LayerUse
+from gatewright.tasks import Batch, Evaluation, LayerUse, Task
 from gatewright.train.strategies.base import ALONE, Processes
 
 
 def describe_result(
+    task: Task,
     model: nn.Module,
     evaluation: Evaluation,
-    class_names: tuple[str, ...],
-    example: Tensor,
+    example: Batch,
     processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """Return the part of the result that a model and its evaluation determine.
 
     Args:
+        task: What the model is for.
         model: The evaluated model.
         evaluation: Of the test set.
-        class_names: In the order of the labels.
-        example: A batch of images in [0, 1], to count arithmetic on.
+        example: A batch to count arithmetic on.
         processes: Those of the run; all of them call this.
     """
-    per_class = zip(class_names, evaluation.accuracy_per_class.tolist(), strict=True)
+    flops = active_flops(model, example[0].to(next(model.parameters()).device), processes)
     return {
-        "test_accuracy": evaluation.accuracy,
-        "test_loss": evaluation.loss,
-        "test_accuracy_per_class": dict(per_class),
+        **evaluation.describe(),
         "num_parameters": num_parameters(model, processes),
         "num_active_parameters": num_active_parameters(model, processes),
-        "active_flops_per_image": active_flops_per_image(model, example, processes),
+        f"active_flops_per_{task.item}": int(flops / task.count(example)),
         "layers": {
             name: describe_kind(model.get_submodule(name)) | describe_layer(use)
             for name, use in evaluation.layers.items()
@@ -75,7 +73,7 @@ def describe_layer(use: LayerUse) -> dict[str, Any]:
 
 def evaluation_metrics(split: str, evaluation: Evaluation) -> dict[str, float]:
     """Return the tracked metrics of an evaluation; `split` is ``"holdout"`` or ``"test"``."""
-    values = {f"{split}/accuracy": evaluation.accuracy, f"{split}/loss": evaluation.loss}
+    values = {f"{split}/{name}": value for name, value in evaluation.metrics.items()}
     for name, use in evaluation.layers.items():
         values |= layer_metrics(name, use.sums, split)
     return values
@@ -136,8 +134,8 @@ def _numel(parameter: nn.Parameter) -> int:
 
 
 @torch.no_grad()
-def active_flops_per_image(model: nn.Module, images: Tensor, processes: Processes = ALONE) -> int:
-    """Count the multiplications and additions of one image's forward, over a batch that is really routed.
+def active_flops(model: nn.Module, inputs: Tensor, processes: Processes = ALONE) -> int:
+    """Count the multiplications and additions of a batch's forward, which is really routed.
 
     Counted by torch: matrix products and convolutions; an addition and a multiplication are two. Torch has no formula
     for grouped matrix products, so these are counted here.
@@ -146,11 +144,11 @@ def active_flops_per_image(model: nn.Module, images: Tensor, processes: Processe
     model.eval()
     grouped = (torch.ops.aten._grouped_mm, torch.ops.gatewright.grouped_mm_loop)
     with FlopCounterMode(display=False, custom_mapping=dict.fromkeys(grouped, _grouped_mm_flops)) as counter:
-        model(images[processes.share(len(images))])
+        model(inputs[processes.share(len(inputs))])
     model.train(was_training)
     total = torch.tensor(counter.get_total_flops())
     processes.sum(total)
-    return int(total / len(images))
+    return int(total)
 
 
 def _grouped_mm_flops(rows: Size, weight: Size, *_: Any, **__: Any) -> int:

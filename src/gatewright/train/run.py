@@ -3,11 +3,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gatewright.data import ImageSplits
+from gatewright.tasks import DataSplit, Splits, Task
 from gatewright.train.checkpoint.writer import Saver
 from gatewright.train.config import RunConfig
 from gatewright.train.pace import Pace
-from gatewright.train.provenance import DataSplit
 from gatewright.train.step import TorchEngine
 from gatewright.train.tracking.base import Tracker
 
@@ -19,7 +18,7 @@ class Position:
     Args:
         epoch: The epoch under way.
         step: Optimizer steps made in it.
-        train_seconds: Time in training so far, checkpoints and evaluations on held-out images included.
+        train_seconds: Time in training so far, checkpoints and evaluations on held-out data included.
         tracking_id: The tracker's name for the run, under which a resumed run goes on.
         changes: A sentence for every setting that was changed where the run went on.
     """
@@ -38,7 +37,8 @@ class Run:
     config: RunConfig
     recipe: RunConfig | None
     output: Path
-    splits: ImageSplits
+    task: Task
+    splits: Splits
     data: list[DataSplit]
     engine: TorchEngine
     tracker: Tracker

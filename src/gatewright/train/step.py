@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -15,6 +14,7 @@ from gatewright.layers.base import RoutedLayer, end_step, moe_layers, seed_noise
 from gatewright.models import begin_epoch, restore_splits
 from gatewright.routing import Routing, RoutingSums, SoftRouting
 from gatewright.scope import noise_key
+from gatewright.tasks import Batch, task_named
 from gatewright.train.config import RunConfig
 from gatewright.train.device import autocast
 from gatewright.train.diagnosis import first_non_finite
@@ -28,8 +28,6 @@ from gatewright.train.optim import (
 )
 from gatewright.train.strategies.base import ALONE, Processes
 
-Batch = tuple[Tensor, Tensor]
-
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 - what happened, as users say it
     """A loss or a gradient was not finite; nothing was saved after the last good checkpoint."""
@@ -40,7 +38,7 @@ class StepReport:
     """What one optimizer step did.
 
     Args:
-        task_loss: Mean cross-entropy over the micro-batches, with label smoothing.
+        task_loss: Mean of the task's loss over the micro-batches.
         aux_loss: Mean of the coefficients times the auxiliary losses.
         learning_rate: Of the first parameter group.
         gradient_norm: Before clipping.
@@ -56,7 +54,7 @@ class TorchEngine:
     """Trains a model, on one process or several.
 
     Args:
-        model: Maps images in [0, 1] to logits; the whole model, on every process the same.
+        model: The whole model, on every process the same.
         config: The run.
         device: Where to train.
         steps_per_epoch: Optimizer steps per epoch.
@@ -73,6 +71,7 @@ class TorchEngine:
         processes: Processes = ALONE,
     ) -> None:
         self.model: nn.Module
+        self.task = task_named(config.task)
         self.config, self.device, self.steps_per_epoch = config, device, steps_per_epoch
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.processes = processes
@@ -163,20 +162,23 @@ class TorchEngine:
             torch.manual_seed(noise_key(self.config.seed, number, self.processes.rank))
 
     def _backward(self, batch: Batch, num_micro_batches: int) -> tuple[float, float]:
-        count, own = len(batch[1]), self.processes.share(len(batch[1]))
-        images, labels = (tensor[own].to(self.device, non_blocking=True) for tensor in batch)
-        images = images.contiguous(memory_format=self._layout)
+        own = self._own_part(batch)
         with autocast(self.device, self.config.precision):
-            logits, auxiliary = self._network(images)
-        smoothing = self.config.optim.label_smoothing
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        total = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
-        task = total * self.processes.world / count  # Its mean over the processes is that over the global batch.
+            output, auxiliary = self._network(own[0])
+        total = self.task.loss(output, own, label_smoothing=self.config.optim.label_smoothing)
+        # Its mean over the processes is that over the global batch.
+        task = total * self.processes.world / self.task.count(batch)
         means = self.processes.mean(torch.stack([task, auxiliary.to(task)]).detach())
         if not means.isfinite().all():
-            raise TrainingDiverged(self._diagnosis("loss", float(means.sum()), images))
+            raise TrainingDiverged(self._diagnosis("loss", float(means.sum()), own[0]))
         self._propagate((task + auxiliary) / num_micro_batches)
         return float(means[0]), float(means[1])
+
+    def _own_part(self, batch: Batch) -> Batch:
+        """Put this process's part of a global batch onto its device."""
+        share = self.processes.share(len(batch[0]))
+        own = [tensor[share].to(self.device, non_blocking=True) for tensor in batch]
+        return tuple(each.contiguous(memory_format=self._layout) if each.dim() == 4 else each for each in own)
 
     def _update(self) -> float:
         norm = self._apply()
@@ -202,10 +204,10 @@ class TorchEngine:
         self.scaler.update()
         return norm
 
-    def _diagnosis(self, what: str, value: float, images: Tensor | None) -> str:
+    def _diagnosis(self, what: str, value: float, inputs: Tensor | None) -> str:
         alone = self.processes.world == 1  # Several would have to run the network again together.
         with autocast(self.device, self.config.precision):
-            layer = first_non_finite(self.model, images if alone else None)
+            layer = first_non_finite(self.model, inputs if alone else None)
         return (
             f"The {what} became {value} at step {self.step_count + 1}; the first layer that is not finite is "
             f"{layer or 'the loss itself'}. Try a lower --optim.lr, --optim.clip-norm 1.0 or --precision float32."

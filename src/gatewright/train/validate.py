@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from gatewright.data import ImageSet, load_images, local_files
+from gatewright.tasks import Task, task_named
 from gatewright.train.build import steps_per_epoch
-from gatewright.train.checkpoint.resume import check_changes
+from gatewright.train.checkpoint.resume import check_changes, saved_fingerprint
 from gatewright.train.config import RunConfig
 from gatewright.train.device import find_device
-from gatewright.train.folder import agreed_state, check_output, check_same_images, own_folder, refuse_a_late_split
+from gatewright.train.folder import agreed_state, check_output, own_folder, refuse_a_late_split
 from gatewright.train.launch.join import check_devices, check_fit
 from gatewright.train.limits import check_network
 from gatewright.train.strategies.base import Processes
@@ -25,7 +25,7 @@ def check_start(config: RunConfig, resume: bool) -> None:
         ValueError: If experts that begin as one would never be a mixture.
     """
     check_output(config, resume)
-    local_files(config.data)
+    task_named(config.task).check_data(config.data)
     if not resume:
         refuse_a_late_split(config, 0)
 
@@ -43,18 +43,13 @@ def tell_changes(config: RunConfig, saved: Mapping[str, Any], processes: Process
     return said
 
 
-def check_trained_on(images: ImageSet, saved: Mapping[str, Any]) -> None:
-    """Refuse to go on with other training images than a run began with.
+def check_trained_on(task: Task, part: Any, saved: Mapping[str, Any]) -> None:
+    """Refuse to go on with other training data than a run began with.
 
     Raises:
         ValueError: The sentence holds what differs.
     """
-    check_same_images(images, saved["class_names"], saved["image_shape"])
-    if len(images) != saved.get("num_images", len(images)):  # Checkpoints of version 0.1.0 do not say.
-        raise ValueError(
-            f"The run was trained on {saved['num_images']} images, and now there are {len(images)}: some would be seen "
-            "twice in an epoch, or never. Bring back the images that it began with, or begin another run."
-        )
+    task.check(task.fingerprint(part), saved_fingerprint(saved))
 
 
 def check_processes(config: RunConfig, *, resume: bool) -> None:
@@ -74,22 +69,17 @@ def check_processes(config: RunConfig, *, resume: bool) -> None:
     if saved:
         refuse_a_late_split(config, saved["position"]["epoch"])
         check_changes(config, saved)
-    images = load_images(config.data).train
+    task = task_named(config.task)
+    part = task.load(config.data, config.model).train
     if saved:
-        check_trained_on(images, saved)
-    steps_per_epoch(config, len(images))
-    _check_model(config, images, device)
+        check_trained_on(task, part, saved)
+    steps_per_epoch(config, part)
+    if config.model.layer != "deepspeed":  # It asks DeepSpeed for a device, which is the processes' to have.
+        with torch.device("meta"):
+            model = task.build(config.model, task.fingerprint(part))
+        check_network(model, config, device)
 
 
 def _saved(config: RunConfig) -> dict[str, Any] | None:
     with own_folder(config, resume=True) as output:
         return agreed_state(output)
-
-
-def _check_model(config: RunConfig, images: ImageSet, device: torch.device) -> None:
-    if config.model.layer == "deepspeed":  # It asks DeepSpeed for a device, which is the processes' to have.
-        return
-    channels, height, width = images.images.shape[1:]
-    with torch.device("meta"):
-        network = config.model.build((channels, height, width), len(images.class_names))
-    check_network(network, config, device)

@@ -4,6 +4,8 @@ import difflib
 import re
 from dataclasses import dataclass, field
 
+from gatewright.data.config import BatchConfig
+
 BUILT_IN_NAMES = ("cifar10", "cifar100", "digits", "folder")
 
 
@@ -32,7 +34,7 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(BatchConfig):
     """A labelled image data set and how training reads it.
 
     Attributes:
@@ -42,8 +44,6 @@ class DataConfig:
         image_size: side in pixels to which every image is resized (centre crop); needed when the images differ in size.
         holdout: share of the training images held out for choosing, in [0, 1), where the data set has no validation
             split beside its test split; the test set is for the final figure.
-        batch_size: images per training batch, 1 or more.
-        eval_batch_size: images per evaluation batch, 1 or more.
         cache: folder for decoded images; by default `$GATEWRIGHT_CACHE`, or else `~/.cache/gatewright`.
         augment: random changes made to training images.
 
@@ -55,8 +55,6 @@ class DataConfig:
     path: str | None = None
     image_size: int | None = None
     holdout: float = 0.1
-    batch_size: int = 128
-    eval_batch_size: int = 1000
     cache: str | None = None
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -67,10 +65,9 @@ class DataConfig:
             raise ValueError(f"the digits are embedded, 8x8 pixels, and take neither; got {given}: leave them out")
         if not 0.0 <= self.holdout < 1.0:
             raise ValueError(f"holdout is a share of the training images in [0, 1); got {self.holdout}: try 0.1")
-        for setting in ("image_size", "batch_size", "eval_batch_size"):
-            value = getattr(self, setting)
-            if value is not None and value < 1:
-                raise ValueError(f"{setting} must be 1 or more; got {value}")
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size must be 1 or more; got {self.image_size}")
+        super().__post_init__()
 
 
 def _check_source(name: str, path: str | None) -> None:

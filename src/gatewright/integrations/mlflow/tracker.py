@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from gatewright.extras import require
 from gatewright.integrations.mlflow.store import artifact_location, create_store, database_of
-from gatewright.train.provenance import DataSplit, command
+from gatewright.tasks import DataSplit
+from gatewright.train.provenance import command
 from gatewright.train.tracking.retry_queue import Outbox, reason
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def _data_input(split: DataSplit) -> Any:
         split.digest,
         source_type="local",
         source=json.dumps({"uri": split.source}),
-        profile=json.dumps({"num_rows": split.num_images}),
+        profile=json.dumps({"num_rows": split.num_items}),
     )
     return DatasetInput(data_set, [InputTag("mlflow.data.context", CONTEXTS[split.split])])
 

@@ -2,15 +2,17 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from gatewright.extras import require
-from gatewright.models import ImageClassifier
 from gatewright.parallel import whole_state
+from gatewright.tasks import Task, task_named
+from gatewright.train.checkpoint.resume import saved_fingerprint
 from gatewright.train.config import RunConfig
 from gatewright.train.config_file import load_config, read_config
 from gatewright.train.folder import newest_intact
@@ -24,14 +26,17 @@ class Trained:
     Args:
         config: The run.
         model: In evaluation mode, with averaged weights where the run kept them.
-        class_names: In the order of the logits.
-        image_shape: ``(channels, height, width)``.
+        fingerprint: What its task says of the data that it was trained on.
     """
 
     config: RunConfig
     model: nn.Module
-    class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
+    fingerprint: Mapping[str, Any]
+
+    @property
+    def task(self) -> Task:
+        """What it was trained for."""
+        return task_named(self.config.task)
 
 
 def load_run(path: str | Path) -> Trained:
@@ -57,7 +62,7 @@ def _load_folder(output: Path) -> Trained:
         step = state["engine"]["step_count"]
         print(f"warning: {path} is damaged; this is the model of step {step}.", file=sys.stderr)
     weights = whole_state(state["engine"]["average"] or state["engine"]["model"])
-    return _trained(output, config, weights, state["class_names"], state["image_shape"])
+    return _trained(output, config, weights, saved_fingerprint(state))
 
 
 def _load_export(file: Path) -> Trained:
@@ -68,23 +73,24 @@ def _load_export(file: Path) -> Trained:
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 it is no dictionary
     except safetensors.SafetensorError as error:
         raise ValueError(f"{file} is truncated or not a safetensors file: {error}. Export the run again.") from error
-    if missing := {"config", "class_names", "image_shape"}.difference(header):
+    if "config" not in header:
         raise ValueError(
-            f"{file} is no export of a run: its header has no {', '.join(sorted(missing))}. Name one that gatewright "
-            "export wrote."
+            f"{file} is no export of a run: its header has no config. Name one that gatewright export wrote."
         )
-    config = read_config(header["config"], file)
-    return _trained(file, config, weights, json.loads(header["class_names"]), json.loads(header["image_shape"]))
+    config = read_config(header.pop("config"), file)
+    fingerprint = {name: json.loads(value) for name, value in header.items() if name != "format"}
+    return _trained(file, config, weights, fingerprint)
 
 
-def _trained(
-    path: Path, config: RunConfig, weights: dict[str, Tensor], names: Sequence[str], shape: Sequence[int]
-) -> Trained:
-    channels, height, width = shape
-    network = config.model.build((channels, height, width), len(names))
-    model = ImageClassifier(network, [0.0] * channels, [1.0] * channels)
+def _trained(path: Path, config: RunConfig, weights: dict[str, Tensor], fingerprint: Mapping[str, Any]) -> Trained:
+    try:
+        model = task_named(config.task).build(config.model, fingerprint)
+    except KeyError as missing:
+        raise ValueError(
+            f"{path} does not say what it was trained on: {missing} is missing. Export it again."
+        ) from missing
     try:
         load_weights(model, weights)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return Trained(config, model.eval(), tuple(names), (channels, height, width))
+    return Trained(config, model.eval(), fingerprint)

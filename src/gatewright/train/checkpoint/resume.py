@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gatewright.train.build import steps_per_epoch
 from gatewright.train.config import OptimConfig, RunConfig
 from gatewright.train.config_file import settings_of
 from gatewright.train.optim import rate_factor
@@ -77,9 +76,11 @@ def _on_or_off(what: str) -> Callable[[Change], Decision]:
 
 NETWORK = refused("it decides which weights there are")
 ORDER = refused("it decides which images a step sees: some would be seen twice in an epoch, or never")
+DATA = refused("it decides which data there are")
 
 DECISIONS: Mapping[str, Decision | Callable[[Change], Decision]] = {
     "recipe": refused("the result bears its name"),
+    "task": refused("it decides what is learned"),
     "seed": refused("weights, order, augmentation and noise come of it, and the result bears it"),
     "epochs": _epochs,
     "model.network": NETWORK,
@@ -204,7 +205,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _decide(name: str, change: Change, *, left: bool) -> Decision:
-    decided = DECISIONS[name]
+    decided = DECISIONS.get(name) or (NETWORK if name.startswith("model.") else DATA)  # A task's own settings.
     decision = decided(change) if callable(decided) else decided
     if decision is FROM_HERE and name != "epochs" and not left:
         return refused("the run is finished, so that nothing would be trained with it (more epochs would)")
@@ -222,10 +223,9 @@ def _say(name: str, change: Change, decision: Decision) -> str | None:
 
 def _say_rate(config: RunConfig, saved: Mapping[str, Any]) -> list[str]:
     """Say how the learning rate goes on, where it is the run's own to set."""
-    step, before, num_images = saved["engine"]["step_count"], saved["config"], saved.get("num_images")
-    if config.deepspeed.config or saved["position"]["epoch"] >= config.epochs or not step or num_images is None:
+    step, before, per_epoch = saved["engine"]["step_count"], saved["config"], saved.get("steps_per_epoch")
+    if config.deepspeed.config or saved["position"]["epoch"] >= config.epochs or not step or per_epoch is None:
         return []
-    per_epoch = steps_per_epoch(config, num_images)
     last = _rate(OptimConfig(**{name: before["optim"][name] for name in RATE}), step - 1, before["epochs"], per_epoch)
     following = _rate(config.optim, step, config.epochs, per_epoch)
     return [f"The learning rate was {last:.2g} in the last step and is {following:.2g} in the next."]
@@ -233,3 +233,10 @@ def _say_rate(config: RunConfig, saved: Mapping[str, Any]) -> list[str]:
 
 def _rate(optim: OptimConfig, step: int, epochs: int, per_epoch: int) -> float:
     return optim.lr * rate_factor(optim, step, num_steps=epochs * per_epoch, steps_per_epoch=per_epoch)
+
+
+def saved_fingerprint(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a task keeps in a checkpoint of its data; older checkpoints have it among their other keys."""
+    older = {name: value for name, value in saved.items() if name not in ("config", "engine", "position")}
+    found: Mapping[str, Any] = saved.get("fingerprint", older)
+    return found

@@ -112,7 +112,7 @@ def check_fit(config: RunConfig, world: int) -> None:
         )
     if config.data.batch_size < world:
         raise ValueError(
-            f"A batch of {config.data.batch_size} images (--data.batch-size) leaves some of {world} processes without "
+            f"A batch of {config.data.batch_size} items (--data.batch-size) leaves some of {world} processes without "
             f"any: use a batch of at least {world}."
         )
     if config.engine == "deepspeed":

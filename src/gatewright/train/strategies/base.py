@@ -14,17 +14,17 @@ from gatewright.train.optim import clip_gradients
 
 
 class WithLosses(nn.Module):
-    """A network that returns its auxiliary loss beside its logits, so that a wrapper round it sees both."""
+    """A network that returns its auxiliary loss beside its output, so that a wrapper round it sees both."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
         self.has_losses = any(True for _ in moe_layers(network))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits, and the sum of coefficients times auxiliary losses."""
-        logits = self.network(images)
-        return logits, aux_loss(self.network) if self.has_losses else logits.new_zeros(())
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the output, and the sum of coefficients times auxiliary losses."""
+        output = self.network(inputs)
+        return output, aux_loss(self.network) if self.has_losses else output.new_zeros(())
 
 
 class Processes:
@@ -39,7 +39,7 @@ class Processes:
         return self.share_out(model)
 
     def share_out(self, model: nn.Module) -> nn.Module:
-        """Give each process its part of the model; return what maps images to logits and auxiliary loss."""
+        """Give each process its part of the model; return what returns output and auxiliary loss."""
         return WithLosses(model)
 
     def stand_ins(self, model: nn.Module) -> set[nn.Parameter]:
@@ -50,7 +50,7 @@ class Processes:
         """Take note of what changes in a model with the epoch."""
 
     def share(self, count: int) -> slice:
-        """Return which of a batch's images are this process's."""
+        """Return which of a batch's items are this process's."""
         return slice(0, count)
 
     def accumulate(self, network: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:

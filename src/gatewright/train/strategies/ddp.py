@@ -128,7 +128,7 @@ class SeveralProcesses(Processes):
         return ProcessScope(group, device=self.mesh.device_type) if group.size() > 1 else BatchScope()
 
     def share(self, count: int) -> slice:
-        """Return this process's run of a batch's images; the first processes get one more, the last may get none."""
+        """Return this process's run of a batch's items; the first processes get one more, the last may get none."""
         run = expert_runs(count, self.world)[self.rank]
         return slice(run.start, run.stop)
 

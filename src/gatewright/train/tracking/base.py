@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from gatewright.train.provenance import DataSplit
+from gatewright.tasks import DataSplit
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 

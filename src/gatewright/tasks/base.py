@@ -1,0 +1,175 @@
+"""What a model is trained for: the one place of a run that knows what an item of the data is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from gatewright.data import BatchConfig
+from gatewright.models import MixtureConfig
+from gatewright.tasks.evaluation import Evaluation, LayerUse
+
+Batch = tuple[Tensor, ...]
+"""The tensors of a batch, whose first dimension is the items; the model is called with the first tensor."""
+
+
+@runtime_checkable
+class Splits(Protocol):
+    """The three parts of a data set: of any type that the task knows and that has a length."""
+
+    @property
+    def train(self) -> Any:
+        """The part to learn from."""
+
+    @property
+    def holdout(self) -> Any:
+        """The part to choose by, which may be empty."""
+
+    @property
+    def test(self) -> Any:
+        """The part for the final figure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSplit:
+    """One part of the data set that a run used.
+
+    Args:
+        name: The data set's name.
+        source: Where the data set came from: a folder, the Hugging Face hub, or the library that embeds it.
+        split: ``"training"``, ``"held-out"`` or ``"test"``.
+        num_items: How many items the part has.
+        digest: A hash of its content. Two runs that saw the same data have the same digest.
+    """
+
+    name: str
+    source: str
+    split: str
+    num_items: int
+    digest: str
+
+
+class Task(ABC):
+    """What a model is trained for.
+
+    A task keeps nothing between calls: settings and data are handed to its methods. It is registered under its name in
+    `gatewright.tasks.TASKS`, and a run says which one it is by that name.
+    """
+
+    item: ClassVar[str]
+    """What the data consist of, in the singular: ``"image"``."""
+    models: ClassVar[tuple[type[MixtureConfig], ...]]
+    """The settings of every model that the task can train."""
+    data: ClassVar[type[BatchConfig]]
+    """The settings of its data."""
+
+    # The data.
+
+    def check_data(self, data: Any) -> None:  # noqa: B027 most data have nothing to check
+        """Refuse data that are not where the settings say, before anything is loaded; by default nothing is checked.
+
+        Raises:
+            FileNotFoundError: The sentence says what is missing.
+        """
+
+    @abstractmethod
+    def load(self, data: Any, model: Any) -> Splits:
+        """Load the data, and refuse at the earliest moment what the model cannot take."""
+
+    @abstractmethod
+    def describe_data(self, data: Any, splits: Any) -> list[DataSplit]:
+        """Say where each part that has items comes from, and what is in it."""
+
+    def warnings(self, data: Any, splits: Any) -> list[str]:
+        """Return a sentence for everything about the data that is likely to disappoint; by default none."""
+        return []
+
+    def size(self, part: Any) -> int:
+        """Count the items of a part."""
+        return len(part)
+
+    @abstractmethod
+    def num_batches(self, part: Any, data: Any) -> int:
+        """Count the training batches of one epoch."""
+
+    @abstractmethod
+    def training_batches(self, part: Any, data: Any, *, seed: int, epoch: int, start: int) -> Iterator[Batch]:
+        """Iterate over the batches of one epoch from the one numbered `start` on, a function of seed and epoch."""
+
+    @abstractmethod
+    def evaluation_batches(self, part: Any, batch_size: int) -> Iterator[Batch]:
+        """Iterate over every item exactly once, in order."""
+
+    # The model.
+
+    @abstractmethod
+    def fingerprint(self, part: Any) -> dict[str, Any]:
+        """Say in JSON's types what a model has to know of its training data, and what a resumed run must find again."""
+
+    def check(self, found: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+        """Refuse to go on with other training data than a run began with.
+
+        Args:
+            found: The fingerprint of the data that are here.
+            saved: That of the data that the run was trained on.
+
+        Raises:
+            ValueError: The sentence holds what differs.
+        """
+        differ = [
+            f"{key} was {saved[key]!r} and is {found.get(key)!r}" for key in saved if saved[key] != found.get(key)
+        ]
+        if differ:
+            raise ValueError(
+                f"The run was trained on other data: {'; '.join(differ)}. Bring back the data that it began with, or "
+                "begin another run."
+            )
+
+    @abstractmethod
+    def build(self, model: Any, fingerprint: Mapping[str, Any]) -> nn.Module:
+        """Make the model for data of this fingerprint; a checkpoint's weights and buffers are loaded into it."""
+
+    def prepare(self, model: nn.Module, part: Any) -> None:  # noqa: B027 most models measure nothing
+        """Let a new model keep in its buffers what it measures of its training data; by default nothing."""
+
+    # Training and evaluation.
+
+    def count(self, batch: Batch) -> int:
+        """Count the items of a batch over which the loss is a mean, such as all bytes that are no padding."""
+        return len(batch[0])
+
+    @abstractmethod
+    def loss(self, output: Tensor, batch: Batch, *, label_smoothing: float = 0.0) -> Float[Tensor, ""]:
+        """Return the sum of the loss over what `count` counts.
+
+        Each of several processes has a part of the global batch. The sum of their sums over the count of the global
+        batch is the mean that is trained on, however unequal the parts are.
+        """
+
+    @abstractmethod
+    def measure(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return sums over a batch in evaluation, which are added up over batches and processes.
+
+        A process may have no item of a batch: names, shapes and types of the sums are the same then.
+        """
+
+    @abstractmethod
+    def evaluation(self, part: Any, sums: Mapping[str, Tensor], layers: Mapping[str, LayerUse]) -> Evaluation:
+        """Make the evaluation of a part from the sums of all its batches; there are none where it has no items."""
+
+    def class_names(self, part: Any) -> tuple[str, ...]:
+        """Name the classes by which the work of experts is told apart; by default there is one."""
+        return ("all",)
+
+    def classes(self, batch: Batch) -> Int[Tensor, " items"]:
+        """Return the class of each item of a batch, or of each of its tokens, in the order of the tokens."""
+        return torch.zeros(len(batch[0]), dtype=torch.int64, device=batch[0].device)
+
+    def write_examples(self, data: Any, part: Any, folder: Path) -> Sequence[Path]:
+        """Write a few items into files to try the trained model on, where there is something to write."""
+        return ()

@@ -1,0 +1,93 @@
+"""What an evaluation is made of: what a model's mixture layers did, by the class of what they did it to."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import torch
+from jaxtyping import Int, Real
+from torch import Tensor
+
+from gatewright.routing import Routing, RoutingSums, SoftRouting
+
+
+@dataclass(frozen=True)
+class LayerUse:
+    """How a set of items used one MoE layer.
+
+    Args:
+        sums: The routing's sums over the whole set.
+        class_by_expert: Assignments of each class's items to each expert; of a dense routing, sums of weights.
+        tokens_per_class: Tokens of each class's items: the items themselves where they are routed as a whole.
+    """
+
+    sums: RoutingSums
+    class_by_expert: Real[Tensor, "classes experts"]
+    tokens_per_class: Int[Tensor, " classes"]
+
+    @classmethod
+    def of(cls, routing: Routing | SoftRouting, labels: Int[Tensor, " items"], num_classes: int) -> Self:
+        """Count what a layer did with one batch, of whose items each has a class."""
+        seen = class_by_expert(routing, labels.to(routing.sums.load.device), num_classes)
+        tokens = labels.bincount(minlength=num_classes) * _tokens_per_item(routing, labels)
+        return cls(routing.sums, seen, tokens.cpu())
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return every sum, all of them additive."""
+        return (
+            *(getattr(self.sums, field.name) for field in fields(self.sums)),
+            self.class_by_expert,
+            self.tokens_per_class,
+        )
+
+    def __add__(self, other: Self) -> Self:
+        """Add the use by another batch."""
+        return type(self)(
+            self.sums + other.sums,
+            self.class_by_expert + other.class_by_expert,
+            self.tokens_per_class + other.tokens_per_class,
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation(ABC):
+    """What a model makes of a set of items; each task says what there is to know beside its experts.
+
+    Args:
+        layers: Use of each MoE layer, by its name in the model.
+    """
+
+    layers: Mapping[str, LayerUse]
+
+    @property
+    @abstractmethod
+    def metrics(self) -> dict[str, float]:
+        """The numbers to track, by short names such as ``"loss"``."""
+
+    @property
+    @abstractmethod
+    def headline(self) -> tuple[str, str]:
+        """The one figure that a model is judged by, its name and its value in words: ``("accuracy", "97.20%")``."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what ``result.json`` says of the test set beside the experts; by default the metrics."""
+        return {f"test_{name}": value for name, value in self.metrics.items()}
+
+
+def class_by_expert(
+    routing: Routing | SoftRouting, labels: Int[Tensor, " items"], num_classes: int
+) -> Real[Tensor, "classes experts"]:
+    """Count assignments by the class of their item and by expert, or add up weights; an item may be many tokens."""
+    tokens_per_item = max(_tokens_per_item(routing, labels), 1)
+    if isinstance(routing, SoftRouting):
+        sums = routing.weight.new_zeros(num_classes, routing.num_experts)
+        return sums.index_add(0, labels.repeat_interleave(tokens_per_item), routing.weight).cpu()
+    item = routing.token_index // tokens_per_item
+    cell = labels[item] * routing.num_experts + routing.expert_index
+    kept = cell[routing.expert_index < routing.num_experts]
+    return torch.bincount(kept, minlength=num_classes * routing.num_experts).view(num_classes, -1).cpu()
+
+
+def _tokens_per_item(routing: Routing | SoftRouting, labels: Int[Tensor, " items"]) -> int:
+    return int(routing.sums.num_tokens) // max(len(labels), 1)
