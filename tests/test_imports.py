@@ -189,7 +189,7 @@ def code_lines(tree):
 
 def test_the_core_has_about_two_thousand_lines_of_code():
     core = sum(code_lines(tree) for name, tree in TREES.items() if room_of(name) in CORE - {"kernels"})
-    assert 1_500 < core < 2_200
+    assert 1_500 < core < 2_400
 
 
 def test_the_reference_shares_nothing_with_what_is_tested_against_it():

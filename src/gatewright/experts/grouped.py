@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from gatewright.experts.base import Experts, Shape
 from gatewright.internals import in_forward_mode, in_transform, is_exporting
-from gatewright.kernels.plain import Activation
+from gatewright.kernels.plain import Activation, activate
 from gatewright.names import known
-from gatewright.ops import BACKENDS, activate, expert_of_rows, grouped_mm, routed_feed_forward
+from gatewright.ops import BACKENDS, expert_of_rows, grouped_mm, routed_feed_forward
 from gatewright.routing import Routing
 
 

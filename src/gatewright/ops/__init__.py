@@ -1,6 +1,5 @@
 """Operations with several back-ends; the choice is made here, in one place."""
 
-from gatewright.kernels.plain import activate
 from gatewright.ops.feed_forward import routed_feed_forward
 from gatewright.ops.grouped_mm import expert_of_rows, grouped_mm
 from gatewright.ops.registry import BACKENDS, backends
@@ -9,7 +8,6 @@ from gatewright.ops.stable_sort import stable_sort
 
 __all__ = [
     "BACKENDS",
-    "activate",
     "backends",
     "expert_of_rows",
     "grouped_mm",
