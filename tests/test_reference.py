@@ -86,32 +86,29 @@ def test_noisy_top_k_adds_scaled_noise():
     assert_close(gates, torch.tensor([[2 / 3, 0, 1 / 3]]))
 
 
-@pytest.mark.parametrize(
-    ("variant", "expected"),
-    [
+def test_top_k_variants():
+    for variant, expected in [
         ({}, [0, 2 / 7, 4 / 7]),
         ({"normalize": True}, [0, 1 / 3, 2 / 3]),
         ({"score_after_top_k": True}, [0, 1 / 3, 2 / 3]),
         ({"score": "sigmoid"}, [0, 2 / 3, 4 / 5]),
         ({"score": "sigmoid", "score_after_top_k": True}, [0, 2 / 3, 4 / 5]),
         ({"score": "sigmoid", "normalize": True}, [0, 10 / 22, 12 / 22]),
-    ],
-)
-def test_top_k_variants(variant, expected):
-    assert_close(reference.top_k(LOGITS, 2, **variant)[0], torch.tensor(expected))
+    ]:
+        assert_close(reference.top_k(LOGITS, 2, **variant)[0], torch.tensor(expected))
 
 
-@pytest.mark.parametrize(("group_size", "expected"), [(2, [[212.5], [537.5]]), (1, [[130.0], [620.0]])])
-def test_soft_mixture_mixes_tokens_into_slots_and_back(group_size, expected):
+def test_soft_mixture_mixes_tokens_into_slots_and_back():
     """Cosines of 0 and 1 make shares of 1 to 3; slots of 5 and 7 where both tokens are one group."""
-    scale = torch.tensor(3.0).log()
-    dispatch, combine = reference.soft(torch.tensor([[5.0, 0.0], [0.0, 2.0]]), torch.eye(2), scale, group_size)
-    assert_close(combine, torch.tensor([[0.75, 0.25], [0.25, 0.75]]), rtol=1e-5, atol=1e-5)
-    assert_close(dispatch, combine if group_size == 2 else torch.ones(2, 2), rtol=1e-5, atol=1e-5)
-    output = reference.soft_mixture(
-        torch.tensor([[4.0], [8.0]]), dispatch, combine, [Times(10), Times(100)], group_size
-    )
-    assert_close(output, torch.tensor(expected), rtol=1e-5, atol=1e-3)
+    for group_size, expected in [(2, [[212.5], [537.5]]), (1, [[130.0], [620.0]])]:
+        scale = torch.tensor(3.0).log()
+        dispatch, combine = reference.soft(torch.tensor([[5.0, 0.0], [0.0, 2.0]]), torch.eye(2), scale, group_size)
+        assert_close(combine, torch.tensor([[0.75, 0.25], [0.25, 0.75]]), rtol=1e-5, atol=1e-5)
+        assert_close(dispatch, combine if group_size == 2 else torch.ones(2, 2), rtol=1e-5, atol=1e-5)
+        output = reference.soft_mixture(
+            torch.tensor([[4.0], [8.0]]), dispatch, combine, [Times(10), Times(100)], group_size
+        )
+        assert_close(output, torch.tensor(expected), rtol=1e-5, atol=1e-3)
 
 
 def test_load_probability_of_one_in_two():
@@ -170,17 +167,14 @@ def test_expert_dropout_scales_what_stays():
 FIRST_CHOICES_FIRST = [(token, choice) for choice in range(2) for token in range(3)]
 
 
-@pytest.mark.parametrize(
-    ("served", "kept"),
-    [
+def test_capacity_serves_in_the_order_given():
+    for served, kept in [
         (FIRST_CHOICES_FIRST, {(0, 0), (1, 0), (0, 1), (1, 1)}),
         (FIRST_CHOICES_FIRST[::-1], {(2, 0), (1, 0), (2, 1), (1, 1)}),
         ([(1, 1), (2, 0), (0, 0), (0, 1), (1, 0), (2, 1)], {(1, 1), (2, 0), (0, 0), (0, 1)}),
-    ],
-)
-def test_capacity_serves_in_the_order_given(served, kept):
-    choices = [[0, 1], [0, 1], [0, 1]]
-    assert reference.keep_within_capacity(choices, num_experts=2, capacity=2, served=served) == kept
+    ]:
+        choices = [[0, 1], [0, 1], [0, 1]]
+        assert reference.keep_within_capacity(choices, num_experts=2, capacity=2, served=served) == kept
 
 
 def test_capacity_is_per_expert():
@@ -195,23 +189,20 @@ def test_cv_squared():
     assert reference.cv_squared(torch.tensor([7.0])) == 0
 
 
-@pytest.mark.parametrize(
-    ("variant", "expected"),
-    [
+def test_group_limited_variants():
+    """Sigmoids 1/2, 2/3, 4/5, 1/2, the third 0.2 less for selection; groups of two. The last of equals is left out."""
+    for variant, expected in [
         ({"top_k": 2}, [1 / 2 / (7 / 6), 2 / 3 / (7 / 6), 0, 0]),
         ({"top_k": 1, "normalize": False, "scale": 3.0}, [0, 2.0, 0, 0]),
         ({"top_k": 1, "group_score": "max", "normalize": False}, [0, 2 / 3, 0, 0]),
         ({"top_k": 2, "group_score": "max", "score": "softmax", "normalize": False}, [0, 0, 4 / 8, 1 / 8]),
         ({"top_k": 3, "top_k_groups": 2, "normalize": False}, [1 / 2, 2 / 3, 4 / 5, 0]),
         ({"top_k": 1, "num_groups": 1, "normalize": False}, [0, 2 / 3, 0, 0]),
-    ],
-)
-def test_group_limited_variants(variant, expected):
-    """Sigmoids 1/2, 2/3, 4/5, 1/2, the third 0.2 less for selection; groups of two. The last of equals is left out."""
-    logits = torch.tensor([[1.0, 2.0, 4.0, 1.0]]).log()
-    settings = {"num_groups": 2, "top_k_groups": 1, **variant}
-    gates = reference.group_limited(logits, torch.tensor([0.0, 0.0, -0.2, 0.0]), **settings)
-    assert_close(gates, torch.tensor([expected]))
+    ]:
+        logits = torch.tensor([[1.0, 2.0, 4.0, 1.0]]).log()
+        settings = {"num_groups": 2, "top_k_groups": 1, **variant}
+        gates = reference.group_limited(logits, torch.tensor([0.0, 0.0, -0.2, 0.0]), **settings)
+        assert_close(gates, torch.tensor([expected]))
 
 
 def test_a_bias_moves_towards_the_mean_load():

@@ -1,6 +1,7 @@
 """Noise as a function of a key and a token's place, and what a scope adds up."""
 
-import pytest
+from itertools import product
+
 import torch
 from torch.testing import assert_close
 
@@ -31,35 +32,40 @@ def test_splitmix64_is_the_published_generator():
     ]
 
 
-@pytest.mark.parametrize("kind", ["normal", "uniform"])
-def test_numbers_belong_to_a_token_however_the_batch_is_split(kind):
-    whole = getattr(scope(1), kind)(torch.empty(50, 7))
-    assert torch.equal(getattr(Part(scope(1).key), kind)(torch.empty(20, 7)), whole[30:])
-    assert torch.equal(getattr(scope(1), kind)(torch.empty(30, 7)), whole[:30])
+def test_numbers_belong_to_a_token_however_the_batch_is_split():
+    for kind in ["normal", "uniform"]:
+        whole = getattr(scope(1), kind)(torch.empty(50, 7))
+        assert torch.equal(getattr(Part(scope(1).key), kind)(torch.empty(20, 7)), whole[30:])
+        assert torch.equal(getattr(scope(1), kind)(torch.empty(30, 7)), whole[:30])
 
 
-@pytest.mark.parametrize("kind", ["normal", "uniform"])
-def test_another_key_or_stream_gives_independent_numbers(kind):
-    like = torch.empty(1000, 100)
-    first = getattr(scope(1, 2), kind)(like).flatten()
-    others = [getattr(scope(1, 3), kind)(like), getattr(scope(2, 2), kind)(like), getattr(scope(1, 2), kind)(like, 1)]
-    for other in others:
-        correlation = torch.corrcoef(torch.stack([first, other.flatten()]))[0, 1]
-        assert correlation.abs() < 5 / len(first) ** 0.5
+def test_another_key_or_stream_gives_independent_numbers():
+    for kind in ["normal", "uniform"]:
+        like = torch.empty(1000, 100)
+        first = getattr(scope(1, 2), kind)(like).flatten()
+        others = [
+            getattr(scope(1, 3), kind)(like),
+            getattr(scope(2, 2), kind)(like),
+            getattr(scope(1, 2), kind)(like, 1),
+        ]
+        for other in others:
+            correlation = torch.corrcoef(torch.stack([first, other.flatten()]))[0, 1]
+            assert correlation.abs() < 5 / len(first) ** 0.5
 
 
-@pytest.mark.parametrize("place", [(slice(None), 0), (0, slice(None)), (slice(None), slice(None))])
-@pytest.mark.parametrize("key", [0, 1, -1, noise_key(3)])
-def test_frequencies(place, key):
+def test_frequencies():
     """Against the distributions, by the largest difference of the distribution functions (Kolmogorov, p = 1e-6)."""
-    like = torch.empty(2000, 2000)
-    scope = BatchScope(torch.tensor(key))
-    for values in (scope.uniform(like)[place], torch.special.ndtr(scope.normal(like)[place])):
-        ordered = values.double().flatten().sort().values
-        expected = (torch.arange(len(ordered)) + 0.5) / len(ordered)
-        assert (ordered - expected).abs().max() < 2.7 / len(ordered) ** 0.5
-    assert scope.uniform(like).min() > 0
-    assert scope.uniform(like).max() < 1
+    for place, key in product(
+        [(slice(None), 0), (0, slice(None)), (slice(None), slice(None))], [0, 1, -1, noise_key(3)]
+    ):
+        like = torch.empty(2000, 2000)
+        scope = BatchScope(torch.tensor(key))
+        for values in (scope.uniform(like)[place], torch.special.ndtr(scope.normal(like)[place])):
+            ordered = values.double().flatten().sort().values
+            expected = (torch.arange(len(ordered)) + 0.5) / len(ordered)
+            assert (ordered - expected).abs().max() < 2.7 / len(ordered) ** 0.5
+        assert scope.uniform(like).min() > 0
+        assert scope.uniform(like).max() < 1
 
 
 def test_without_a_key_noise_is_drawn_from_torchs_generator():
@@ -70,10 +76,10 @@ def test_without_a_key_noise_is_drawn_from_torchs_generator():
     assert torch.equal(BatchScope().normal(like), first)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_numbers_have_the_dtype_asked_for(dtype):
-    assert scope(1).normal(torch.empty(2, 2, dtype=dtype)).dtype == dtype
-    assert scope(1).uniform(torch.empty(2, 2, dtype=dtype)).dtype == dtype
+def test_numbers_have_the_dtype_asked_for():
+    for dtype in [torch.float32, torch.float64]:
+        assert scope(1).normal(torch.empty(2, 2, dtype=dtype)).dtype == dtype
+        assert scope(1).uniform(torch.empty(2, 2, dtype=dtype)).dtype == dtype
 
 
 def test_noise_of_a_seed_and_step_is_the_same_again_and_each_layers_own():

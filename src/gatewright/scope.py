@@ -118,7 +118,7 @@ def splitmix64(bits: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
 
 def noise_key(*numbers: int) -> int:
     """Hash integers, such as a seed, a step and a layer's place, to a signed 64-bit key."""
-    key = torch.zeros((), dtype=torch.int64)
+    key = torch.zeros((), dtype=torch.int64, device="cpu")
     for number in numbers:
         key = splitmix64(key + _signed(_GAMMA) + _signed(number))
     return int(key)

@@ -10,7 +10,6 @@ from gatewright.experts import EXPERTS
 from tests.cases import EXPERT_CASES
 from tests.references import one_by_one
 
-DIMS = (8, 7)  # rows of 16 bytes, which torch's grouped GEMM takes, and others
 GROUPS = {
     "even": ([3, 3, 3], 0),
     "idle": ([0, 5, 2], 0),
@@ -22,8 +21,7 @@ GROUPS = {
 }
 
 pytestmark = [pytest.mark.parametrize("case", EXPERT_CASES), pytest.mark.usefixtures("poisoned")]
-dims = pytest.mark.parametrize("dim", DIMS)
-groups = pytest.mark.parametrize("groups", GROUPS)
+dims = pytest.mark.parametrize("dim", [8, 7])  # rows of 16 bytes, which torch's grouped GEMM takes, and others
 
 
 def inputs(counts, dropped, dim):
@@ -34,43 +32,36 @@ def inputs(counts, dropped, dim):
 
 
 @dims
-@groups
-def test_each_group_goes_to_its_expert_and_dropped_rows_give_zeros(case, dim, groups):
-    experts = EXPERT_CASES[case](3, dim)
-    rows, counts = inputs(*GROUPS[groups], dim)
-    output = experts(rows, counts)
-    *parts, dropped = rows.split([*counts.tolist(), GROUPS[groups][1]])
-    expected = [expert(part) for expert, part in zip(one_by_one(experts), parts, strict=True) if len(part)]
-    assert_close(output, torch.cat([*expected, torch.zeros(dropped.shape)]), rtol=1e-5, atol=1e-6)
+def test_each_group_goes_to_its_expert_with_gradients_and_the_rest_is_zero_and_never_none(case, dim):
+    """Of idle experts and dropped rows both output and gradients are zero; without gradients the output is the same."""
+    for name, (counts, num_dropped) in GROUPS.items():
+        experts = EXPERT_CASES[case](3, dim)
+        rows, tokens_per_expert = inputs(counts, num_dropped, dim)
+        output, kept = experts(rows, tokens_per_expert), sum(counts)
+        upstream = torch.randn_like(output)
+        upstream[kept:] = torch.nan
+        output.backward(upstream)
+        plain = copy.deepcopy(experts)
+        plain.zero_grad()
+        pairs = zip(one_by_one(plain), rows.detach()[:kept].split(counts), strict=True)
+        expected = [expert(part) for expert, part in pairs if len(part)]
+        wanted = torch.cat([*expected, torch.zeros(num_dropped, dim)])
+        assert_close(output, wanted, rtol=1e-5, atol=1e-6, msg=name)
+        if expected:
+            wanted[:kept].backward(upstream[:kept])
+        for parameter, alone in zip(experts.parameters(), plain.parameters(), strict=True):
+            gradient = torch.zeros_like(parameter) if alone.grad is None else alone.grad
+            assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-5)
+        assert not rows.grad[kept:].any()
+        assert rows.grad.isfinite().all()
+        with torch.inference_mode():
+            assert torch.equal(experts(rows.detach(), tokens_per_expert), output)
 
 
-@dims
-@groups
-def test_gradients_are_zero_for_the_idle_and_the_dropped_and_never_none(case, dim, groups):
-    experts = EXPERT_CASES[case](3, dim)
-    rows, counts = inputs(*GROUPS[groups], dim)
-    output = experts(rows, counts)
-    upstream = torch.randn_like(output)
-    upstream[int(counts.sum()) :] = torch.nan
-    output.backward(upstream)
-    plain = copy.deepcopy(experts)
-    plain.zero_grad()
-    *parts, _ = rows.detach().split([*counts.tolist(), GROUPS[groups][1]])
-    used = [(expert, part) for expert, part in zip(one_by_one(plain), parts, strict=True) if len(part)]
-    if used:
-        torch.cat([expert(part) for expert, part in used]).backward(upstream[: int(counts.sum())])
-    for parameter, expected in zip(experts.parameters(), plain.parameters(), strict=True):
-        wanted = torch.zeros_like(parameter) if expected.grad is None else expected.grad
-        assert_close(parameter.grad, wanted, rtol=1e-4, atol=1e-5)
-    assert not rows.grad[int(counts.sum()) :].any()
-    assert rows.grad.isfinite().all()
-
-
-@dims
-def test_a_frozen_expert_gets_no_gradient(case, dim):
-    experts = EXPERT_CASES[case](3, dim)
+def test_a_frozen_expert_gets_no_gradient(case):
+    experts = EXPERT_CASES[case](3, 8)
     next(experts.parameters()).requires_grad_(False)
-    rows, counts = inputs([0, 4, 2], 0, dim)
+    rows, counts = inputs([0, 4, 2], 0, 8)
     experts(rows, counts).sum().backward()
     first, *rest = experts.parameters()
     assert first.grad is None
@@ -78,67 +69,44 @@ def test_a_frozen_expert_gets_no_gradient(case, dim):
 
 
 @dims
-@groups
-def test_without_gradients_the_output_is_the_same(case, dim, groups):
-    experts = EXPERT_CASES[case](3, dim)
-    rows, counts = inputs(*GROUPS[groups], dim)
-    expected = experts(rows, counts)
-    with torch.inference_mode():
-        output = experts(rows.detach(), counts)
-    assert torch.equal(output, expected)
-    assert not output.requires_grad
-
-
-@dims
-def test_the_output_shape_is_known_beforehand(case, dim):
+def test_the_output_shape_is_known_beforehand_and_other_items_are_refused(case, dim):
     experts = EXPERT_CASES[case](3, dim)
     assert experts.output_shape((dim,)) == tuple(experts(*inputs([2, 0, 1], 0, dim)).shape[1:])
-
-
-@dims
-def test_items_of_another_shape_are_refused(case, dim):
     with pytest.raises(ValueError, match=rf"items of shape \({dim + 1},\)|got \({dim + 1},\)"):
-        EXPERT_CASES[case](3, dim).output_shape((dim + 1,))
+        experts.output_shape((dim + 1,))
 
 
 @dims
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_types(case, dim, dtype):
+def test_other_types_and_autocast_with_float32_gradients(case, dim):
     experts = EXPERT_CASES[case](3, dim)
-    rows, counts = inputs([2, 0, 3], 0, dim)
-    expected = experts(rows, counts)
-    output = experts.to(dtype)(rows.to(dtype), counts)
-    assert output.dtype == dtype
-    assert_close(output.float(), expected, rtol=0.05, atol=0.05)
+    for counts in ([2, 0, 3], [0, 0, 5]):
+        rows, tokens_per_expert = inputs(counts, 0, dim)
+        experts.zero_grad()
+        expected = experts(rows, tokens_per_expert)
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = experts(rows, tokens_per_expert)
+        cast.float().sum().backward()
+        assert {parameter.grad.dtype for parameter in experts.parameters()} == {torch.float32}
+        outputs = {torch.bfloat16: [cast]}
+        for dtype in (torch.float64, torch.bfloat16):
+            other = copy.deepcopy(experts).to(dtype)
+            outputs.setdefault(dtype, []).append(other(rows.to(dtype), tokens_per_expert))
+        for dtype, found in outputs.items():
+            for output in found:
+                assert output.dtype == dtype
+                assert_close(output.float(), expected, rtol=0.05, atol=0.05)
 
 
-@dims
-@pytest.mark.parametrize("counts", [[2, 0, 3], [0, 0, 5]])
-def test_autocast_gives_its_type_and_float32_gradients(case, dim, counts):
-    experts = EXPERT_CASES[case](3, dim)
-    rows, counts = inputs(counts, 0, dim)
-    expected = experts(rows, counts)
-    with torch.autocast("cpu", torch.bfloat16):
-        output = experts(rows, counts)
-    output.float().sum().backward()
-    assert output.dtype == torch.bfloat16
-    assert_close(output.float(), expected, rtol=0.05, atol=0.05)
-    assert {parameter.grad.dtype for parameter in experts.parameters()} == {torch.float32}
-
-
-@dims
-def test_experts_differ_from_the_start(case, dim):
+def test_experts_differ_from_the_start(case):
     """Copies of one expert would all learn the same."""
-    experts = EXPERT_CASES[case](3, dim)
-    output = experts(torch.ones(3, dim), torch.tensor([1, 1, 1]))
+    output = EXPERT_CASES[case](3, 8)(torch.ones(3, 8), torch.tensor([1, 1, 1]))
     assert not torch.allclose(output[0], output[1])
     assert not torch.allclose(output[1], output[2])
 
 
-@dims
-def test_copies_and_loaded_state_compute_alike(case, dim):
-    experts, other = EXPERT_CASES[case](3, dim), EXPERT_CASES[case](3, dim)
-    rows, counts = inputs([2, 0, 3], 2, dim)
+def test_copies_and_loaded_state_compute_alike(case):
+    experts, other = EXPERT_CASES[case](3, 8), EXPERT_CASES[case](3, 8)
+    rows, counts = inputs([2, 0, 3], 2, 8)
     other.load_state_dict(experts.state_dict())
     for twin in (other, copy.deepcopy(experts)):
         assert torch.equal(twin(rows, counts), experts(rows, counts))

@@ -9,21 +9,27 @@ import torch
 from torch.testing import assert_close
 
 from gatewright import aux_loss
-from tests.cases import DISPATCHER_CASES, EXPERT_CASES, ROUTER_CASES, make_moe, run
+from tests.cases import DISPATCHER_CASES, EXPERT_CASES, ROUTER_CASES, SOFT_CASES, make_moe, make_soft_moe, run
+
+SPARSE = {
+    **{router: [(router, "modules", "capacity-tight")] for router in ROUTER_CASES},
+    "merged": [(router, "merged", "dropless") for router in ("noisy-top-k", "expert-choice", "hashed")],
+    "every kind of experts": [("noisy-top-k", experts, "dropless") for experts in EXPERT_CASES],
+    "every dispatcher": [("noisy-top-k", "grouped-feed-forward", dispatcher) for dispatcher in DISPATCHER_CASES],
+}
+DENSE = {router: [(router, experts) for experts in EXPERT_CASES] for router in SOFT_CASES}
 
 pytestmark = pytest.mark.filterwarnings("ignore:A capacity of 1 row")
-routers = pytest.mark.parametrize("router", ROUTER_CASES)
-experts = pytest.mark.parametrize("experts", EXPERT_CASES)
-dispatchers = pytest.mark.parametrize("dispatcher", DISPATCHER_CASES)
-some = pytest.mark.parametrize(
-    ("router", "experts", "dispatcher"),
-    [
-        *((router, "modules", "capacity-tight") for router in ROUTER_CASES),
-        *((router, "merged", "dropless") for router in ROUTER_CASES),
-        *(("noisy-top-k", experts, "dropless") for experts in EXPERT_CASES),
-        *(("noisy-top-k", "grouped-feed-forward", dispatcher) for dispatcher in DISPATCHER_CASES),
-    ],
-)
+sparse = pytest.mark.parametrize("case", SPARSE)
+every = pytest.mark.parametrize("case", [*SPARSE, *DENSE])
+
+
+def layers(case, **options):
+    """The layers of a case, made one after another."""
+    for parts in SPARSE.get(case, ()):
+        yield make_moe(*parts, **options)
+    for parts in DENSE.get(case, ()):
+        yield make_soft_moe(*parts)
 
 
 def chosen(moe):
@@ -47,90 +53,96 @@ def save_and_load(moe):
     return twin
 
 
-@routers
-@experts
-@dispatchers
-def test_evaluation_never_depends_on_the_rest_of_the_batch(router, experts, dispatcher):
+@sparse
+def test_evaluation_never_depends_on_the_rest_of_the_batch(case):
     """The same item alone, in the batch and in another order: the same experts, and the same output."""
-    moe, x = make_moe(router, experts, dispatcher).eval(), torch.randn(9, 8)
-    order = torch.randperm(9)
-    with torch.no_grad():
-        joint, experts_of = run(moe, x), chosen(moe)
-        assert torch.equal(run(moe, x), joint)
-        assert_close(run(moe, x[order]), joint[order], rtol=0, atol=1e-6)
-        assert chosen(moe) == [experts_of[item] for item in order]
-        for item in (0, 4):
-            assert_close(run(moe, x[item : item + 1])[0], joint[item], rtol=0, atol=1e-6)
-            assert chosen(moe) == [experts_of[item]]
+    for moe in layers(case):
+        moe.eval()
+        x, order = torch.randn(9, 8), torch.randperm(9)
+        with torch.no_grad():
+            joint, experts_of = run(moe, x), chosen(moe)
+            assert torch.equal(run(moe, x), joint)
+            assert_close(run(moe, x[order]), joint[order], rtol=0, atol=1e-6)
+            assert chosen(moe) == [experts_of[item] for item in order]
+            for item in (0, 4):
+                assert_close(run(moe, x[item : item + 1])[0], joint[item], rtol=0, atol=1e-6)
+                assert chosen(moe) == [experts_of[item]]
 
 
-@some
-@pytest.mark.parametrize("num_tokens", [0, 1, 11])
-def test_a_training_step_gives_every_parameter_a_gradient(router, experts, dispatcher, num_tokens):
-    moe, x = make_moe(router, experts, dispatcher), torch.randn(num_tokens, 8, requires_grad=True)
-    output = run(moe, x)
-    (output.sum() + aux_loss(moe)).backward()
-    assert output.shape == (num_tokens, 8)
-    assert x.grad.isfinite().all()
-    assert all(parameter.grad.isfinite().all() for parameter in moe.parameters())
-    assert any(parameter.grad.any() for parameter in moe.parameters()) or num_tokens == 0
+@every
+def test_a_training_step_gives_every_parameter_a_gradient(case):
+    for moe in layers(case):
+        for num_tokens in (0, 1, 12) if case in SPARSE else (0, 3, 12):
+            moe.zero_grad()
+            x = torch.randn(num_tokens, 8, requires_grad=True)
+            output = run(moe, x)
+            (output.sum() + aux_loss(moe)).backward()
+            assert output.shape == (num_tokens, 8)
+            assert x.grad.isfinite().all()
+            assert all(parameter.grad.isfinite().all() for parameter in moe.parameters())
+            reached = [bool(parameter.grad.any()) for parameter in moe.parameters()]
+            assert (any(reached) if case in SPARSE else all(reached)) or num_tokens == 0
 
 
-@some
-def test_a_token_without_an_expert_gets_zero_and_gives_no_gradient(router, experts, dispatcher):
-    moe, x = make_moe(router, experts, dispatcher, top_k=1), torch.randn(40, 8, requires_grad=True)
-    output = run(moe, x)
-    aux_loss(moe)
-    output.sum().backward()
-    lost = torch.tensor([not experts for experts in chosen(moe)])
-    assert sum(map(len, chosen(moe))) + moe.routing.sums.dropped == moe.routing.sums.tokens_per_expert.sum()
-    assert not output[lost].any()
-    assert not x.grad[lost].any()
-    assert output[~lost].any(-1).all()
-    assert lost.any() or "tight" not in dispatcher
-
-
-@some
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_inference_mode_and_no_grad_compute_the_same(router, experts, dispatcher, training):
-    moe, x = make_moe(router, experts, dispatcher).train(training), torch.randn(11, 8)
-    outputs = []
-    for context in (torch.enable_grad, torch.no_grad, torch.inference_mode):
-        torch.manual_seed(1)
-        with context():
-            outputs.append(run(moe, x).detach())
-    assert torch.equal(outputs[0], outputs[1])
-    assert torch.equal(outputs[0], outputs[2])
-
-
-@some
-def test_autocast(router, experts, dispatcher):
-    """The experts compute in bfloat16, the router does not, and gradients are those of float32 parameters."""
-    moe, x = make_moe(router, experts, dispatcher), torch.randn(11, 8)
-    torch.manual_seed(1)
-    expected, routing = run(moe, x), moe.routing
-    torch.manual_seed(1)
-    with torch.autocast("cpu", torch.bfloat16):
+@sparse
+def test_a_token_without_an_expert_gets_zero_and_gives_no_gradient(case):
+    for moe in layers(case, top_k=1):
+        x = torch.randn(40, 8, requires_grad=True)
         output = run(moe, x)
-        loss = output.float().sum() + aux_loss(moe)
-    loss.backward()
-    assert output.dtype == torch.bfloat16
-    assert torch.equal(moe.routing.weight, routing.weight)
-    assert_close(output.float(), expected, rtol=0.05, atol=0.05)
-    assert {parameter.grad.dtype for parameter in moe.parameters()} == {torch.float32}
+        aux_loss(moe)
+        output.sum().backward()
+        lost = torch.tensor([not experts for experts in chosen(moe)])
+        assert sum(map(len, chosen(moe))) + moe.routing.sums.dropped == moe.routing.sums.tokens_per_expert.sum()
+        assert not output[lost].any()
+        assert not x.grad[lost].any()
+        assert output[~lost].any(-1).all()
+        assert lost.any() or "Capacity(0.6" not in repr(moe)
 
 
-@some
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda moe: pickle.loads(pickle.dumps(moe)), save_and_load])
-def test_copies_compute_the_same_and_leave_the_last_batch_behind(router, experts, dispatcher, copied):
-    moe, x = make_moe(router, experts, dispatcher), torch.randn(11, 8)
-    run(moe, x)
-    twin = copied(moe)
-    assert twin.routing is None
-    assert aux_loss(twin) == 0  # the original's losses are not the copy's
-    assert aux_loss(moe) > 0 or not moe.losses
-    outputs = []
-    for module in (moe, twin):
+@every
+def test_inference_mode_and_no_grad_compute_the_same(case):
+    for moe in layers(case):
+        for training in (True, False):
+            moe.train(training)
+            outputs, x = [], torch.randn(12, 8)
+            for context in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+                torch.manual_seed(1)
+                with context():
+                    outputs.append(run(moe, x).detach())
+            assert torch.equal(outputs[0], outputs[1])
+            assert torch.equal(outputs[0], outputs[2])
+
+
+@every
+def test_autocast(case):
+    """The experts compute in bfloat16, the router does not, and gradients are those of float32 parameters."""
+    for moe in layers(case):
+        x = torch.randn(12, 8)
         torch.manual_seed(1)
-        outputs.append(run(module, x))
-    assert torch.equal(*outputs)
+        expected, routing = run(moe, x), moe.routing
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = run(moe, x)
+            loss = output.float().sum() + aux_loss(moe)
+        loss.backward()
+        assert output.dtype == torch.bfloat16
+        assert torch.equal(moe.routing.weight, routing.weight)
+        assert_close(output.float(), expected, rtol=0.05, atol=0.05)
+        assert {parameter.grad.dtype for parameter in moe.parameters()} == {torch.float32}
+
+
+@every
+def test_copies_compute_the_same_and_leave_the_last_batch_behind(case):
+    for moe in layers(case):
+        for copied in (copy.deepcopy, lambda moe: pickle.loads(pickle.dumps(moe)), save_and_load):
+            x = torch.randn(12, 8)
+            run(moe, x)
+            twin = copied(moe)
+            assert twin.routing is None
+            assert aux_loss(twin) == 0  # the original's losses are not the copy's
+            assert aux_loss(moe) > 0 or not moe.losses
+            outputs = []
+            for module in (moe, twin):
+                torch.manual_seed(1)
+                outputs.append(run(module, x))
+            assert torch.equal(*outputs)

@@ -1,8 +1,10 @@
 """What every router keeps to. A new one in `ROUTERS` is run through all of it."""
 
 import copy
+import math
 import warnings
 from dataclasses import fields
+from itertools import product
 
 import pytest
 import torch
@@ -29,10 +31,10 @@ from tests.references import REFERENCE_GATES
 DIM = 6
 SIZES = [(5, 2), (4, 1), (3, 3), (1, 1), (9, 4)]  # num_experts, top_k
 
+MODES = (True, False)  # training, evaluation
+COUNTS = {"num_tokens", "tokens_per_expert", "dropped", "group_tokens"}
+
 pytestmark = pytest.mark.parametrize("case", ROUTER_CASES)
-sizes = pytest.mark.parametrize(("num_experts", "top_k"), SIZES)
-modes = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-tokens = pytest.mark.parametrize("num_tokens", [0, 1, 17])
 
 
 def route(router, features, scope=ONE_PROCESS, *, training=False):
@@ -65,61 +67,46 @@ class Whole(BatchScope):
         return values
 
 
-@modes
-def test_a_route_does_not_depend_on_how_the_batch_is_split(case, training):
-    """Noise and batch-wise choices are those of the whole batch, for each part that a process has of it."""
+def test_a_route_does_not_depend_on_how_the_batch_is_split(case):
+    """Noise and batch-wise choices are those of the whole batch, for each part that a process has of it.
+
+    And how many rows there are depends on no value.
+    """
     router = make_router(case, DIM, NUM_EXPERTS, 2)
     features, key = features_for(router, 12), torch.tensor(7)
-    whole = Whole(key)
-    joint = dense_weights(route(router, features, whole, training=training))
-    for start, end in ((0, 5), (5, 12), (3, 3)):
-        part = route(router, features[start:end], Part(key, whole.seen, start), training=training)
-        assert_close(dense_weights(part), joint[start:end])
+    for training in MODES:
+        whole = Whole(key)
+        routing = route(router, features, whole, training=training)
+        assert len(routing.weight) == len(route(router, features_for(router, 12), training=training).weight)
+        joint = dense_weights(routing)
+        for start, end in ((0, 5), (5, 12), (3, 3)):
+            part = route(router, features[start:end], Part(key, whole.seen, start), training=training)
+            assert_close(dense_weights(part), joint[start:end])
 
 
-@sizes
-@modes
-@tokens
-def test_the_record_is_well_formed(case, num_experts, top_k, training, num_tokens):
-    router = make_router(case, DIM, num_experts, top_k)
-    routing, other = (route(router, features_for(router, num_tokens), training=training) for _ in range(2))
+def check_record(routing, num_tokens, num_experts, most):
+    """Indices and weights are in range, and a token goes to an expert once."""
     assert routing.num_experts == num_experts
-    assert len(routing.weight) == len(other.weight)  # whatever the values
     assert ((routing.token_index >= 0) & (routing.token_index < max(num_tokens, 1))).all()
     assert ((routing.expert_index >= 0) & (routing.expert_index <= num_experts)).all()
-    assert (routing.weight >= 0).all()
-    assert (routing.weight <= 1).all() or (type(router) in DROPS and training)
+    assert ((routing.weight >= 0) & (routing.weight <= most)).all()
     made = routing.expert_index < num_experts
     assert not routing.weight[~made].any()
     pairs = list(zip(routing.token_index[made].tolist(), routing.expert_index[made].tolist(), strict=True))
-    assert len(set(pairs)) == len(pairs)  # a token goes to an expert once
+    assert len(set(pairs)) == len(pairs)
 
 
-@sizes
-@modes
-@tokens
-def test_where_tokens_choose_each_gets_top_k_experts_best_first(case, num_experts, top_k, training, num_tokens):
-    router = make_router(case, DIM, num_experts, top_k)
-    if type(router) in EXPERTS_CHOOSE:
-        pytest.skip("experts choose")
-    if type(router) in DROPS and training:
-        pytest.skip("some are discarded")
-    routing = route(router, features_for(router, num_tokens), training=training)
+def check_order(routing, num_tokens, top_k, biased):
+    """Where tokens choose, each gets top_k experts, the best first."""
     assert routing.token_index.tolist() == [*range(num_tokens)] * top_k
-    assert (routing.expert_index < num_experts).all()
+    assert (routing.expert_index < routing.num_experts).all()
     weight = routing.weight.view(top_k, num_tokens)
-    assert (weight[:-1] >= weight[1:]).all() or type(router) in BIASED
+    assert (weight[:-1] >= weight[1:]).all() or biased
 
 
-@sizes
-@modes
-@tokens
-def test_the_sums_agree_with_the_assignments(case, num_experts, top_k, training, num_tokens):
-    router = make_router(case, DIM, num_experts, top_k)
-    if type(router) in DROPS and training:
-        pytest.skip("the sums are of what was chosen, before some are discarded")
-    routing = route(router, features_for(router, num_tokens), training=training)
-    chosen = torch.nn.functional.one_hot(routing.expert_index, num_experts + 1)[:, :-1].to(routing.weight.dtype)
+def check_sums(routing, num_tokens, training):
+    """The sums agree with the assignments."""
+    chosen = torch.nn.functional.one_hot(routing.expert_index, routing.num_experts + 1)[:, :-1].to(routing.weight.dtype)
     sums = routing.sums
     assert_close(sums.num_tokens, torch.tensor(num_tokens))
     assert_close(sums.tokens_per_expert, chosen.sum(0).long())
@@ -127,9 +114,21 @@ def test_the_sums_agree_with_the_assignments(case, num_experts, top_k, training,
     assert_close(sums.probs.sum(), torch.tensor(float(num_tokens)))
     assert ((sums.load >= 0) & (sums.load <= num_tokens + 1e-5)).all()  # an estimate in training
     assert sums.dropped == 0
-    assert 0 <= sums.entropy <= num_tokens * torch.tensor(float(num_experts)).log() + 1e-5
+    assert 0 <= sums.entropy <= num_tokens * torch.tensor(float(routing.num_experts)).log() + 1e-5
     if not training:
         assert_close(expert_load(sums), sums.tokens_per_expert.to(sums.load.dtype))
+
+
+def test_the_record_is_well_formed_at_every_size(case):
+    for (num_experts, top_k), training, num_tokens in product(SIZES, MODES, (0, 1, 17)):
+        router = make_router(case, DIM, num_experts, top_k)
+        discards = type(router) in DROPS and training  # its sums are of what was chosen, before some are discarded
+        routing = route(router, features_for(router, num_tokens), training=training)
+        check_record(routing, num_tokens, num_experts, most=math.inf if discards else 1)
+        if not discards and type(router) not in EXPERTS_CHOOSE:
+            check_order(routing, num_tokens, top_k, biased=type(router) in BIASED)
+        if not discards:
+            check_sums(routing, num_tokens, training)
 
 
 def test_sums_of_two_batches_are_the_sums_of_the_joint_batch(case):
@@ -140,51 +139,33 @@ def test_sums_of_two_batches_are_the_sums_of_the_joint_batch(case):
         assert_close(getattr(parts, field.name), getattr(joint, field.name))
 
 
-def test_evaluation_looks_at_one_token_at_a_time(case):
-    router = make_router(case, DIM, NUM_EXPERTS, 2)
+def test_evaluation_draws_nothing_and_looks_at_one_token_at_a_time(case):
+    router = make_router(case, DIM, NUM_EXPERTS, 2).eval()
     features, order = features_for(router, 9), torch.randperm(9)
-    joint = dense_weights(route(router, features))
+    before = torch.get_rng_state()
+    first, joint = dense_weights(router(features)), dense_weights(router(features))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first, joint)
     assert_close(dense_weights(route(router, features[order])), joint[order], rtol=0, atol=1e-6)
     alone = [dense_weights(route(router, features[token : token + 1])) for token in range(9)]
     assert_close(torch.cat(alone), joint, rtol=0, atol=1e-6)
     assert torch.equal(torch.cat(alone) > 0, joint > 0)
 
 
-def test_evaluation_draws_nothing(case):
-    router = make_router(case, DIM, NUM_EXPERTS, 2).eval()
-    features = features_for(router, 9)
-    before = torch.get_rng_state()
-    first, second = router(features), router(features)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(first.expert_index, second.expert_index)
-    assert torch.equal(first.weight, second.weight)
-
-
-COUNTS = {"num_tokens", "tokens_per_expert", "dropped", "group_tokens"}
-
-
-@pytest.mark.parametrize(
-    ("module", "features", "weight"),
-    [
-        (torch.float32, torch.float32, torch.float32),
-        (torch.float64, torch.float64, torch.float64),
-        (torch.float32, torch.float64, torch.float64),
-        (torch.bfloat16, torch.bfloat16, torch.float32),
-        (torch.float32, torch.bfloat16, torch.float32),
-        (torch.bfloat16, torch.float32, torch.float32),
-        (torch.float16, torch.float16, torch.float32),
-    ],
-)
-@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
-def test_routing_is_at_least_float32(case, module, features, weight, autocast):
-    router = make_router(case, DIM, NUM_EXPERTS, 2).to(module)
-    if type(router) in KEYED:
-        pytest.skip("routed by integers")
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        routing = route(router, torch.randn(7, DIM, dtype=features), training=True)
-    assert routing.weight.dtype == weight
-    types = {field.name: getattr(routing.sums, field.name).dtype for field in fields(routing.sums)}
-    assert types == {name: torch.int64 if name in COUNTS else weight for name in types}
+def test_routing_is_at_least_float32(case):
+    wide, narrow = (torch.float32, torch.float64), (torch.bfloat16, torch.float16)
+    for module, given in [*product(wide, wide), *((dtype, dtype) for dtype in narrow), (torch.float32, narrow[0])]:
+        router = make_router(case, DIM, NUM_EXPERTS, 2).to(module)
+        features = features_for(router, 7)
+        features = features.to(given) if features.is_floating_point() else features
+        for autocast in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                routing = route(router, features, training=True)
+            weight = torch.float64 if torch.float64 in (module, given) else torch.float32
+            types = {field.name: getattr(routing.sums, field.name).dtype for field in fields(routing.sums)}
+            wanted = {name: torch.int64 if name in COUNTS else weight for name in types}
+            if type(router) not in KEYED:  # routed by integers, with weights of one type
+                assert {"weight": routing.weight.dtype, **types} == {"weight": weight, **wanted}
 
 
 def test_autocast_changes_nothing(case):
@@ -197,18 +178,18 @@ def test_autocast_changes_nothing(case):
     assert torch.equal(cast.weight, plain.weight)
 
 
-@pytest.mark.parametrize("top_k", [1, 2, 3])
-def test_the_task_teaches_the_gate_or_a_warning_says_that_it_does_not(case, top_k):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        ROUTER_CASES[case](DIM, 5, top_k)
-    assert all("no gradient from the task" in str(warning.message) for warning in caught)
-    router = make_router(case, DIM, 5, top_k)
-    taught = [p for name, p in router.named_parameters() if name not in UNTAUGHT.get(type(router), ())]
-    weight = route(router, features_for(router, 9), training=True).weight
-    if taught:
-        weight.mul(torch.randn_like(weight)).sum().backward()
-    assert all(parameter.grad.abs().max() > 1e-4 for parameter in taught) is not bool(caught)
+def test_the_task_teaches_the_gate_or_a_warning_says_that_it_does_not(case):
+    for top_k in (1, 2, 3):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ROUTER_CASES[case](DIM, 5, top_k)
+        assert all("no gradient from the task" in str(warning.message) for warning in caught)
+        router = make_router(case, DIM, 5, top_k)
+        taught = [p for name, p in router.named_parameters() if name not in UNTAUGHT.get(type(router), ())]
+        weight = route(router, features_for(router, 9), training=True).weight
+        if taught:
+            weight.mul(torch.randn_like(weight)).sum().backward()
+        assert all(parameter.grad.abs().max() > 1e-4 for parameter in taught) is not bool(caught), top_k
 
 
 def test_every_parameter_has_a_dimension_and_a_part_in_the_output(case):
@@ -225,40 +206,26 @@ def test_one_expert_needs_no_warning(case, recwarn):
     assert not recwarn
 
 
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
-        ((6, 3, 4), r"top_k \(4\) cannot exceed num_experts \(3\)"),
-        ((0, 3, 1), "at least 1; got 0, 3 and 1"),
-        ((6, 0, 1), "at least 1; got 6, 0 and 1"),
-        ((6, 3, 0), "at least 1; got 6, 3 and 0"),
-    ],
-)
-def test_impossible_sizes_are_refused(case, sizes, message):
-    with pytest.raises(ValueError, match=message):
-        ROUTER_CASES[case](*sizes)
+def test_impossible_sizes_are_refused(case):
+    with pytest.raises(ValueError, match=r"top_k \(4\) cannot exceed num_experts \(3\)"):
+        ROUTER_CASES[case](6, 3, 4)
+    for sizes in ((0, 3, 1), (6, 0, 1), (6, 3, 0)):
+        with pytest.raises(ValueError, match="at least 1; got {}, {} and {}".format(*sizes)):
+            ROUTER_CASES[case](*sizes)
 
 
-@modes
-def test_copies_and_loaded_state_route_alike(case, training):
-    router = make_router(case, DIM, NUM_EXPERTS, 2)
-    features = features_for(router, 9)
-    loaded = make_router(case, DIM, NUM_EXPERTS, 2)
+def test_copies_loaded_state_and_inference_mode_route_alike(case):
+    router, loaded = (make_router(case, DIM, NUM_EXPERTS, 2) for _ in range(2))
     loaded.load_state_dict(router.state_dict())
-    expected = route(router, features, training=training)
-    for other in (copy.deepcopy(router), loaded):
-        routing = route(other, features, training=training)
-        assert torch.equal(routing.expert_index, expected.expert_index)
-        assert torch.equal(routing.weight, expected.weight)
-
-
-@modes
-def test_inference_mode(case, training):
-    router = make_router(case, DIM, NUM_EXPERTS, 2)
     features = features_for(router, 9)
-    with torch.inference_mode():
-        routing = route(router, features, training=training)
-    assert torch.equal(routing.weight, route(router, features, training=training).weight)
+    for training in MODES:
+        expected = route(router, features, training=training)
+        found = [route(other, features, training=training) for other in (copy.deepcopy(router), loaded)]
+        with torch.inference_mode():
+            found.append(route(router, features, training=training))
+        for routing in found:
+            assert torch.equal(routing.expert_index, expected.expert_index)
+            assert torch.equal(routing.weight, expected.weight)
 
 
 def test_default_losses_exist_and_teach_the_router(case):
@@ -273,15 +240,11 @@ def test_default_losses_exist_and_teach_the_router(case):
         assert any(gradient is not None and gradient.any() for gradient in gradients)
 
 
-def test_it_has_a_reference(case):
-    assert type(make_router(case, DIM, 3, 2)) in REFERENCE_GATES
-
-
-def test_its_registered_name_is_its_class_in_words(case):
+def test_it_is_known_by_its_names(case):
+    """It has a reference, its registered name is its class in words, and it prints its sizes."""
+    router = make_router(case, DIM, NUM_EXPERTS, 2)
+    assert type(router) in REFERENCE_GATES
+    assert f"dim=6, num_experts={NUM_EXPERTS}, top_k=2" in repr(router)
     if case in ROUTERS:
         words = "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in ROUTERS[case].__name__)
         assert words.lstrip("-") == case
-
-
-def test_it_prints_its_sizes(case):
-    assert f"dim=6, num_experts={NUM_EXPERTS}, top_k=2" in repr(make_router(case, DIM, NUM_EXPERTS, 2))

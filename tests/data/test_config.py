@@ -3,9 +3,9 @@ import pytest
 from gatewright.data import AugmentConfig, DataConfig
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100", "ylecun/mnist", "some-one/data_set-1.5"])
-def test_names_of_data_sets(name):
-    assert DataConfig(name=name).name == name
+def test_names_of_data_sets():
+    for name in ["digits", "cifar10", "cifar100", "ylecun/mnist", "some-one/data_set-1.5"]:
+        assert DataConfig(name=name).name == name
 
 
 def test_defaults_change_nothing_and_hold_out_a_tenth():
@@ -14,9 +14,8 @@ def test_defaults_change_nothing_and_hold_out_a_tenth():
     assert config.augment == AugmentConfig(flip=False, translate=0, crop=1.0)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_wrong_data_settings():
+    for settings, message in [
         ({"name": "cifr10"}, "got 'cifr10': did you mean 'cifar10'?"),
         ({"name": "imagenet"}, "got 'imagenet': a hub data set is written owner/name"),
         ({"name": "a/b/c"}, "got 'a/b/c'"),
@@ -30,21 +29,16 @@ def test_defaults_change_nothing_and_hold_out_a_tenth():
         ({"name": "cifar10", "image_size": 0}, "image_size must be 1 or more; got 0"),
         ({"batch_size": 0}, "batch_size must be 1 or more; got 0"),
         ({"eval_batch_size": -1}, "eval_batch_size must be 1 or more; got -1"),
-    ],
-)
-def test_wrong_data_settings(settings, message):
-    with pytest.raises(ValueError, match=message):
-        DataConfig(**settings)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            DataConfig(**settings)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_wrong_augmentation():
+    for settings, message in [
         ({"translate": -1}, "translate is a number of pixels, 0 or more; got -1"),
         ({"crop": 0.0}, r"crop is a share of the side in \(0, 1\]; got 0.0"),
         ({"crop": 1.5}, "got 1.5"),
-    ],
-)
-def test_wrong_augmentation(settings, message):
-    with pytest.raises(ValueError, match=message):
-        AugmentConfig(**settings)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            AugmentConfig(**settings)

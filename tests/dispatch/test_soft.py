@@ -1,6 +1,7 @@
 """Soft dispatch, worked out by hand and at the limits of types and sizes."""
 
-import pytest
+from itertools import product
+
 import torch
 from torch.testing import assert_close
 
@@ -39,33 +40,32 @@ def test_slots_of_an_expert_and_group_stand_together():
                 assert_close(batch.rows[4 * expert + 2 * group + slot], expected)
 
 
-@pytest.mark.parametrize("group_size", [None, 1, 3])
-@pytest.mark.parametrize("num_tokens", [0, 6])
-@pytest.mark.parametrize(("item", "out"), [((3,), (3,)), ((2, 4, 4), (7,)), ((), (2, 2))])
-def test_items_and_outputs_have_any_shape(group_size, num_tokens, item, out):
-    routing, dispatcher = Soft(4, 3, group_size=group_size)(torch.randn(num_tokens, 4)), SoftDispatch()
-    batch = dispatcher.dispatch(torch.randn(num_tokens, *item), routing, training=True)
-    groups = 1 if group_size is None else num_tokens // group_size
-    assert batch.rows.shape == (3 * groups, *item)
-    assert batch.tokens_per_expert.tolist() == [groups] * 3
-    assert dispatcher.combine(torch.randn(3 * groups, *out), batch, num_tokens).shape == (num_tokens, *out)
+def test_items_and_outputs_have_any_shape():
+    for group_size, num_tokens, (item, out) in product(
+        [None, 1, 3], [0, 6], [((3,), (3,)), ((2, 4, 4), (7,)), ((), (2, 2))]
+    ):
+        routing, dispatcher = Soft(4, 3, group_size=group_size)(torch.randn(num_tokens, 4)), SoftDispatch()
+        batch = dispatcher.dispatch(torch.randn(num_tokens, *item), routing, training=True)
+        groups = 1 if group_size is None else num_tokens // group_size
+        assert batch.rows.shape == (3 * groups, *item)
+        assert batch.tokens_per_expert.tolist() == [groups] * 3
+        assert dispatcher.combine(torch.randn(3 * groups, *out), batch, num_tokens).shape == (num_tokens, *out)
 
 
-@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_rows_are_weighted_and_added_in_at_least_float32(dtype, autocast):
+def test_rows_are_weighted_and_added_in_at_least_float32():
     """Sixty times 1 / 64 and a bit that a weight of the rows' type would lose, and that shows in the sum."""
-    share = (1 + 0.45 * torch.finfo(dtype).eps) / 64
-    weight = torch.full((1, 60, 1, 1), share)
-    expected = (weight.double().sum()).to(dtype)
-    gather, spread = routing_of(weight, weight), routing_of(*[weight.view(1, 1, 60, 1)] * 2)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        rows = SoftDispatch().dispatch(torch.ones(60, 3, dtype=dtype), gather, training=True).rows
-        batch = SoftDispatch().dispatch(torch.ones(1, 3, dtype=dtype), spread, training=True)
-        output = SoftDispatch().combine(torch.ones(60, 3, dtype=dtype), batch, 1)
-    for found in (rows, output):
-        assert found.dtype == dtype
-        assert_close(found, expected.expand(1, 3), rtol=0, atol=1e-12)
+    for autocast, dtype in product([False, True], [torch.bfloat16, torch.float16, torch.float64]):
+        share = (1 + 0.45 * torch.finfo(dtype).eps) / 64
+        weight = torch.full((1, 60, 1, 1), share)
+        expected = (weight.double().sum()).to(dtype)
+        gather, spread = routing_of(weight, weight), routing_of(*[weight.view(1, 1, 60, 1)] * 2)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            rows = SoftDispatch().dispatch(torch.ones(60, 3, dtype=dtype), gather, training=True).rows
+            batch = SoftDispatch().dispatch(torch.ones(1, 3, dtype=dtype), spread, training=True)
+            output = SoftDispatch().combine(torch.ones(60, 3, dtype=dtype), batch, 1)
+        for found in (rows, output):
+            assert found.dtype == dtype
+            assert_close(found, expected.expand(1, 3), rtol=0, atol=1e-12)
 
 
 def test_one_dispatcher_serves_several_batches_in_between():

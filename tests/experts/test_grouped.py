@@ -1,5 +1,7 @@
 """Stacked feed-forward experts."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch import nn
@@ -8,21 +10,20 @@ from torch.testing import assert_close
 from gatewright import GroupedFeedForward
 
 
-@pytest.mark.parametrize(("activation", "function"), [("gelu", nn.GELU()), ("relu", nn.ReLU())])
-@pytest.mark.parametrize("bias", [False, True])
-def test_an_expert_is_two_linear_layers(activation, function, bias):
-    experts = GroupedFeedForward(2, 3, 5, activation=activation, bias=bias)
-    plain = nn.Sequential(nn.Linear(3, 5, bias), function, nn.Linear(5, 3, bias))
-    with torch.no_grad():
-        for layer, weight, offset in (
-            (plain[0], experts.weight_in, experts.bias_in),
-            (plain[2], experts.weight_out, experts.bias_out),
-        ):
-            layer.weight.copy_(weight[1].t())
-            if bias:
-                layer.bias.copy_(offset[1])
-    rows = torch.randn(4, 3)
-    assert_close(experts(rows, torch.tensor([0, 4])), plain(rows))
+def test_an_expert_is_two_linear_layers():
+    for (activation, function), bias in product([("gelu", nn.GELU()), ("relu", nn.ReLU())], [False, True]):
+        experts = GroupedFeedForward(2, 3, 5, activation=activation, bias=bias)
+        plain = nn.Sequential(nn.Linear(3, 5, bias), function, nn.Linear(5, 3, bias))
+        with torch.no_grad():
+            for layer, weight, offset in (
+                (plain[0], experts.weight_in, experts.bias_in),
+                (plain[2], experts.weight_out, experts.bias_out),
+            ):
+                layer.weight.copy_(weight[1].t())
+                if bias:
+                    layer.bias.copy_(offset[1])
+        rows = torch.randn(4, 3)
+        assert_close(experts(rows, torch.tensor([0, 4])), plain(rows))
 
 
 def test_swiglu_by_hand():
@@ -35,27 +36,28 @@ def test_swiglu_by_hand():
     assert_close(output, 60 / (1 + torch.tensor([[-2.0]]).exp()))
 
 
-@pytest.mark.parametrize("activation", ["gelu", "relu", "swiglu"])
-def test_first_weights_are_those_of_a_linear_layer(activation):
-    experts = GroupedFeedForward(4, 64, 256, activation=activation, bias=True)
-    for parameter, inputs in (
-        (experts.weight_in, 64),
-        (experts.bias_in, 64),
-        (experts.weight_out, 256),
-        (experts.bias_out, 256),
-    ):
-        bound = inputs**-0.5
-        assert 0.97 * bound < parameter.abs().max() <= bound
-        assert_close(parameter.std().item(), bound / 3**0.5, rtol=0.1, atol=0)
+def test_first_weights_are_those_of_a_linear_layer():
+    for activation in ["gelu", "relu", "swiglu"]:
+        experts = GroupedFeedForward(4, 64, 256, activation=activation, bias=True)
+        for parameter, inputs in (
+            (experts.weight_in, 64),
+            (experts.bias_in, 64),
+            (experts.weight_out, 256),
+            (experts.bias_out, 256),
+        ):
+            bound = inputs**-0.5
+            assert 0.97 * bound < parameter.abs().max() <= bound
+            assert_close(parameter.std().item(), bound / 3**0.5, rtol=0.1, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("setting", "per_expert"),
-    [({}, 2 * 8 * 32), ({"bias": True}, 2 * 8 * 32 + 32 + 8), ({"activation": "swiglu"}, 3 * 8 * 32)],
-)
-def test_parameters_are_counted_by_hand(setting, per_expert):
-    experts = GroupedFeedForward(4, 8, 32, **setting)
-    assert sum(parameter.numel() for parameter in experts.parameters()) == 4 * per_expert
+def test_parameters_are_counted_by_hand():
+    for setting, per_expert in [
+        ({}, 2 * 8 * 32),
+        ({"bias": True}, 2 * 8 * 32 + 32 + 8),
+        ({"activation": "swiglu"}, 3 * 8 * 32),
+    ]:
+        experts = GroupedFeedForward(4, 8, 32, **setting)
+        assert sum(parameter.numel() for parameter in experts.parameters()) == 4 * per_expert
 
 
 def test_autocast_leaves_float64_alone():
@@ -98,20 +100,17 @@ def test_dropout_is_torchs_own():
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
+def test_wrong_settings_are_refused():
+    for setting, message in [
         ({"num_experts": 0}, "num_experts, dim and ffn are at least 1; got 0, 3 and 5"),
         ({"dim": 0}, "got 2, 0 and 5"),
         ({"ffn": -1}, "got 2, 3 and -1"),
         ({"dropout": -0.1}, "dropout is at least 0 and below 1; got -0.1"),
         ({"dropout": 1.0}, "got 1.0"),
         ({"activation": "tanh"}, "activation is 'gelu', 'relu' or 'swiglu'; got 'tanh'"),
-    ],
-)
-def test_wrong_settings_are_refused(setting, message):
-    with pytest.raises(ValueError, match=message):
-        GroupedFeedForward(**{"num_experts": 2, "dim": 3, "ffn": 5, **setting})
+    ]:
+        with pytest.raises(ValueError, match=message):
+            GroupedFeedForward(**{"num_experts": 2, "dim": 3, "ffn": 5, **setting})
 
 
 def test_items_are_vectors_of_its_dim():

@@ -39,11 +39,11 @@ def size(module):
 
 
 @cases
-@pytest.mark.parametrize("num_classes", [2, 128])
-def test_logits_per_image(case, num_classes):
-    model, images = build(case, num_classes)
-    assert model(images).shape == (6, num_classes)
-    assert model.eval()(images[:1]).shape == (1, num_classes)
+def test_logits_per_image(case):
+    for num_classes in [2, 128]:
+        model, images = build(case, num_classes)
+        assert model(images).shape == (6, num_classes)
+        assert model.eval()(images[:1]).shape == (1, num_classes)
 
 
 @cases

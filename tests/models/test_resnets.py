@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -35,54 +36,55 @@ def test_resnet18_is_that_of_the_paper_for_small_images():
     assert round(millions(on_meta(ResNetsConfig(num_experts=1, resnet="resnet18"))) * 1e6) == 11_173_962
 
 
-@pytest.mark.parametrize("resnet", RESNETS)
-@pytest.mark.parametrize("size", [32, 28])
-def test_every_network_takes_small_images(resnet, size):
-    config = ResNetsConfig(num_experts=2, resnet=resnet)
-    for changes in ({}, {"emit": "logits"}, {"feature_size": 40}, {"stem_depth": 1}):
-        changed = replace(config, **changes)
-        ((_, layer),) = moe_layers(on_meta(changed, shape=(3, size, size)))
-        dense = on_meta(replace(changed, num_experts=1), shape=(3, size, size)).eval()
-        images = torch.empty(4, 3, size, size, device="meta")
-        assert dense(images).shape == (4, 10)
-        assert dense.mixture(dense.stem(images)).shape == (4, *layer.output_shape)
+def test_every_network_takes_small_images():
+    for resnet, size in product(RESNETS, [32, 28]):
+        config = ResNetsConfig(num_experts=2, resnet=resnet)
+        for changes in ({}, {"emit": "logits"}, {"feature_size": 40}, {"stem_depth": 1}):
+            changed = replace(config, **changes)
+            ((_, layer),) = moe_layers(on_meta(changed, shape=(3, size, size)))
+            dense = on_meta(replace(changed, num_experts=1), shape=(3, size, size)).eval()
+            images = torch.empty(4, 3, size, size, device="meta")
+            assert dense(images).shape == (4, 10)
+            assert dense.mixture(dense.stem(images)).shape == (4, *layer.output_shape)
 
 
-@pytest.mark.parametrize("resnet", RESNETS)
-def test_every_network_halves_the_image_as_often_as_it_says(resnet):
-    shape = RESNETS[resnet]
-    with torch.device("meta"):
-        network = nn.Sequential(*shape.parts(3)).eval()
-        channels, height, width = network(torch.empty(1, 3, 32, 32)).shape[1:]
-    assert channels == shape.width == 128 if resnet == "small" else 512
-    halvings = sum(stride == 2 for _, stride in shape.blocks) + (shape.first[2] == 2)
-    assert height == width
-    assert 32 / 2**halvings <= height <= 32 / 2**halvings + 1  # the article's first convolution pads one more
+def test_every_network_halves_the_image_as_often_as_it_says():
+    for resnet in RESNETS:
+        shape = RESNETS[resnet]
+        with torch.device("meta"):
+            network = nn.Sequential(*shape.parts(3)).eval()
+            channels, height, width = network(torch.empty(1, 3, 32, 32)).shape[1:]
+        assert channels == shape.width == 128 if resnet == "small" else 512
+        halvings = sum(stride == 2 for _, stride in shape.blocks) + (shape.first[2] == 2)
+        assert height == width
+        assert 32 / 2**halvings <= height <= 32 / 2**halvings + 1  # the article's first convolution pads one more
 
 
-@pytest.mark.parametrize("stem_depth", [0, 1, 2, 3])
-def test_the_stem_is_shared_and_the_rest_is_not(stem_depth):
-    config = ResNetsConfig(num_experts=2, stem_depth=stem_depth)
-    model, whole = on_meta(config), on_meta(replace(config, stem_depth=0, num_experts=1))
-    ((_, layer),) = moe_layers(model)
-    assert len(model.stem) == stem_depth
-    assert millions(model.stem) + millions(layer.experts.experts[0]) == pytest.approx(millions(whole.mixture))
-    assert layer.item_shape == tuple(model.stem.eval()(torch.empty(1, 3, 32, 32, device="meta")).shape[1:])
-    assert model.router_features[0].in_channels == layer.item_shape[0]  # the router looks at what the experts get
+def test_the_stem_is_shared_and_the_rest_is_not():
+    for stem_depth in [0, 1, 2, 3]:
+        config = ResNetsConfig(num_experts=2, stem_depth=stem_depth)
+        model, whole = on_meta(config), on_meta(replace(config, stem_depth=0, num_experts=1))
+        ((_, layer),) = moe_layers(model)
+        assert len(model.stem) == stem_depth
+        assert millions(model.stem) + millions(layer.experts.experts[0]) == pytest.approx(millions(whole.mixture))
+        assert layer.item_shape == tuple(model.stem.eval()(torch.empty(1, 3, 32, 32, device="meta")).shape[1:])
+        assert model.router_features[0].in_channels == layer.item_shape[0]  # the router looks at what the experts get
 
 
-@pytest.mark.parametrize(("resnet", "parts"), [("small", 4), ("article", 9), ("resnet18", 9), ("resnet34", 17)])
-def test_experts_keep_a_part_of_the_network(resnet, parts):
-    ResNetsConfig(resnet=resnet, stem_depth=parts - 1)
-    for stem_depth in (parts, -1):
-        with pytest.raises(ValueError, match=rf"stem_depth is between 0 and {parts - 1}, so that experts keep a part"):
-            ResNetsConfig(resnet=resnet, stem_depth=stem_depth)
+def test_experts_keep_a_part_of_the_network():
+    for resnet, parts in [("small", 4), ("article", 9), ("resnet18", 9), ("resnet34", 17)]:
+        ResNetsConfig(resnet=resnet, stem_depth=parts - 1)
+        for stem_depth in (parts, -1):
+            with pytest.raises(
+                ValueError, match=rf"stem_depth is between 0 and {parts - 1}, so that experts keep a part"
+            ):
+                ResNetsConfig(resnet=resnet, stem_depth=stem_depth)
 
 
-@pytest.mark.parametrize("sizes", [{"gate_size": 0}, {"feature_size": -1}])
-def test_sizes_of_nothing_are_refused(sizes):
-    with pytest.raises(ValueError, match=r"gate_size is at least 1, and feature_size too, or None .*; got "):
-        ResNetsConfig(**sizes)
+def test_sizes_of_nothing_are_refused():
+    for sizes in [{"gate_size": 0}, {"feature_size": -1}]:
+        with pytest.raises(ValueError, match=r"gate_size is at least 1, and feature_size too, or None .*; got "):
+            ResNetsConfig(**sizes)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -91,23 +93,23 @@ def test_an_unknown_network_is_refused():
         ResNetsConfig(resnet="resnet19")
 
 
-@pytest.mark.parametrize("num_classes", [10, 128])
-def test_experts_that_emit_logits_classify_themselves(num_classes):
+def test_experts_that_emit_logits_classify_themselves():
     """Also where there are as many classes as the network has features."""
-    model = on_meta(ResNetsConfig(num_experts=2, emit="logits"), num_classes)
-    ((_, layer),) = moe_layers(model)
-    assert isinstance(model.classifier, nn.Identity)
-    assert all(isinstance(expert[-1], nn.Linear) for expert in layer.experts.experts)
-    assert layer.output_shape == (num_classes,)
+    for num_classes in [10, 128]:
+        model = on_meta(ResNetsConfig(num_experts=2, emit="logits"), num_classes)
+        ((_, layer),) = moe_layers(model)
+        assert isinstance(model.classifier, nn.Identity)
+        assert all(isinstance(expert[-1], nn.Linear) for expert in layer.experts.experts)
+        assert layer.output_shape == (num_classes,)
 
 
-@pytest.mark.parametrize("feature_size", [None, 128, 100])
-def test_experts_that_emit_features_share_a_classifier(feature_size):
-    model = on_meta(ResNetsConfig(num_experts=2, feature_size=feature_size))
-    ((_, layer),) = moe_layers(model)
-    emitted = feature_size or 128
-    assert (layer.output_shape, model.classifier.in_features) == ((emitted,), emitted)
-    assert isinstance(layer.experts.experts[0][-1], nn.Linear if emitted == 100 else nn.Identity)
+def test_experts_that_emit_features_share_a_classifier():
+    for feature_size in [None, 128, 100]:
+        model = on_meta(ResNetsConfig(num_experts=2, feature_size=feature_size))
+        ((_, layer),) = moe_layers(model)
+        emitted = feature_size or 128
+        assert (layer.output_shape, model.classifier.in_features) == ((emitted,), emitted)
+        assert isinstance(layer.experts.experts[0][-1], nn.Linear if emitted == 100 else nn.Identity)
 
 
 def test_the_router_sees_standardised_features_of_its_own():
@@ -123,14 +125,13 @@ def test_the_dense_twin_has_no_router():
     assert not any(isinstance(module, StartTogether) for module in model.modules())
 
 
-@pytest.mark.parametrize("pooled_shortcut", [True, False])
-@pytest.mark.parametrize(("channels", "stride"), [(4, 1), (6, 1), (4, 2), (6, 2)])
-def test_a_block_adds_to_its_input(channels, stride, pooled_shortcut):
-    block = BasicBlock(4, channels, stride, pooled_shortcut=pooled_shortcut).eval()
-    nn.init.zeros_(block.norm2.weight)  # so that the convolutions add nothing
-    x = torch.rand(2, 4, 7, 7)
-    with torch.no_grad():
-        y = block(x)
-        expected = block.shortcut(x).relu() if channels != 4 or stride != 1 else x
-    assert y.shape == (2, channels, 7 if stride == 1 else 4, 7 if stride == 1 else 4)
-    assert torch.equal(y, expected)
+def test_a_block_adds_to_its_input():
+    for pooled_shortcut, (channels, stride) in product([True, False], [(4, 1), (6, 1), (4, 2), (6, 2)]):
+        block = BasicBlock(4, channels, stride, pooled_shortcut=pooled_shortcut).eval()
+        nn.init.zeros_(block.norm2.weight)  # so that the convolutions add nothing
+        x = torch.rand(2, 4, 7, 7)
+        with torch.no_grad():
+            y = block(x)
+            expected = block.shortcut(x).relu() if channels != 4 or stride != 1 else x
+        assert y.shape == (2, channels, 7 if stride == 1 else 4, 7 if stride == 1 else 4)
+        assert torch.equal(y, expected)

@@ -1,5 +1,7 @@
 """Grouped GEMM against one plain product per group, on poisoned memory."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -38,36 +40,34 @@ def expected(rows, weight, counts, upstream):
 
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("groups", GROUPS)
-@pytest.mark.parametrize(("dim", "out"), [(8, 16), (7, 5), (1, 1), (8, 5)])
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_it_is_one_product_per_group(groups, dim, out, dtype):
-    rows, weight, counts = inputs(*GROUPS[groups], dim, out, dtype)
-    output = grouped_mm(rows, weight, counts)
-    upstream = torch.randn_like(output)
-    upstream[int(counts.sum()) :] = torch.nan  # what comes back to dropped rows is not looked at
-    actual = (output, *torch.autograd.grad(output, (rows, weight), upstream))
-    for result, wanted in zip(actual, expected(rows, weight, counts, upstream.nan_to_num()), strict=True):
-        assert result.dtype == dtype
-        assert_close(result.double(), wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+def test_it_is_one_product_per_group(groups):
+    for (dim, out), dtype in product([(8, 16), (7, 5), (1, 1), (8, 5)], TOLERANCE):
+        rows, weight, counts = inputs(*GROUPS[groups], dim, out, dtype)
+        output = grouped_mm(rows, weight, counts)
+        upstream = torch.randn_like(output)
+        upstream[int(counts.sum()) :] = torch.nan  # what comes back to dropped rows is not looked at
+        actual = (output, *torch.autograd.grad(output, (rows, weight), upstream))
+        for result, wanted in zip(actual, expected(rows, weight, counts, upstream.nan_to_num()), strict=True):
+            assert result.dtype == dtype
+            assert_close(result.double(), wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_layouts_other_than_contiguous(dtype):
+def test_layouts_other_than_contiguous():
     """Every second row, and matrices stored transposed."""
-    rows = torch.randn(10, 16, dtype=dtype)[::2, ::2].requires_grad_()
-    weight = torch.randn(2, 12, 8, dtype=dtype).transpose(1, 2).requires_grad_()
-    counts = torch.tensor([2, 3])
-    output = grouped_mm(rows, weight, counts)
-    upstream = torch.randn(1, 1, dtype=dtype).expand(5, 12)
-    actual = (output, *torch.autograd.grad(output, (rows, weight), upstream))
-    for result, wanted in zip(actual, expected(rows, weight, counts, upstream), strict=True):
-        assert_close(result.double(), wanted, rtol=1e-5, atol=1e-5)
+    for dtype in [torch.float32, torch.float64]:
+        rows = torch.randn(10, 16, dtype=dtype)[::2, ::2].requires_grad_()
+        weight = torch.randn(2, 12, 8, dtype=dtype).transpose(1, 2).requires_grad_()
+        counts = torch.tensor([2, 3])
+        output = grouped_mm(rows, weight, counts)
+        upstream = torch.randn(1, 1, dtype=dtype).expand(5, 12)
+        actual = (output, *torch.autograd.grad(output, (rows, weight), upstream))
+        for result, wanted in zip(actual, expected(rows, weight, counts, upstream), strict=True):
+            assert_close(result.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "shape", "num_rows", "takes"),
-    [
+def test_torchs_own_is_used_where_it_works():
+    for dtype, shape, num_rows, takes in [
         (torch.float32, (8, 16), 3, True),
         (torch.float32, (4, 4), 3, True),
         (torch.float32, (6, 8), 3, False),  # rows of 24 bytes
@@ -77,10 +77,8 @@ def test_layouts_other_than_contiguous(dtype):
         (torch.float64, (8, 16), 3, False),
         (torch.float16, (8, 16), 3, False),
         (torch.float32, (8, 16), 0, False),
-    ],
-)
-def test_torchs_own_is_used_where_it_works(dtype, shape, num_rows, takes):
-    assert _torch_takes(torch.zeros(num_rows, shape[0], dtype=dtype), torch.zeros(2, *shape, dtype=dtype)) is takes
+    ]:
+        assert _torch_takes(torch.zeros(num_rows, shape[0], dtype=dtype), torch.zeros(2, *shape, dtype=dtype)) is takes
 
 
 def test_the_loop_has_the_right_gradient():
@@ -88,13 +86,13 @@ def test_the_loop_has_the_right_gradient():
     assert torch.autograd.gradcheck(lambda rows, weight: grouped_mm(rows, weight, counts), (rows, weight))
 
 
-@pytest.mark.parametrize("groups", ["idle", "dropped", "no-rows"])
-def test_the_loop_is_a_well_behaved_operator(groups):
+def test_the_loop_is_a_well_behaved_operator():
     """Schema, fake tensors, autograd and torch.compile's tracing, as torch checks them."""
-    rows, weight, counts = inputs(*GROUPS[groups], 3, 2, torch.float32)
-    ends = counts.cumsum(0, dtype=torch.int32)
-    with torch.no_grad():
-        rows.nan_to_num_()  # opcheck compares with ==
-        gradient = torch.randn(len(rows), 2)
-    torch.library.opcheck(_compiled_loop, (rows, weight, ends))
-    torch.library.opcheck(_compiled_backward, (gradient, rows.detach(), weight.detach(), ends))
+    for groups in ["idle", "dropped", "no-rows"]:
+        rows, weight, counts = inputs(*GROUPS[groups], 3, 2, torch.float32)
+        ends = counts.cumsum(0, dtype=torch.int32)
+        with torch.no_grad():
+            rows.nan_to_num_()  # opcheck compares with ==
+            gradient = torch.randn(len(rows), 2)
+        torch.library.opcheck(_compiled_loop, (rows, weight, ends))
+        torch.library.opcheck(_compiled_backward, (gradient, rows.detach(), weight.detach(), ends))

@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from gatewright import ModuleExperts
-from gatewright.parallel import SyncBatchNorm, synchronize_batch_norm
+from gatewright.parallel import SyncBatchNorm, synchronize_batch_norm, synchronize_experts
 from gatewright.scope import BatchScope
 
 KINDS = {
@@ -89,3 +89,30 @@ def test_without_rows_nothing_changes_and_gradients_are_zero():
     assert not found["bias"].any()
     for name, buffer in before.items():
         assert torch.equal(found[name], buffer)
+
+
+class Viewed(nn.Module):
+    """A view that no batch of none has."""
+
+    def forward(self, x):
+        return x.view(len(x), -1)
+
+
+def test_an_expert_that_cannot_be_called_without_rows_is_refused_and_left_as_it_is():
+    experts = ModuleExperts([nn.Linear(3, 3), nn.Sequential(Viewed(), nn.BatchNorm1d(3))])
+    with pytest.raises(ValueError, match=r"Expert 1 \(Sequential\) has a BatchNorm .* x.flatten\(1\) in place of"):
+        synchronize_experts(experts, (3,), BatchScope())
+    assert not experts.call_idle
+    assert type(experts.experts[1][1]) is nn.BatchNorm1d
+
+
+def test_synchronised_experts_go_by_the_rule_of_their_own_and_others_are_not_called_idle():
+    experts, plain = ModuleExperts([nn.BatchNorm1d(3)]), ModuleExperts([nn.Linear(3, 3)])
+    for each in (experts, plain):
+        synchronize_experts(each, (3,), BatchScope())
+    assert (experts.call_idle, plain.call_idle) == (True, False)
+    again = ModuleExperts(experts.experts)  # its one row is normalised by the synchronised module itself
+    seen = []
+    again.experts[0].register_forward_hook(lambda norm, args, output: seen.append(norm.training))
+    again(torch.randn(1, 3), torch.tensor([1]))
+    assert seen == [True]

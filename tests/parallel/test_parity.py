@@ -1,5 +1,6 @@
 """Several processes compute what one does: outputs, gradients, their norm and the auxiliary losses."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -20,61 +21,55 @@ def assert_equal(results, dtype):
         assert max(result.values()) <= TOLERANCE[dtype], result
 
 
-@pytest.mark.parametrize("router", ROUTER_CASES)
-@pytest.mark.parametrize("experts", ["modules-different", "grouped-relu-bias"])
+@pytest.mark.parametrize("router", [*ROUTER_CASES, *SOFT_CASES])
+def test_every_router(ranks, router):
+    """Two kinds of experts, each on another number of processes: with copies of every expert, and without."""
+    for experts, world in (("modules-different", 4), ("grouped-relu-bias", 2)):
+        sizes = () if router in SOFT_CASES else (NUM_EXPERTS, 13)
+        compare = parity.soft if router in SOFT_CASES else parity.layer
+        assert_equal(ranks(world, compare, router, experts, torch.float64, *sizes, 2), torch.float64)
+
+
 @pytest.mark.parametrize(("world", "ep_size"), [(2, 1), (2, 2), (4, 2), (4, 4)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_every_router(ranks, router, experts, world, ep_size, dtype):
-    assert_equal(ranks(world, parity.layer, router, experts, dtype, NUM_EXPERTS, 13, ep_size), dtype)
+def test_every_layout(ranks, world, ep_size):
+    """A router that draws noise, one that looks at the whole batch and one that mixes it; float32 too."""
+    for dtype, experts in product(TOLERANCE, ("modules-different", "grouped-relu-bias")):
+        for router in ("noisy-top-k", "expert-choice"):
+            assert_equal(ranks(world, parity.layer, router, experts, dtype, NUM_EXPERTS, 13, ep_size), dtype)
+        assert_equal(ranks(world, parity.soft, "soft", experts, dtype, ep_size), dtype)
 
 
-@pytest.mark.parametrize("router", SOFT_CASES)
-@pytest.mark.parametrize("experts", ["modules-different", "grouped-relu-bias"])
-@pytest.mark.parametrize(("world", "ep_size"), [(2, 1), (2, 2), (4, 2), (4, 4)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_every_way_to_mix_tokens(ranks, router, experts, world, ep_size, dtype):
-    assert_equal(ranks(world, parity.soft, router, experts, dtype, ep_size), dtype)
-
-
-@pytest.mark.parametrize("router", ["noisy-top-k", "expert-choice", "sinkhorn"])
-@pytest.mark.parametrize("experts", ["modules-different", "grouped-relu-bias"])
-def test_second_derivatives(ranks, router, experts):
-    assert_equal(ranks(2, parity.penalty, router, experts, 2), torch.float64)
+def test_second_derivatives(ranks):
+    for router, experts in product(("noisy-top-k", "sinkhorn"), ("modules-different", "grouped-relu-bias")):
+        assert_equal(ranks(2, parity.penalty, router, experts, 2), torch.float64)
 
 
 @pytest.mark.parametrize("experts", EXPERT_CASES)
-@pytest.mark.parametrize("num_tokens", [1, 2, 40])
-def test_every_kind_of_experts_on_uneven_parts_of_a_batch(ranks, experts, num_tokens):
+def test_every_kind_of_experts_on_uneven_parts_of_a_batch(ranks, experts):
     """Ranks with no tokens at all, and 7 experts over 4 ranks."""
-    results = ranks(4, parity.layer, "noisy-top-k", experts, torch.float64, 7, num_tokens, 4, "uneven")
-    assert_equal(results, torch.float64)
+    for num_tokens in (1, 40):
+        results = ranks(4, parity.layer, "noisy-top-k", experts, torch.float64, 7, num_tokens, 4, "uneven")
+        assert_equal(results, torch.float64)
 
 
-@pytest.mark.parametrize(("num_experts", "ep_size"), [(40, 3), (3, 3)])
-def test_expert_counts_that_the_ranks_do_not_divide(ranks, num_experts, ep_size):
-    results = ranks(3, parity.layer, "top-k", "modules-different", torch.float64, num_experts, 50, ep_size)
-    assert_equal(results, torch.float64)
+def test_expert_counts_that_the_ranks_do_not_divide(ranks):
+    for num_experts in (40, 3):
+        results = ranks(3, parity.layer, "top-k", "modules-different", torch.float64, num_experts, 50, 3)
+        assert_equal(results, torch.float64)
 
 
-@pytest.mark.parametrize(("world", "ep_size"), [(2, 2), (4, 2), (4, 4)])
-def test_all_tokens_to_one_expert(ranks, world, ep_size):
-    assert_equal(ranks(world, parity.all_to_one, torch.float64, ep_size), torch.float64)
-
-
-@pytest.mark.parametrize(("world", "ep_size"), [(2, 2), (3, 3)])
-def test_images_through_different_experts(ranks, world, ep_size):
-    assert_equal(ranks(world, parity.images, torch.float64, ep_size), torch.float64)
+def test_all_tokens_to_one_expert_images_and_a_shared_expert(ranks):
+    for world, ep_size in ((2, 2), (4, 2)):
+        assert_equal(ranks(world, parity.all_to_one, torch.float64, ep_size), torch.float64)
+        assert_equal(ranks(world, parity.with_shared, ep_size), torch.float64)
+    assert_equal(ranks(4, parity.all_to_one, torch.float64, 4), torch.float64)
+    assert_equal(ranks(3, parity.images, torch.float64, 3), torch.float64)
 
 
 def test_capacity_is_per_rank(ranks):
     for dropped, finite in ranks(2, parity.capacity_drops_per_rank, 2):
         assert dropped >= 40
         assert finite
-
-
-@pytest.mark.parametrize(("world", "ep_size"), [(2, 2), (4, 2)])
-def test_a_shared_expert(ranks, world, ep_size):
-    assert_equal(ranks(world, parity.with_shared, ep_size), torch.float64)
 
 
 def test_every_router_goes_under_plain_ddp_that_looks_for_unused_parameters(ranks):

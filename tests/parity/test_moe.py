@@ -3,12 +3,14 @@
 Every combination at a usual size is in `tests/test_promises.py`.
 """
 
+from itertools import product
+
 import pytest
 import torch
 from torch import nn
 
 from gatewright import Capacity, ModuleExperts, MoE
-from tests.cases import DISPATCHER_CASES, EXPERT_CASES, ROUTER_CASES, SOFT_CASES, make_moe, make_router, make_soft_moe
+from tests.cases import DISPATCHER_CASES, ROUTER_CASES, SOFT_CASES, make_moe, make_router, make_soft_moe
 from tests.compare import by_the_layer, by_the_reference, differences, results
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 6e-2}
@@ -45,48 +47,44 @@ def situation(name, router, experts, dispatcher, dim):
 
 
 @pytest.mark.parametrize("name", ["one-token", "63-tokens", "idle", "one-takes-all", "all-chosen"])
-@pytest.mark.parametrize("router", ["noisy-top-k", "top-k"])
 @pytest.mark.parametrize("experts", ["grouped-swiglu-bias", "modules-different"])
 @pytest.mark.parametrize("dispatcher", ["dropless", "capacity-tight"])
-@pytest.mark.parametrize(("dtype", "dim"), [(torch.float32, 8), (torch.float32, 7), (torch.bfloat16, 8)])
-def test_awkward_sizes(name, router, experts, dispatcher, dtype, dim):
-    moe, x = situation(name, router, experts, dispatcher, dim)
-    check(moe, x, dtype)
-    if name in ("idle", "one-takes-all") and dispatcher == "dropless":
-        chosen = moe.router(x.to(moe.router.gate.weight)).sums.tokens_per_expert.tolist()
-        assert chosen[1] == (0 if name == "idle" else len(x))
+def test_awkward_sizes(name, experts, dispatcher):
+    """Rows of 32 bytes, which torch's grouped GEMM takes, rows of 28, and bfloat16."""
+    for router, dtype, dim in (
+        ("noisy-top-k", torch.float32, 8),
+        ("top-k", torch.float32, 7),
+        ("top-k", torch.bfloat16, 8),
+    ):
+        moe, x = situation(name, router, experts, dispatcher, dim)
+        check(moe, x, dtype)
+        if name in ("idle", "one-takes-all") and dispatcher == "dropless":
+            chosen = moe.router(x.to(moe.router.gate.weight)).sums.tokens_per_expert.tolist()
+            assert chosen[1] == (0 if name == "idle" else len(x))
 
 
 @pytest.mark.parametrize("router", ROUTER_CASES)
-@pytest.mark.parametrize("dispatcher", DISPATCHER_CASES)
-def test_evaluation(router, dispatcher):
-    check(make_moe(router, "modules", dispatcher).eval(), torch.randn(9, 8), torch.float64)
+def test_evaluation(router):
+    check(make_moe(router, "modules", "capacity-tight").eval(), torch.randn(9, 8), torch.float64)
 
 
 @pytest.mark.parametrize("router", SOFT_CASES)
-@pytest.mark.parametrize("experts", EXPERT_CASES)
-@pytest.mark.parametrize(
-    ("dtype", "dim", "num_tokens"),
-    [(torch.float64, 7, 9), (torch.float32, 8, 63), (torch.float32, 7, 3), (torch.bfloat16, 8, 9)],
-)
-def test_soft_routing(router, experts, dtype, dim, num_tokens):
-    moe = make_soft_moe(router, experts, dim=dim)
-    for training in (True, False):
-        check(moe.train(training), torch.randn(num_tokens, dim), dtype)
+def test_soft_routing(router):
+    for experts in ("grouped-swiglu-bias", "modules-different"):
+        for dtype, dim, num_tokens in ((torch.float64, 7, 9), (torch.float32, 8, 63), (torch.bfloat16, 8, 9)):
+            moe = make_soft_moe(router, experts, dim=dim)
+            for training in (True, False):
+                check(moe.train(training), torch.randn(num_tokens, dim), dtype)
+    if router != "soft-groups":
+        for num_experts in (1, 4):
+            check(make_soft_moe(router, num_experts=num_experts), torch.randn(1, 8), torch.float64)
 
 
-@pytest.mark.parametrize("router", ["soft", "soft-per-token"])
-@pytest.mark.parametrize("num_experts", [1, 4])
-def test_soft_routing_of_one_token(router, num_experts):
-    check(make_soft_moe(router, num_experts=num_experts), torch.randn(1, 8), torch.float64)
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("dispatcher", DISPATCHER_CASES)
-@pytest.mark.parametrize("top_k", [2, 6])
-def test_three_groups_of_three_experts(dispatcher, top_k, training):
-    moe = make_moe("hierarchical-in-groups", "modules", dispatcher, dim=7, num_experts=9, top_k=top_k)
-    check(moe.train(training), torch.randn(21, 7), torch.float64)
+def test_three_groups_of_three_experts(dispatcher):
+    for top_k, training in product((2, 6), (True, False)):
+        moe = make_moe("hierarchical-in-groups", "modules", dispatcher, dim=7, num_experts=9, top_k=top_k)
+        check(moe.train(training), torch.randn(21, 7), torch.float64)
 
 
 class Residual(nn.Module):
@@ -112,8 +110,7 @@ def test_different_architectures_with_and_without_batch_norm(dispatcher, trainin
     check(moe.train(training), torch.randn(40, 6), torch.float64)
 
 
-@pytest.mark.parametrize("num_tokens", [1, 13])
-@pytest.mark.parametrize("own_features", [False, True], ids=["routed-by-pixels", "routed-by-features"])
+@pytest.mark.parametrize(("num_tokens", "own_features"), [(1, False), (13, True)])
 def test_images_through_convolutions(num_tokens, own_features):
     def expert(width):
         layers = [nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
@@ -127,8 +124,7 @@ def test_images_through_convolutions(num_tokens, own_features):
     check(moe, torch.randn(num_tokens, 3, 5, 5), torch.float64, features)
 
 
-@pytest.mark.parametrize("router", SOFT_CASES)
-@pytest.mark.parametrize("own_features", [False, True], ids=["routed-by-pixels", "routed-by-features"])
+@pytest.mark.parametrize(("router", "own_features"), [("soft", False), ("soft-groups", True)])
 def test_images_in_soft_mixtures(router, own_features):
     def expert(width):
         return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Flatten(), nn.Linear(9 * width, 10))

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -31,17 +32,17 @@ def make(num_experts, top_k, **options):
     return router
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(map(str, variant.values())))
-@pytest.mark.parametrize(("num_experts", "top_k"), [(6, 1), (6, 2), (7, 5), (3, 3), (1, 1)])
-@pytest.mark.parametrize("num_tokens", [1, 21])
-def test_every_variant_is_the_references(variant, num_experts, top_k, num_tokens):
-    router, features = make(num_experts, top_k, **variant), torch.randn(num_tokens, 4, dtype=torch.float64)
-    upstream = torch.randn(num_tokens, num_experts, dtype=torch.float64)
-    weights = dense_weights(router(features))
-    expected = reference.group_limited(features @ router.gate.weight.t(), router.expert_bias.bias, top_k, **variant)
-    assert_close(weights, expected, rtol=0, atol=1e-12)
-    gradients = [torch.autograd.grad((table * upstream).sum(), router.gate.weight) for table in (weights, expected)]
-    assert_close(*gradients, rtol=0, atol=1e-11)
+def test_every_variant_is_the_references():
+    for variant, (num_experts, top_k), num_tokens in product(
+        VARIANTS, [(6, 1), (6, 2), (7, 5), (3, 3), (1, 1)], [1, 21]
+    ):
+        router, features = make(num_experts, top_k, **variant), torch.randn(num_tokens, 4, dtype=torch.float64)
+        upstream = torch.randn(num_tokens, num_experts, dtype=torch.float64)
+        weights = dense_weights(router(features))
+        expected = reference.group_limited(features @ router.gate.weight.t(), router.expert_bias.bias, top_k, **variant)
+        assert_close(weights, expected, rtol=0, atol=1e-12)
+        gradients = [torch.autograd.grad((table * upstream).sum(), router.gate.weight) for table in (weights, expected)]
+        assert_close(*gradients, rtol=0, atol=1e-11)
 
 
 def test_without_a_bias_it_is_top_k():
@@ -70,16 +71,15 @@ def test_of_equal_scores_the_first_experts_are_chosen():
     assert router(torch.randn(5, 4)).expert_index.view(3, 5).t().tolist() == [[40, 60, 0]] * 5
 
 
-@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("normalize", [False, True])
-def test_extreme_logits_stay_finite(score, normalize):
-    router = Biased(1, 4, 2, score=score, normalize=normalize)
-    with torch.no_grad():
-        router.gate.weight.copy_(torch.tensor([[1.0], [0.5], [0.25], [0.125]]))
-    routing = router(torch.tensor([[1e4], [-1e4]]))  # of the second token, every sigmoid is 0
-    routing.weight.sum().backward()
-    assert routing.weight.isfinite().all()
-    assert router.gate.weight.grad.isfinite().all()
+def test_extreme_logits_stay_finite():
+    for score, normalize in product(["softmax", "sigmoid"], [False, True]):
+        router = Biased(1, 4, 2, score=score, normalize=normalize)
+        with torch.no_grad():
+            router.gate.weight.copy_(torch.tensor([[1.0], [0.5], [0.25], [0.125]]))
+        routing = router(torch.tensor([[1e4], [-1e4]]))  # of the second token, every sigmoid is 0
+        routing.weight.sum().backward()
+        assert routing.weight.isfinite().all()
+        assert router.gate.weight.grad.isfinite().all()
 
 
 def loads_over_training(make_router, options, steps):
@@ -148,19 +148,18 @@ def test_the_warning_points_at_the_callers_line(run_unhooked):
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("make_router", [Biased, GroupLimited])
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"score": "softmin"}, "score is 'softmax' or 'sigmoid'; got 'softmin'"),
-        ({"scale": 0.0}, "scale is finite and above 0; got 0.0"),
-        ({"scale": float("inf")}, "scale is finite and above 0; got inf"),
-        ({"scale": float("nan")}, "scale is finite and above 0; got nan"),
-    ],
-)
-def test_wrong_settings_are_refused(make_router, setting, message):
-    with pytest.raises(ValueError, match=message):
-        make_router(4, 3, 2, **setting)
+def test_wrong_settings_are_refused():
+    for make_router, (setting, message) in product(
+        [Biased, GroupLimited],
+        [
+            ({"score": "softmin"}, "score is 'softmax' or 'sigmoid'; got 'softmin'"),
+            ({"scale": 0.0}, "scale is finite and above 0; got 0.0"),
+            ({"scale": float("inf")}, "scale is finite and above 0; got inf"),
+            ({"scale": float("nan")}, "scale is finite and above 0; got nan"),
+        ],
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_router(4, 3, 2, **setting)
 
 
 def test_first_logits_are_small():
@@ -168,11 +167,11 @@ def test_first_logits_are_small():
     assert 1.9 * std < weight.abs().max() <= 2 * std
 
 
-@pytest.mark.parametrize("name", ["biased", "group-limited"])
-def test_the_example_of_its_page_runs_and_is_short(name):
-    text = (ROOT / "docs" / "routers" / f"{name}.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    names = {}
-    exec(compile(example, f"{name}.md", "exec"), names)
-    assert names["moe"].router.expert_bias.bias.any()
-    assert len(text.splitlines()) <= 40
+def test_the_example_of_its_page_runs_and_is_short():
+    for name in ["biased", "group-limited"]:
+        text = (ROOT / "docs" / "routers" / f"{name}.md").read_text(encoding="utf-8")
+        (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        names = {}
+        exec(compile(example, f"{name}.md", "exec"), names)
+        assert names["moe"].router.expert_bias.bias.any()
+        assert len(text.splitlines()) <= 40

@@ -38,23 +38,28 @@ class Process(BatchScope):
         return self.scores
 
 
-@sizes
-def test_each_expert_takes_exactly_its_share_best_first(num_tokens, num_experts, top_k):
-    router, features, scores = router_and_scores(num_tokens, num_experts, top_k)
-    routing, count = router(features), even_share(num_tokens, num_experts, top_k)
-    assert routing.sums.tokens_per_expert.tolist() == [count] * num_experts
-    assert routing.expert_index.tolist() == [*range(num_experts)] * count
-    best = scores.sort(dim=0, descending=True).values[:count]
-    assert_close(routing.weight.view(count, num_experts), best)
-    assert_close(scores[routing.token_index, routing.expert_index].view(count, num_experts), best)
+def test_each_expert_takes_exactly_its_share_best_first():
+    for num_tokens, num_experts, top_k in SIZES:
+        router, features, scores = router_and_scores(num_tokens, num_experts, top_k)
+        routing, count = router(features), even_share(num_tokens, num_experts, top_k)
+        assert routing.sums.tokens_per_expert.tolist() == [count] * num_experts
+        assert routing.expert_index.tolist() == [*range(num_experts)] * count
+        best = scores.sort(dim=0, descending=True).values[:count]
+        assert_close(routing.weight.view(count, num_experts), best)
+        assert_close(scores[routing.token_index, routing.expert_index].view(count, num_experts), best)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "share"),
-    [((64, 8, 2), 16), ((9, 5, 2), 4), ((8, 5, 2), 3), ((3, 6, 1), 1), ((5, 10, 3), 2), ((1, 9, 1), 1), ((0, 3, 1), 0)],
-)
-def test_the_share_is_rounded_half_up_and_at_least_1(sizes, share):
-    assert even_share(*sizes) == share
+def test_the_share_is_rounded_half_up_and_at_least_1():
+    for sizes, share in [
+        ((64, 8, 2), 16),
+        ((9, 5, 2), 4),
+        ((8, 5, 2), 3),
+        ((3, 6, 1), 1),
+        ((5, 10, 3), 2),
+        ((1, 9, 1), 1),
+        ((0, 3, 1), 0),
+    ]:
+        assert even_share(*sizes) == share
 
 
 def test_of_equal_scores_the_first_are_taken():
@@ -67,58 +72,55 @@ def test_of_equal_scores_the_first_are_taken():
     assert sorted(router(torch.randn(10, DIM)).token_index.tolist()) == sorted([*range(5)] * 4)
 
 
-@pytest.mark.parametrize("case", ["expert-choice", "expert-choice-normalized"])
-@pytest.mark.parametrize("cuts", [(0, 6, 17), (0, 1, 2, 17), (0, 0, 17)])
-def test_processes_choose_what_one_would(case, cuts):
+def test_processes_choose_what_one_would():
     """Among them parts of fewer tokens than an expert takes. Thresholds get the same gradient."""
-    router, features, scores = router_and_scores(17, case=case)
-    whole = router(features)
-    parts = [router(features[a:b], Process(scores, a)) for a, b in pairwise(cuts)]
-    assert_close(torch.cat([dense_weights(part) for part in parts]), dense_weights(whole))
-    assert [len(part.weight) for part in parts] == [5 * min(b - a, 7) for a, b in pairwise(cuts)]
-    losses = [threshold_loss(whole.sums), threshold_loss(sum((part.sums for part in parts[1:]), parts[0].sums))]
-    assert_close(*losses)
-    assert_close(*(torch.autograd.grad(loss, router.threshold) for loss in losses))
+    for case, cuts in product(["expert-choice", "expert-choice-normalized"], [(0, 6, 17), (0, 1, 2, 17), (0, 0, 17)]):
+        router, features, scores = router_and_scores(17, case=case)
+        whole = router(features)
+        parts = [router(features[a:b], Process(scores, a)) for a, b in pairwise(cuts)]
+        assert_close(torch.cat([dense_weights(part) for part in parts]), dense_weights(whole))
+        assert [len(part.weight) for part in parts] == [5 * min(b - a, 7) for a, b in pairwise(cuts)]
+        losses = [threshold_loss(whole.sums), threshold_loss(sum((part.sums for part in parts[1:]), parts[0].sums))]
+        assert_close(*losses)
+        assert_close(*(torch.autograd.grad(loss, router.threshold) for loss in losses))
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_normalised_weights_of_a_token_sum_to_1_or_0(training):
-    router, features, _ = router_and_scores(40, top_k=1, case="expert-choice-normalized")
-    with torch.no_grad():
-        router.threshold.fill_(0.3)
-    routing = router.train(training)(features)
-    plain = ExpertChoice(DIM, 5, 1).double().train(training)
-    plain.load_state_dict(router.state_dict())
-    weights, scores = dense_weights(routing), dense_weights(plain(features))
-    chosen = scores.any(-1)
-    assert not chosen.all()
-    assert_close(weights.sum(-1), chosen.double())
-    assert_close(weights[chosen], (scores / scores.sum(-1, keepdim=True))[chosen])
+def test_normalised_weights_of_a_token_sum_to_1_or_0():
+    for training in [True, False]:
+        router, features, _ = router_and_scores(40, top_k=1, case="expert-choice-normalized")
+        with torch.no_grad():
+            router.threshold.fill_(0.3)
+        routing = router.train(training)(features)
+        plain = ExpertChoice(DIM, 5, 1).double().train(training)
+        plain.load_state_dict(router.state_dict())
+        weights, scores = dense_weights(routing), dense_weights(plain(features))
+        chosen = scores.any(-1)
+        assert not chosen.all()
+        assert_close(weights.sum(-1), chosen.double())
+        assert_close(weights[chosen], (scores / scores.sum(-1, keepdim=True))[chosen])
 
 
-@pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_extreme_logits_stay_finite(normalize, training):
+def test_extreme_logits_stay_finite():
     """Scores that vanish, and a token that nobody takes."""
-    router = ExpertChoice(1, 4, 1, normalize=normalize).train(training)
-    with torch.no_grad():
-        router.gate.weight.copy_(torch.tensor([[1.0], [0.5], [0.25], [0.125]]))
-    routing = router(torch.tensor([[1e4], [-1e4], [0.0], [1e4], [1e3], [-1e4], [1e4], [1e4]]))
-    (routing.weight * 1e30 + routing.weight).sum().backward()
-    assert routing.weight.isfinite().all()
-    assert router.gate.weight.grad.isfinite().all()
+    for normalize, training in product([False, True], [True, False]):
+        router = ExpertChoice(1, 4, 1, normalize=normalize).train(training)
+        with torch.no_grad():
+            router.gate.weight.copy_(torch.tensor([[1.0], [0.5], [0.25], [0.125]]))
+        routing = router(torch.tensor([[1e4], [-1e4], [0.0], [1e4], [1e3], [-1e4], [1e4], [1e4]]))
+        (routing.weight * 1e30 + routing.weight).sum().backward()
+        assert routing.weight.isfinite().all()
+        assert router.gate.weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("case", ["expert-choice", "expert-choice-normalized"])
-@pytest.mark.parametrize(("num_tokens", "num_experts", "top_k"), SIZES[:-1])
-def test_the_threshold_loss_is_the_references_and_teaches_thresholds_alone(case, num_tokens, num_experts, top_k):
-    router, features, scores = router_and_scores(num_tokens, num_experts, top_k, case)
-    loss, expected = router(features).sums.threshold, reference.threshold_loss(scores, router.threshold, top_k)
-    assert_close(loss, expected)
-    assert loss >= 0
-    assert_close(torch.autograd.grad(loss, router.threshold), torch.autograd.grad(expected, router.threshold))
-    with pytest.raises(RuntimeError, match="not have been used in the graph"):
-        torch.autograd.grad(router(features).sums.threshold, router.gate.weight)
+def test_the_threshold_loss_is_the_references_and_teaches_thresholds_alone():
+    for case, (num_tokens, num_experts, top_k) in product(["expert-choice", "expert-choice-normalized"], SIZES[:-1]):
+        router, features, scores = router_and_scores(num_tokens, num_experts, top_k, case)
+        loss, expected = router(features).sums.threshold, reference.threshold_loss(scores, router.threshold, top_k)
+        assert_close(loss, expected)
+        assert loss >= 0
+        assert_close(torch.autograd.grad(loss, router.threshold), torch.autograd.grad(expected, router.threshold))
+        with pytest.raises(RuntimeError, match="not have been used in the graph"):
+            torch.autograd.grad(router(features).sums.threshold, router.gate.weight)
 
 
 def test_a_threshold_rises_where_too_many_pass():

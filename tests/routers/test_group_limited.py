@@ -1,6 +1,7 @@
 """Group-limited routing against the reference: DeepSeek-V2's and V3's, and what groups forbid."""
 
 import warnings
+from itertools import product
 
 import pytest
 import torch
@@ -40,38 +41,36 @@ def make(num_experts, num_groups, top_k_groups, top_k, *, bias=0.2, **options):
     return router.double()
 
 
-@sizes
 @pytest.mark.parametrize("variant", [V2, V3, *OTHERS], ids=["v2", "v3", "softmax-two-largest", "sigmoid-max"])
-@pytest.mark.parametrize("num_tokens", [1, 33])
-def test_every_variant_is_the_references(num_experts, num_groups, top_k_groups, top_k, variant, num_tokens):
+def test_every_variant_is_the_references(variant):
     """Weights, and gradients of the gate; V2 has no bias."""
-    router = make(num_experts, num_groups, top_k_groups, top_k, bias=0.0 if variant is V2 else 0.2, **variant)
-    features = torch.randn(num_tokens, 4, dtype=torch.float64)
-    upstream = torch.randn(num_tokens, num_experts, dtype=torch.float64)
-    settings = {name: value for name, value in variant.items() if name != "bias_rate"}
-    weights = dense_weights(router(features))
-    expected = reference.group_limited(
-        features @ router.gate.weight.t(),
-        router.expert_bias.bias,
-        top_k,
-        num_groups=num_groups,
-        top_k_groups=top_k_groups,
-        **settings,
-    )
-    assert_close(weights, expected, rtol=0, atol=1e-12)
-    gradients = [torch.autograd.grad((table * upstream).sum(), router.gate.weight) for table in (weights, expected)]
-    assert_close(*gradients, rtol=0, atol=1e-10)
+    for (num_experts, num_groups, top_k_groups, top_k), num_tokens in product(SIZES, [1, 33]):
+        router = make(num_experts, num_groups, top_k_groups, top_k, bias=0.0 if variant is V2 else 0.2, **variant)
+        features = torch.randn(num_tokens, 4, dtype=torch.float64)
+        upstream = torch.randn(num_tokens, num_experts, dtype=torch.float64)
+        settings = {name: value for name, value in variant.items() if name != "bias_rate"}
+        weights = dense_weights(router(features))
+        expected = reference.group_limited(
+            features @ router.gate.weight.t(),
+            router.expert_bias.bias,
+            top_k,
+            num_groups=num_groups,
+            top_k_groups=top_k_groups,
+            **settings,
+        )
+        assert_close(weights, expected, rtol=0, atol=1e-12)
+        gradients = [torch.autograd.grad((table * upstream).sum(), router.gate.weight) for table in (weights, expected)]
+        assert_close(*gradients, rtol=0, atol=1e-10)
 
 
-@sizes
-@pytest.mark.parametrize("offset", [0.0, -10.0])
-def test_no_token_leaves_its_best_groups(num_experts, num_groups, top_k_groups, top_k, offset):
+def test_no_token_leaves_its_best_groups():
     """Also where every biased score is negative, so that a mask of zeros would win."""
-    router = make(num_experts, num_groups, top_k_groups, top_k)
-    router.expert_bias.bias.add_(offset)
-    expert_index = router(torch.randn(200, 4)).expert_index.view(top_k, 200)
-    groups = expert_index // (num_experts // num_groups)
-    assert max(len(set(column)) for column in groups.t().tolist()) <= top_k_groups
+    for (num_experts, num_groups, top_k_groups, top_k), offset in product(SIZES, [0.0, -10.0]):
+        router = make(num_experts, num_groups, top_k_groups, top_k)
+        router.expert_bias.bias.add_(offset)
+        expert_index = router(torch.randn(200, 4)).expert_index.view(top_k, 200)
+        groups = expert_index // (num_experts // num_groups)
+        assert max(len(set(column)) for column in groups.t().tolist()) <= top_k_groups
 
 
 def test_the_mask_by_hand():
@@ -84,29 +83,29 @@ def test_the_mask_by_hand():
     assert within_best_groups(scores, 3, 3, "max").tolist() == scores.tolist()
 
 
-@pytest.mark.parametrize("group_score", ["max", "two-largest"])
-def test_of_equal_scores_the_first_groups_and_experts_are_chosen(group_score):
-    router = GroupLimited(4, 64, 3, num_groups=32, top_k_groups=2, group_score=group_score)
-    torch.nn.init.zeros_(router.gate.weight)
-    assert router(torch.randn(5, 4)).expert_index.view(3, 5).t().tolist() == [[0, 1, 2]] * 5
-    router.expert_bias.bias[[41, 61]] = 0.25  # groups 20 and 30
-    assert router(torch.randn(5, 4)).expert_index.view(3, 5).t().tolist() == [[41, 61, 40]] * 5
+def test_of_equal_scores_the_first_groups_and_experts_are_chosen():
+    for group_score in ["max", "two-largest"]:
+        router = GroupLimited(4, 64, 3, num_groups=32, top_k_groups=2, group_score=group_score)
+        torch.nn.init.zeros_(router.gate.weight)
+        assert router(torch.randn(5, 4)).expert_index.view(3, 5).t().tolist() == [[0, 1, 2]] * 5
+        router.expert_bias.bias[[41, 61]] = 0.25  # groups 20 and 30
+        assert router(torch.randn(5, 4)).expert_index.view(3, 5).t().tolist() == [[41, 61, 40]] * 5
 
 
-@pytest.mark.parametrize("group_score", ["max", "two-largest"])
-def test_a_group_of_one_has_its_experts_score_and_limits_nothing(group_score):
-    router, plain = make(5, 5, 3, 2, group_score=group_score), Biased(4, 5, 2).double()
-    plain.load_state_dict(router.state_dict())
-    features = torch.randn(33, 4, dtype=torch.float64)
-    assert torch.equal(dense_weights(router(features)), dense_weights(plain(features)))
+def test_a_group_of_one_has_its_experts_score_and_limits_nothing():
+    for group_score in ["max", "two-largest"]:
+        router, plain = make(5, 5, 3, 2, group_score=group_score), Biased(4, 5, 2).double()
+        plain.load_state_dict(router.state_dict())
+        features = torch.randn(33, 4, dtype=torch.float64)
+        assert torch.equal(dense_weights(router(features)), dense_weights(plain(features)))
 
 
-@pytest.mark.parametrize(("num_groups", "top_k_groups"), [(1, 1), (3, 3)])
-def test_with_all_groups_it_is_biased_top_k(num_groups, top_k_groups):
-    router, plain = make(6, num_groups, top_k_groups, 3), Biased(4, 6, 3).double()
-    plain.load_state_dict(router.state_dict())
-    features = torch.randn(33, 4, dtype=torch.float64)
-    assert torch.equal(dense_weights(router(features)), dense_weights(plain(features)))
+def test_with_all_groups_it_is_biased_top_k():
+    for num_groups, top_k_groups in [(1, 1), (3, 3)]:
+        router, plain = make(6, num_groups, top_k_groups, 3), Biased(4, 6, 3).double()
+        plain.load_state_dict(router.state_dict())
+        features = torch.randn(33, 4, dtype=torch.float64)
+        assert torch.equal(dense_weights(router(features)), dense_weights(plain(features)))
 
 
 def test_groups_change_routes():
@@ -131,9 +130,8 @@ def test_a_weight_that_is_always_1_is_warned_of(recwarn):
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
+def test_wrong_settings_are_refused():
+    for setting, message in [
         ({"num_groups": 4}, "num_groups must divide num_experts into groups of equal size; got 4 groups of 6 experts"),
         ({"num_groups": 0}, "num_groups must divide num_experts into groups of equal size; got 0 groups of 6 experts"),
         ({"num_groups": 3, "top_k_groups": 4}, r"top_k_groups is from 1 to num_groups \(3\); got 4"),
@@ -143,11 +141,9 @@ def test_a_weight_that_is_always_1_is_warned_of(recwarn):
             r"top_k \(3\) experts must find room in top_k_groups \(1\) groups of 2 experts. Use top_k of at most 2",
         ),
         ({"group_score": "mean"}, "group_score is 'max' or 'two-largest'; got 'mean'"),
-    ],
-)
-def test_wrong_settings_are_refused(setting, message):
-    with pytest.raises(ValueError, match=message):
-        GroupLimited(4, 6, 3, **setting)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            GroupLimited(4, 6, 3, **setting)
 
 
 def test_it_prints_its_groups():

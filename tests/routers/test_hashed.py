@@ -1,5 +1,7 @@
 """Hash routing: uniform, independent between seeds and keys, and the same for a key whatever stands beside it."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -24,26 +26,25 @@ def is_uniform(cells, num_cells):
     return (share - chance).abs().max() < 5 * (chance * (1 - chance) / len(cells)) ** 0.5
 
 
-@pytest.mark.parametrize("seed", [0, 1, -7, 2**63])
-@pytest.mark.parametrize(("num_experts", "top_k"), [(5, 1), (5, 2), (8, 3), (3, 3), (1, 1)])
-@pytest.mark.parametrize("dim", [1, 2, 3])
-def test_it_is_the_references(seed, num_experts, top_k, dim):
-    keys = torch.randint(-(2**62), 2**62, (40, dim))
-    keys[:4] = torch.tensor([0, -1, 2**63 - 1, -(2**63)])[:, None]
-    routing = Hashed(dim, num_experts, top_k, seed=seed)(keys)
-    assert_close(dense_weights(routing), reference.hashed(keys, num_experts, top_k, seed))
+def test_it_is_the_references():
+    for seed, (num_experts, top_k), dim in product(
+        [0, 1, -7, 2**63], [(5, 1), (5, 2), (8, 3), (3, 3), (1, 1)], [1, 2, 3]
+    ):
+        keys = torch.randint(-(2**62), 2**62, (40, dim))
+        keys[:4] = torch.tensor([0, -1, 2**63 - 1, -(2**63)])[:, None]
+        routing = Hashed(dim, num_experts, top_k, seed=seed)(keys)
+        assert_close(dense_weights(routing), reference.hashed(keys, num_experts, top_k, seed))
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
-def test_the_type_of_a_key_does_not_matter(dtype):
-    keys = torch.arange(200)
-    assert torch.equal(experts_of(keys.to(dtype)), experts_of(keys))
+def test_the_type_of_a_key_does_not_matter():
+    for dtype in [torch.int32, torch.int16, torch.uint8]:
+        keys = torch.arange(200)
+        assert torch.equal(experts_of(keys.to(dtype)), experts_of(keys))
 
 
-@pytest.mark.parametrize("num_experts", [2, 5, 16, 60])
-@pytest.mark.parametrize("keys", [torch.arange(NUM_KEYS), torch.arange(NUM_KEYS) * 2**40], ids=["small", "large"])
-def test_every_expert_gets_its_share_of_consecutive_keys(num_experts, keys):
-    assert is_uniform(experts_of(keys, num_experts).flatten(), num_experts)
+def test_every_expert_gets_its_share_of_consecutive_keys():
+    for num_experts, keys in product([2, 5, 16, 60], [torch.arange(NUM_KEYS), torch.arange(NUM_KEYS) * 2**40]):
+        assert is_uniform(experts_of(keys, num_experts).flatten(), num_experts)
 
 
 def test_every_ordered_pair_of_experts_gets_its_share():
@@ -52,16 +53,16 @@ def test_every_ordered_pair_of_experts_gets_its_share():
     assert is_uniform(first * 4 + second - (second > first).long(), 20)
 
 
-@pytest.mark.parametrize("distance", [1, 2, 5, 256])
-def test_keys_beside_each_other_are_routed_independently(distance):
-    expert = experts_of(torch.arange(NUM_KEYS)).flatten()
-    assert is_uniform(expert[:-distance] * 5 + expert[distance:], 25)
+def test_keys_beside_each_other_are_routed_independently():
+    for distance in [1, 2, 5, 256]:
+        expert = experts_of(torch.arange(NUM_KEYS)).flatten()
+        assert is_uniform(expert[:-distance] * 5 + expert[distance:], 25)
 
 
-@pytest.mark.parametrize("seed", [1, 2, -1, 2**40])
-def test_another_seed_is_independent(seed):
-    keys = torch.arange(NUM_KEYS)
-    assert is_uniform(experts_of(keys).flatten() * 5 + experts_of(keys, seed=seed).flatten(), 25)
+def test_another_seed_is_independent():
+    for seed in [1, 2, -1, 2**40]:
+        keys = torch.arange(NUM_KEYS)
+        assert is_uniform(experts_of(keys).flatten() * 5 + experts_of(keys, seed=seed).flatten(), 25)
 
 
 def test_several_integers_are_hashed_together_in_order():
@@ -121,11 +122,13 @@ def test_a_layer_takes_keys_beside_its_items_and_needs_no_loss():
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_numbers_that_are_not_integers_are_refused(dtype):
-    moe = MoE(Hashed(4, 3), ModuleExperts(lambda: torch.nn.Linear(4, 4, dtype=dtype), 3))
-    with pytest.raises(ValueError, match=rf"by integer keys; pass them as moe\(x, features=keys\). Got .* of {dtype}"):
-        moe(torch.randn(2, 4, dtype=dtype))
+def test_numbers_that_are_not_integers_are_refused():
+    for dtype in [torch.float32, torch.bfloat16]:
+        moe = MoE(Hashed(4, 3), ModuleExperts([torch.nn.Linear(4, 4, dtype=dtype) for _ in range(3)]))
+        with pytest.raises(
+            ValueError, match=rf"by integer keys; pass them as moe\(x, features=keys\). Got .* of {dtype}"
+        ):
+            moe(torch.randn(2, 4, dtype=dtype))
 
 
 def test_it_prints_its_seed():

@@ -51,22 +51,22 @@ def parts(router, features):
     return levels(router, features)
 
 
-@shapes
-def test_training_is_the_references(shape):
-    router, features = make(shape).double(), torch.randn(21, 6, dtype=torch.float64)
-    primary, secondary = parts(router, features)
-    _, top_k, num_groups, top_k_groups = shape
-    gates = reference.hierarchical(primary, secondary, top_k_groups, top_k)
-    load = reference.hierarchical_load(primary, secondary, top_k_groups, top_k)
-    routing = route(router, features)
-    sums = routing.sums
-    assert_close(dense_weights(routing), gates, rtol=0, atol=1e-12)
-    assert_close(sums.importance, gates.sum(0), rtol=0, atol=1e-12)
-    assert_close(sums.group_load, reference.load_probability(*primary, top_k_groups).sum(0), rtol=0, atol=1e-12)
-    sent = (gates.view(21, num_groups, -1) > 0).any(-1)
-    assert_close(sums.group_tokens, sent.long().sum(0))
-    assert_close(expert_load(sums), load, rtol=0, atol=1e-12)
-    assert_close(load_loss(sums), reference.cv_squared(load), rtol=0, atol=1e-12)
+def test_training_is_the_references():
+    for shape in SHAPES:
+        router, features = make(shape).double(), torch.randn(21, 6, dtype=torch.float64)
+        primary, secondary = parts(router, features)
+        _, top_k, num_groups, top_k_groups = shape
+        gates = reference.hierarchical(primary, secondary, top_k_groups, top_k)
+        load = reference.hierarchical_load(primary, secondary, top_k_groups, top_k)
+        routing = route(router, features)
+        sums = routing.sums
+        assert_close(dense_weights(routing), gates, rtol=0, atol=1e-12)
+        assert_close(sums.importance, gates.sum(0), rtol=0, atol=1e-12)
+        assert_close(sums.group_load, reference.load_probability(*primary, top_k_groups).sum(0), rtol=0, atol=1e-12)
+        sent = (gates.view(21, num_groups, -1) > 0).any(-1)
+        assert_close(sums.group_tokens, sent.long().sum(0))
+        assert_close(expert_load(sums), load, rtol=0, atol=1e-12)
+        assert_close(load_loss(sums), reference.cv_squared(load), rtol=0, atol=1e-12)
 
 
 @shapes
@@ -98,16 +98,16 @@ def test_gradients_of_the_losses_are_the_references(shape, loss):
         assert loss is importance_loss or gradient.abs().max() > 1e-4
 
 
-@shapes
-def test_evaluation_has_no_noise(shape):
-    router, features = make(shape).eval(), torch.randn(21, 6)
-    routing = router(features)
-    gates = reference.hierarchical(*levels(router, features), shape[3], shape[1])
-    assert_close(dense_weights(routing), gates)
-    counts = (gates > 0).float().sum(0)
-    assert_close(routing.sums.load, counts)
-    assert_close(expert_load(routing.sums), counts)
-    assert_close(routing.sums.group_load, routing.sums.group_tokens.to(counts.dtype))
+def test_evaluation_has_no_noise():
+    for shape in SHAPES:
+        router, features = make(shape).eval(), torch.randn(21, 6)
+        routing = router(features)
+        gates = reference.hierarchical(*levels(router, features), shape[3], shape[1])
+        assert_close(dense_weights(routing), gates)
+        counts = (gates > 0).float().sum(0)
+        assert_close(routing.sums.load, counts)
+        assert_close(expert_load(routing.sums), counts)
+        assert_close(routing.sums.group_load, routing.sums.group_tokens.to(counts.dtype))
 
 
 def test_groups_are_chosen_first_and_experts_within_them():
@@ -123,17 +123,17 @@ def test_groups_are_chosen_first_and_experts_within_them():
     assert_close(routing.sums.router_z, torch.tensor(9.0 + 18.0).log() ** 2)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_one_group_is_the_flat_gate(training):
-    router, flat = make((5, 2, 1, 1)).train(training), NoisyTopK(6, 5).train(training)
-    flat.load_state_dict({name.removeprefix("secondary."): value for name, value in router.state_dict().items()})
-    features = torch.randn(21, 6)
-    routing, expected = route(router, features), route(flat, features)
-    assert torch.equal(routing.expert_index, expected.expert_index)
-    assert_close(routing.weight, expected.weight)
-    for field in {field.name for field in fields(routing.sums)} - {"group_load", "group_tokens"}:
-        assert_close(getattr(routing.sums, field), getattr(expected.sums, field))
-    assert_close(expert_load(routing.sums), expected.sums.load)
+def test_one_group_is_the_flat_gate():
+    for training in [True, False]:
+        router, flat = make((5, 2, 1, 1)).train(training), NoisyTopK(6, 5).train(training)
+        flat.load_state_dict({name.removeprefix("secondary."): value for name, value in router.state_dict().items()})
+        features = torch.randn(21, 6)
+        routing, expected = route(router, features), route(flat, features)
+        assert torch.equal(routing.expert_index, expected.expert_index)
+        assert_close(routing.weight, expected.weight)
+        for field in {field.name for field in fields(routing.sums)} - {"group_load", "group_tokens"}:
+            assert_close(getattr(routing.sums, field), getattr(expected.sums, field))
+        assert_close(expert_load(routing.sums), expected.sums.load)
 
 
 def test_groups_of_one_expert_are_the_flat_gate():
@@ -153,14 +153,14 @@ class Later(BatchScope):
         return 8
 
 
-@shapes
-def test_sums_are_additive_however_a_batch_is_split(shape):
-    router, features, key = make(shape), torch.randn(20, 6), torch.tensor(5)
-    joint = router(features, BatchScope(key))
-    first, second = router(features[:8], BatchScope(key)), router(features[8:], Later(key))
-    assert_close(torch.cat([dense_weights(first), dense_weights(second)]), dense_weights(joint))
-    for field in fields(joint.sums):
-        assert_close(getattr(first.sums + second.sums, field.name), getattr(joint.sums, field.name))
+def test_sums_are_additive_however_a_batch_is_split():
+    for shape in SHAPES:
+        router, features, key = make(shape), torch.randn(20, 6), torch.tensor(5)
+        joint = router(features, BatchScope(key))
+        first, second = router(features[:8], BatchScope(key)), router(features[8:], Later(key))
+        assert_close(torch.cat([dense_weights(first), dense_weights(second)]), dense_weights(joint))
+        for field in fields(joint.sums):
+            assert_close(getattr(first.sums + second.sums, field.name), getattr(joint.sums, field.name))
 
 
 def test_a_group_that_no_token_chose_has_load_0():
@@ -196,29 +196,30 @@ def test_experts_are_chosen_as_often_as_the_distribution_says():
     assert probability.min() > 0.01  # neither level is certain
 
 
-@pytest.mark.parametrize("shape", [(9, 4, 3, 2), (12, 6, 4, 3), (8, 2, 4, 2)])
-def test_loads_are_how_often_a_choice_is_kept_under_fresh_noise_of_its_own(shape):
+def test_loads_are_how_often_a_choice_is_kept_under_fresh_noise_of_its_own():
     """Eq. 8 at each level, for one token: the other choices' noise stays. Groups not chosen have no load."""
-    num_experts, top_k, num_groups, top_k_groups = shape
-    draws, size, router, token = 20_000, num_experts // num_groups, make(shape, std=0.7), torch.randn(1, 6)
-    routing = route(router, token)
-    upper, lower = ((mean[0], std[0], mean[0] + std[0] * noise[0]) for mean, std, noise in parts(router, token))
+    draws = 20_000
+    for shape in [(9, 4, 3, 2), (12, 6, 4, 3), (8, 2, 4, 2)]:
+        num_experts, top_k, num_groups, top_k_groups = shape
+        size, router, token = num_experts // num_groups, make(shape, std=0.7), torch.randn(1, 6)
+        routing = route(router, token)
+        upper, lower = ((mean[0], std[0], mean[0] + std[0] * noise[0]) for mean, std, noise in parts(router, token))
 
-    def check(mean, std, noisy, top_k, probability):
-        for choice in range(len(mean)):
-            fresh = noisy.repeat(draws, 1)
-            fresh[:, choice] = mean[choice] + std[choice] * torch.randn(draws)
-            kept = (fresh.topk(top_k).indices == choice).double().sum() / draws
-            assert within_5_standard_errors(kept, probability[choice].detach(), draws)
+        def check(mean, std, noisy, top_k, probability):
+            for choice in range(len(mean)):
+                fresh = noisy.repeat(draws, 1)
+                fresh[:, choice] = mean[choice] + std[choice] * torch.randn(draws)
+                kept = (fresh.topk(top_k).indices == choice).double().sum() / draws
+                assert within_5_standard_errors(kept, probability[choice].detach(), draws)
 
-    with torch.no_grad():
-        check(*upper, top_k_groups, routing.sums.group_load)
-        for group, load in enumerate(routing.sums.load.view(num_groups, size)):
-            if routing.sums.group_tokens[group]:
-                check(*(part[group * size : (group + 1) * size] for part in lower), top_k // top_k_groups, load)
-            else:
-                assert not load.any()
-    assert routing.sums.group_tokens.sum() == top_k_groups
+        with torch.no_grad():
+            check(*upper, top_k_groups, routing.sums.group_load)
+            for group, load in enumerate(routing.sums.load.view(num_groups, size)):
+                if routing.sums.group_tokens[group]:
+                    check(*(part[group * size : (group + 1) * size] for part in lower), top_k // top_k_groups, load)
+                else:
+                    assert not load.any()
+        assert routing.sums.group_tokens.sum() == top_k_groups
 
 
 def test_the_first_batches_are_routed_evenly():
@@ -273,25 +274,22 @@ def test_two_groups_and_two_experts_in_each_are_the_default(recwarn):
     assert not recwarn
 
 
-@pytest.mark.parametrize(
-    ("num_groups", "top_k_groups", "message"),
-    [
+def test_sizes_that_do_not_fit_are_refused():
+    for num_groups, top_k_groups, message in [
         (0, 1, "num_groups divides num_experts; got num_groups=0 for 8 experts"),
         (3, 1, "num_groups divides num_experts; got num_groups=3 for 8 experts"),
         (4, 0, r"top_k_groups is between 1 and num_groups \(4\); got 0"),
         (4, 5, r"top_k_groups is between 1 and num_groups \(4\); got 5"),
         (4, 3, "top_k is a multiple of top_k_groups up to 6; got 4"),
         (4, 1, "of 2 that there are, from each of 1 groups: top_k is a multiple of top_k_groups up to 2; got 4"),
-    ],
-)
-def test_sizes_that_do_not_fit_are_refused(num_groups, top_k_groups, message):
-    with pytest.raises(ValueError, match=message):
-        Hierarchical(6, 8, 4, num_groups=num_groups, top_k_groups=top_k_groups)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Hierarchical(6, 8, 4, num_groups=num_groups, top_k_groups=top_k_groups)
 
 
-@pytest.mark.parametrize("shape", [(9, 4, 3, 2), (5, 2, 1, 1), (5, 2, 5, 2)])
-def test_a_float64_gate_makes_a_float64_record_of_float32_features(shape):
-    routing = make(shape).double()(torch.randn(4, 6))
-    assert routing.weight.dtype == torch.float64
-    types = {getattr(routing.sums, field.name).dtype for field in fields(routing.sums)}
-    assert types == {torch.float64, torch.int64}  # sums and counts
+def test_a_float64_gate_makes_a_float64_record_of_float32_features():
+    for shape in [(9, 4, 3, 2), (5, 2, 1, 1), (5, 2, 5, 2)]:
+        routing = make(shape).double()(torch.randn(4, 6))
+        assert routing.weight.dtype == torch.float64
+        types = {getattr(routing.sums, field.name).dtype for field in fields(routing.sums)}
+        assert types == {torch.float64, torch.int64}  # sums and counts

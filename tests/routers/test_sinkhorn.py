@@ -1,6 +1,7 @@
 """Sinkhorn routing: even in training, by the logits alone in evaluation."""
 
 import re
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -23,15 +24,15 @@ def skewed_router(num_experts=6, top_k=1, **options):
     return router, features
 
 
-@pytest.mark.parametrize("top_k", [1, 2])
-def test_training_is_even_where_evaluation_is_not(top_k):
-    router, features = skewed_router(top_k=top_k)
-    even = 600 * top_k / 6
-    trained, evaluated = router(features).sums.tokens_per_expert, router.eval()(features).sums.tokens_per_expert
-    assert trained.max() < 1.4 * even
-    assert trained.min() > 0.6 * even
-    assert evaluated.max() > 0.8 * 600  # nearly every token likes the last expert
-    assert evaluated.min() == 0
+def test_training_is_even_where_evaluation_is_not():
+    for top_k in [1, 2]:
+        router, features = skewed_router(top_k=top_k)
+        even = 600 * top_k / 6
+        trained, evaluated = router(features).sums.tokens_per_expert, router.eval()(features).sums.tokens_per_expert
+        assert trained.max() < 1.4 * even
+        assert trained.min() > 0.6 * even
+        assert evaluated.max() > 0.8 * 600  # nearly every token likes the last expert
+        assert evaluated.min() == 0
 
 
 def test_experts_stand_in_the_order_of_the_plan_and_weigh_by_the_logits():
@@ -43,24 +44,23 @@ def test_experts_stand_in_the_order_of_the_plan_and_weigh_by_the_logits():
     assert_close(routing.weight.view(3, -1).t(), logits.softmax(-1).gather(1, expected))
 
 
-@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
-def test_the_gradient_is_that_of_the_chosen_scores_alone(score):
-    router, features = skewed_router(score=score)
-    routing = router(features)
-    routing.weight.square().sum().backward()
-    weight = router.gate.weight.detach().clone().requires_grad_()
-    logits = features @ weight.t()
-    scores = logits.softmax(-1) if score == "softmax" else logits.sigmoid()
-    scores[routing.token_index, routing.expert_index].square().sum().backward()
-    assert_close(router.gate.weight.grad, weight.grad)
+def test_the_gradient_is_that_of_the_chosen_scores_alone():
+    for score in ["softmax", "sigmoid"]:
+        router, features = skewed_router(score=score)
+        routing = router(features)
+        routing.weight.square().sum().backward()
+        weight = router.gate.weight.detach().clone().requires_grad_()
+        logits = features @ weight.t()
+        scores = logits.softmax(-1) if score == "softmax" else logits.sigmoid()
+        scores[routing.token_index, routing.expert_index].square().sum().backward()
+        assert_close(router.gate.weight.grad, weight.grad)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize(("num_experts", "top_k"), [(4, 4), (1, 1)])
-def test_all_experts_are_chosen_where_there_are_no_more(training, num_experts, top_k):
-    router, features = skewed_router(num_experts, top_k)
-    sums = router.train(training)(features).sums
-    assert sums.tokens_per_expert.tolist() == [600] * num_experts
+def test_all_experts_are_chosen_where_there_are_no_more():
+    for training, (num_experts, top_k) in product([True, False], [(4, 4), (1, 1)]):
+        router, features = skewed_router(num_experts, top_k)
+        sums = router.train(training)(features).sums
+        assert sums.tokens_per_expert.tolist() == [600] * num_experts
 
 
 def test_the_tolerance_and_the_iterations_are_the_routers():
@@ -76,18 +76,15 @@ def test_the_tolerance_and_the_iterations_are_the_routers():
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
+def test_wrong_settings_are_refused():
+    for setting, message in [
         ({"score": "softmin"}, "score is 'softmax' or 'sigmoid'; got 'softmin'"),
         ({"tolerance": 0.0}, "tolerance is above 0 and max_iterations at least 1; got 0.0 and 100"),
         ({"tolerance": float("nan")}, "got nan and 100"),
         ({"max_iterations": 0}, "got 0.001 and 0"),
-    ],
-)
-def test_wrong_settings_are_refused(setting, message):
-    with pytest.raises(ValueError, match=message):
-        Sinkhorn(4, 3, **setting)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Sinkhorn(4, 3, **setting)
 
 
 def test_the_example_of_its_page_runs(capsys):

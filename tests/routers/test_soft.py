@@ -1,5 +1,7 @@
 """Soft routing: its logits, its groups, and what it does not go with."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -40,17 +42,16 @@ def test_a_state_from_when_the_scale_was_a_number_is_taken():
     assert state["0.scale"].shape == ()
 
 
-@pytest.mark.parametrize("group_size", [None, 1, 2])
-@pytest.mark.parametrize("scale", [1e4, -1e4, 0.0])
-def test_extreme_logits_and_tokens_without_a_direction_stay_finite(group_size, scale):
-    router = Soft(4, 3, group_size=group_size)
-    torch.nn.init.constant_(router.scale, scale)
-    features = torch.cat([torch.randn(3, 4), torch.zeros(1, 4)]).requires_grad_()
-    routing = router(features)
-    (routing.dispatch.square().sum() + routing.combine.square().sum()).backward()
-    assert_close(routing.dispatch.sum(1), torch.ones_like(routing.dispatch.sum(1)), rtol=0, atol=2e-3)
-    for gradient in (features.grad, router.gate.weight.grad, router.scale.grad):
-        assert gradient.isfinite().all()
+def test_extreme_logits_and_tokens_without_a_direction_stay_finite():
+    for group_size, scale in product([None, 1, 2], [1e4, -1e4, 0.0]):
+        router = Soft(4, 3, group_size=group_size)
+        torch.nn.init.constant_(router.scale, scale)
+        features = torch.cat([torch.randn(3, 4), torch.zeros(1, 4)]).requires_grad_()
+        routing = router(features)
+        (routing.dispatch.square().sum() + routing.combine.square().sum()).backward()
+        assert_close(routing.dispatch.sum(1), torch.ones_like(routing.dispatch.sum(1)), rtol=0, atol=2e-3)
+        for gradient in (features.grad, router.gate.weight.grad, router.scale.grad):
+            assert gradient.isfinite().all()
 
 
 def test_a_group_is_a_run_of_tokens():
@@ -92,25 +93,22 @@ def test_losses_that_are_wanted_teach_it():
         assert gradient.any(), name
 
 
-@pytest.mark.parametrize(("num_tokens", "group_size"), [(10, 4), (1, 2), (3, 2)])
-def test_tokens_come_in_whole_groups(num_tokens, group_size):
-    message = rf"multiple of group_size \({group_size}\); got {num_tokens}. Pass whole groups"
-    with pytest.raises(ValueError, match=message):
-        Soft(4, 3, group_size=group_size)(torch.randn(num_tokens, 4))
+def test_tokens_come_in_whole_groups():
+    for num_tokens, group_size in [(10, 4), (1, 2), (3, 2)]:
+        message = rf"multiple of group_size \({group_size}\); got {num_tokens}. Pass whole groups"
+        with pytest.raises(ValueError, match=message):
+            Soft(4, 3, group_size=group_size)(torch.randn(num_tokens, 4))
 
 
-@pytest.mark.parametrize(
-    ("sizes", "options", "message"),
-    [
+def test_impossible_sizes_are_refused():
+    for sizes, options, message in [
         ((0, 3), {}, "at least 1; got 0, 3 and 3"),
         ((4, 0), {}, "at least 1; got 4, 0 and 0"),
         ((4, 3), {"slots_per_expert": 0}, "slots_per_expert and group_size are at least 1; got 0 and None"),
         ((4, 3), {"group_size": 0}, "slots_per_expert and group_size are at least 1; got 1 and 0"),
-    ],
-)
-def test_impossible_sizes_are_refused(sizes, options, message):
-    with pytest.raises(ValueError, match=message):
-        Soft(*sizes, **options)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Soft(*sizes, **options)
 
 
 def test_it_prints_its_sizes():

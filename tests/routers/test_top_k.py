@@ -1,6 +1,7 @@
 """Top-k routing against the reference, and its warnings, jitter and first weights."""
 
 import warnings
+from itertools import product
 
 import pytest
 import torch
@@ -23,15 +24,14 @@ def table(routing, top_k):
     return weight.new_zeros(len(weight), routing.num_experts).scatter(1, expert_index, weight)
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(map(str, variant.values())))
-@pytest.mark.parametrize(("num_experts", "top_k"), [(6, 1), (6, 2), (6, 5), (3, 3), (1, 1)])
-def test_every_variant_is_the_references(variant, num_experts, top_k):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        router = TopK(4, num_experts, top_k, **variant).double()
-    features = torch.randn(21, 4, dtype=torch.float64)
-    logits = features @ router.gate.weight.t()
-    assert_close(table(router(features), top_k), reference.top_k(logits, top_k, **variant), rtol=0, atol=1e-12)
+def test_every_variant_is_the_references():
+    for variant, (num_experts, top_k) in product(VARIANTS, [(6, 1), (6, 2), (6, 5), (3, 3), (1, 1)]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            router = TopK(4, num_experts, top_k, **variant).double()
+        features = torch.randn(21, 4, dtype=torch.float64)
+        logits = features @ router.gate.weight.t()
+        assert_close(table(router(features), top_k), reference.top_k(logits, top_k, **variant), rtol=0, atol=1e-12)
 
 
 def test_the_balance_loss_reads_probabilities_over_all_experts():
@@ -50,44 +50,41 @@ def test_sigmoid_probabilities_sum_to_1_per_token():
     assert_close(router(features).sums.probs, (scores / scores.sum(-1, keepdim=True)).sum(0))
 
 
-@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("normalize", [False, True])
-def test_extreme_logits_stay_finite(score, normalize):
-    router = TopK(1, 4, 2, score=score, normalize=normalize)
-    with torch.no_grad():
-        router.gate.weight.copy_(torch.tensor([[1.0], [0.5], [0.25], [0.125]]))
-    routing = router(torch.tensor([[1e4], [-1e4]]))  # of the second token, every sigmoid is 0
-    (routing.weight.sum() + load_balance_loss(routing.sums)).backward()
-    assert routing.weight.isfinite().all()
-    assert router.gate.weight.grad.isfinite().all()
+def test_extreme_logits_stay_finite():
+    for score, normalize in product(["softmax", "sigmoid"], [False, True]):
+        router = TopK(1, 4, 2, score=score, normalize=normalize)
+        with torch.no_grad():
+            router.gate.weight.copy_(torch.tensor([[1.0], [0.5], [0.25], [0.125]]))
+        routing = router(torch.tensor([[1e4], [-1e4]]))  # of the second token, every sigmoid is 0
+        (routing.weight.sum() + load_balance_loss(routing.sums)).backward()
+        assert routing.weight.isfinite().all()
+        assert router.gate.weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    "variant", [{"normalize": True}, {"score_after_top_k": True}, {"score": "sigmoid", "normalize": True}]
-)
-def test_a_weight_that_is_always_1_is_warned_of(variant):
-    with pytest.warns(UserWarning, match="TopK with top_k=1 normalises .* no gradient from the task"):
+def test_a_weight_that_is_always_1_is_warned_of():
+    for variant in [{"normalize": True}, {"score_after_top_k": True}, {"score": "sigmoid", "normalize": True}]:
+        with pytest.warns(UserWarning, match="TopK with top_k=1 normalises .* no gradient from the task"):
+            TopK(4, 3, 1, **variant)
+
+
+def test_other_top_1_weights_are_not_warned_of(recwarn):
+    for variant in [{}, {"score": "sigmoid"}, {"score": "sigmoid", "score_after_top_k": True}]:
         TopK(4, 3, 1, **variant)
+        assert not recwarn
 
 
-@pytest.mark.parametrize("variant", [{}, {"score": "sigmoid"}, {"score": "sigmoid", "score_after_top_k": True}])
-def test_other_top_1_weights_are_not_warned_of(variant, recwarn):
-    TopK(4, 3, 1, **variant)
-    assert not recwarn
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_jitter_multiplies_features_in_training_only(dtype):
+def test_jitter_multiplies_features_in_training_only():
     """One-dimensional features of 1 and a gate of 1 make the largest logit the noise itself."""
-    router = TopK(1, 2, 1, score="sigmoid", jitter=0.1).to(dtype)
-    torch.nn.init.ones_(router.gate.weight)
-    features = torch.ones(4000, 1, dtype=dtype)
-    noise = router(features).weight.logit()
-    assert 0.9 - 1e-5 <= noise.min() < 0.902
-    assert 1.098 < noise.max() <= 1.1 + 1e-5
-    assert_close(noise.mean(), torch.tensor(1.0), rtol=0, atol=5 * 0.2 / 12**0.5 / 4000**0.5)  # 5 sigma
-    assert len(noise.unique()) > 2000  # drawn in float32, also for half the bits
-    assert_close(router.eval()(features).weight.logit(), torch.ones(4000))
+    for dtype in [torch.float32, torch.bfloat16]:
+        router = TopK(1, 2, 1, score="sigmoid", jitter=0.1).to(dtype)
+        torch.nn.init.ones_(router.gate.weight)
+        features = torch.ones(4000, 1, dtype=dtype)
+        noise = router(features).weight.logit()
+        assert 0.9 - 1e-5 <= noise.min() < 0.902
+        assert 1.098 < noise.max() <= 1.1 + 1e-5
+        assert_close(noise.mean(), torch.tensor(1.0), rtol=0, atol=5 * 0.2 / 12**0.5 / 4000**0.5)  # 5 sigma
+        assert len(noise.unique()) > 2000  # drawn in float32, also for half the bits
+        assert_close(router.eval()(features).weight.logit(), torch.ones(4000))
 
 
 def test_no_jitter_draws_nothing():
@@ -109,15 +106,12 @@ def test_first_logits_are_small():
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
+def test_wrong_settings_are_refused():
+    for setting, message in [
         ({"score": "softmin"}, "score is 'softmax' or 'sigmoid'; got 'softmin'"),
         ({"jitter": 1.0}, "jitter is at least 0 and below 1; got 1.0"),
         ({"jitter": -0.1}, "jitter is at least 0 and below 1; got -0.1"),
         ({"jitter": float("nan")}, "jitter is at least 0 and below 1; got nan"),
-    ],
-)
-def test_wrong_settings_are_refused(setting, message):
-    with pytest.raises(ValueError, match=message):
-        TopK(4, 3, 1, **setting)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            TopK(4, 3, 1, **setting)

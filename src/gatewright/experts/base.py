@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from gatewright.reset import reset_parts
 from gatewright.routing import Routing
 
 Shape = tuple[int, ...]
@@ -42,8 +43,7 @@ class Experts(nn.Module, ABC):
     ) -> Float[Tensor, "assignments *out"]:
         """Run each expert on its group of rows; rows past the last group give zeros.
 
-        An expert without rows is not called, unless it waits for copies of itself in other processes: its gradient is
-        zero, never None, and its buffers do not change.
+        An expert without rows has a gradient of zero, never None, and its buffers do not change.
         """
 
     def forward_routed(
@@ -63,9 +63,17 @@ class Experts(nn.Module, ABC):
         """
         return None
 
+    def reset_parameters(self) -> None:
+        """Initialise every expert as construction does, each of its modules by its own ``reset_parameters``.
+
+        Raises:
+            ValueError: If a tensor belongs to a module without that method.
+        """
+        reset_parts(self)
+
     @abstractmethod
     def keep(self, start: int, stop: int) -> None:
-        """Keep the experts from `start` to before `stop`, and forget the others: they live in other processes.
+        """Keep the experts from `start` to before `stop`, and forget the others.
 
         Parameters of single experts keep their names, those of stacked experts become shorter.
         """

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gatewright.experts.base import Experts, Shape, make_modules, output_for_zeros, output_shape_of
+from gatewright.experts.base import Experts, Shape, make_modules, output_shape_of
 from gatewright.internals import is_batched, is_exporting
 from gatewright.ops import expert_of_rows
 
@@ -18,8 +18,8 @@ class ModuleExperts(Experts):
     """Experts that are modules of your own.
 
     A BatchNorm inside an expert sees that expert's real rows and nothing else. Where that is a single value per channel
-    (one row, no spatial extent), of which there is no variance, it uses its running statistics for that call. One that
-    is synchronised over processes counts the rows of all copies of its expert.
+    (one row, no spatial extent), of which there is no variance and torch's forward refuses it, it uses its running
+    statistics for that call. A BatchNorm with a forward of its own has a rule of its own.
 
     Args:
         experts: A factory, called once per expert so that each has its own initialisation, or the modules themselves,
@@ -31,11 +31,13 @@ class ModuleExperts(Experts):
             twice; or if num_experts is missing or disagrees with the modules given.
     """
 
+    call_idle = False
+    """Whether an expert without rows is called too, on a batch of none, as where something in it waits for others."""
+
     def __init__(self, experts: Callable[[], nn.Module] | Iterable[nn.Module], num_experts: int | None = None) -> None:
         super().__init__()
         self.experts = nn.ModuleList(make_modules(experts, num_experts))
         self.num_experts = len(self.experts)
-        self._call_idle = False
         for module in self.experts.modules():
             if isinstance(module, _BatchNorm):
                 module.register_forward_pre_hook(_use_running_statistics_for_one_value)
@@ -68,7 +70,7 @@ class ModuleExperts(Experts):
         counts = tokens_per_expert.tolist()
         groups = rows.split([*counts, rows.shape[0] - sum(counts)])
         pairs = zip(self.experts, groups, strict=False)
-        outputs = [expert(group) for expert, group in pairs if group.shape[0] or self._call_idle]
+        outputs = [expert(group) for expert, group in pairs if group.shape[0] or self.call_idle]
         idle = [p for expert, n in zip(self.experts, counts, strict=True) if n == 0 for p in expert.parameters()]
         return self._join(outputs, groups[-1], [groups[-1], *idle])
 
@@ -86,24 +88,6 @@ class ModuleExperts(Experts):
             own = (index == expert).view(-1, *[1] * (output.dim() - 1))
             joined = torch.where(own, output, joined)
         return joined
-
-    def call_idle(self, item_shape: Shape) -> None:
-        """Call experts without rows too, from now on, because something in them waits for their copies elsewhere.
-
-        Raises:
-            ValueError: If an expert cannot be called on none.
-        """
-        for index, expert in enumerate(self.experts):
-            try:
-                output_for_zeros(expert, item_shape, rows=0)
-            except Exception as error:
-                raise ValueError(
-                    f"Expert {index} ({type(expert).__name__}) has a BatchNorm that is synchronised over processes, so "
-                    f"it is called where it has no rows too, which fails: {error}. Make it take a batch of none, such "
-                    "as by x.flatten(1) in place of x.view(len(x), -1), or leave its statistics unsynchronised "
-                    "(--parallel.batch-norm local)."
-                ) from error
-        self._call_idle = True
 
     def keep(self, start: int, stop: int) -> None:
         """Keep a run of the experts, each under the name it had."""
@@ -125,8 +109,8 @@ class ModuleExperts(Experts):
 
 
 def _use_running_statistics_for_one_value(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-    synchronized = hasattr(norm, "scope")  # It knows how many values there are on all processes.
-    if norm.training and args[0].numel() == args[0].shape[1] and not synchronized:
+    refuses_one = type(norm).forward is _BatchNorm.forward
+    if norm.training and refuses_one and args[0].numel() == args[0].shape[1]:
         norm.training = False
         norm.__dict__[_RESUME] = True
 

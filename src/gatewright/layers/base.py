@@ -4,17 +4,19 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from gatewright.experts.base import Shape
 from gatewright.internals import backward_id, in_transform, is_exporting, outside_transforms, without_transforms
 from gatewright.layers.untaken import Mark, Untaken
 from gatewright.losses import LOSSES
 from gatewright.names import known
+from gatewright.reset import reset_parts
 from gatewright.routers import Router
 from gatewright.routing import Routing, RoutingSums, SoftRouting
 from gatewright.scope import BatchScope, noise_key
@@ -89,6 +91,7 @@ class RoutedLayer(nn.Module):
         self.loss_values: dict[str, Tensor] = {}
         self._untaken: list[Untaken] = []
         self._lost = False
+        self._watching: list[RemovableHandle] = []
 
     def take_losses(self) -> dict[str, Tensor]:
         """Return each auxiliary loss, unweighted, of the training forwards since the last call, and forget them."""
@@ -100,6 +103,17 @@ class RoutedLayer(nn.Module):
         losses = {name: sum((loss(sums) for sums in batches), _zero()) for name, loss in functions.items()}
         self.loss_values = {name: loss.detach() for name, loss in losses.items()}
         return losses
+
+    def reset_parameters(self) -> None:
+        """Initialise router, experts and a shared expert as construction does, in that order.
+
+        For a model made without memory: under ``torch.device("meta")``, then ``model.to_empty(device=...)``. Modules of
+        your own do their part in a ``reset_parameters`` of their own, as torch's layers do.
+
+        Raises:
+            ValueError: If a tensor belongs to a module without that method.
+        """
+        reset_parts(self)
 
     def check_num_experts(self, num_experts: int) -> None:
         """Refuse experts that the router does not choose among.
@@ -198,14 +212,21 @@ class RoutedLayer(nn.Module):
 
     def watch(self) -> None:
         """See to it that a gradient which arrives before the losses were taken is an error."""
+        for handle in self._watching:
+            handle.remove()
         check = partial(_refuse_untaken_losses, weakref.ref(self))
-        for parameter in self.parameters():
-            if parameter.requires_grad:
-                parameter.register_hook(check)
+        trained = (parameter for parameter in self.parameters() if parameter.requires_grad)
+        self._watching = [parameter.register_hook(check) for parameter in trained]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Watch the parameters that take the place of these, as when a model leaves the meta device."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.watch()
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the last batch out of copies and pickles."""
-        return {**self.__dict__, "routing": None, "loss_values": {}, "_untaken": [], "_lost": False}
+        return {**self.__dict__, "routing": None, "loss_values": {}, "_untaken": [], "_watching": [], "_lost": False}
 
     def __getattr__(self, name: str) -> Any:
         """Say where the weights are to whoever takes the layer for an `nn.Linear`."""

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from gatewright.experts.base import check_output_shape
 from gatewright.layers.base import RoutedLayer
-from gatewright.routers.base import gate_logits, zero_gate
+from gatewright.reset import reset_parts
+from gatewright.routers.base import Gate, gate_logits
 
 
 class ResidualMixture(nn.Module):
@@ -35,7 +36,11 @@ class ResidualMixture(nn.Module):
             )
         self.moe, self.branch = moe, nn.Identity() if branch is None else branch
         check_output_shape("the branch", self.branch, moe.item_shape, moe.output_shape)
-        self.coefficient = zero_gate(math.prod(moe.item_shape), 2, bias=True)
+        self.coefficient = Gate(math.prod(moe.item_shape), 2, bias=True)
+
+    def reset_parameters(self) -> None:
+        """Initialise mixture, branch and coefficient as construction does; see `gatewright.MoE.reset_parameters`."""
+        reset_parts(self)
 
     def forward(
         self, x: Float[Tensor, "*batch_and_item"], features: Num[Tensor, "*batch_and_features"] | None = None

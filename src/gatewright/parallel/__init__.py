@@ -9,7 +9,7 @@ from gatewright.parallel.apply import (
     sum_in_place,
     total_gradient_norm,
 )
-from gatewright.parallel.batch_norm import SyncBatchNorm, synchronize_batch_norm
+from gatewright.parallel.batch_norm import SyncBatchNorm, synchronize_batch_norm, synchronize_experts
 from gatewright.parallel.dispatcher import ExpertParallel, expert_runs
 from gatewright.parallel.scope import ProcessScope
 from gatewright.parallel.state import Rows, gather_state, own_state, part_of_state, whole_state
@@ -30,6 +30,7 @@ __all__ = [
     "part_of_state",
     "sum_in_place",
     "synchronize_batch_norm",
+    "synchronize_experts",
     "total_gradient_norm",
     "whole_state",
 ]

@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gatewright.experts import ModuleExperts
+from gatewright.experts.base import Shape, output_for_zeros
 from gatewright.scope import BatchScope
 
 
@@ -87,3 +89,32 @@ def synchronize_batch_norm(module: nn.Module, scope: BatchScope, *, leave: Colle
             setattr(module, name, synchronized)
         elif child not in leave:
             synchronize_batch_norm(child, scope, leave=leave)
+
+
+def synchronize_experts(experts: ModuleExperts, item_shape: Shape, scope: BatchScope) -> None:
+    """Replace every BatchNorm inside experts that other processes hold copies of.
+
+    From now on an expert without rows is called too, because its copies elsewhere wait for its sums.
+
+    Args:
+        experts: In which they are replaced, in place; without a BatchNorm they stay as they are.
+        item_shape: Shape of one item.
+        scope: The processes that hold copies.
+
+    Raises:
+        ValueError: If an expert cannot be called on none.
+    """
+    if not any(isinstance(module, _BatchNorm) for module in experts.modules()):
+        return
+    for index, expert in enumerate(experts.experts):
+        try:
+            output_for_zeros(expert, item_shape, rows=0)
+        except Exception as error:
+            raise ValueError(
+                f"Expert {index} ({type(expert).__name__}) has a BatchNorm that is synchronised over processes, so it "
+                f"is called where it has no rows too, which fails: {error}. Make it take a batch of none, such as by "
+                "x.flatten(1) in place of x.view(len(x), -1), or leave its statistics unsynchronised "
+                "(ParallelConfig.batch_norm='local')."
+            ) from error
+    experts.call_idle = True
+    synchronize_batch_norm(experts, scope)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from gatewright.ops import stable_sort
+from gatewright.reset import refuse_unknown_start, reset_parts
 from gatewright.routing import Routing, RoutingSums, SoftRouting
 from gatewright.scope import ONE_PROCESS, BatchScope
 
@@ -71,6 +72,17 @@ class Router(nn.Module, ABC):
         What depends on more than the token itself (noise, other tokens) comes from the scope.
         """
 
+    def reset_parameters(self) -> None:
+        """Initialise all parameters and buffers as construction does; see `gatewright.MoE.reset_parameters`.
+
+        Raises:
+            ValueError: If a tensor belongs to a module without this method. A router that holds tensors itself, and not
+                in modules such as a gate, initialises them in a method of its own.
+        """
+        if type(self).reset_parameters is Router.reset_parameters:
+            refuse_unknown_start("the router", self)
+        reset_parts(self)
+
     def record(self, sums: RoutingSums) -> None:
         """Take note of what a training forward routed; not called again where activation checkpointing repeats it."""
 
@@ -105,8 +117,14 @@ class ExpertBias(nn.Module):
         if not 0 <= rate < math.inf:
             raise ValueError(f"bias_rate is finite and at least 0; got {rate}. DeepSeek uses 0.001.")
         self.rate = rate
-        self.register_buffer("bias", torch.zeros(num_experts, dtype=torch.float32))
-        self.register_buffer("load", torch.zeros(num_experts, dtype=torch.int64), persistent=False)
+        self.register_buffer("bias", torch.empty(num_experts, dtype=torch.float32))
+        self.register_buffer("load", torch.empty(num_experts, dtype=torch.int64), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start with biases of zero, and nothing noted."""
+        self.bias.zero_()
+        self.load.zero_()
         self._forwards_left = FORGOTTEN_STEPS
 
     def forward(self, scores: Float[Tensor, "tokens experts"]) -> Float[Tensor, "tokens experts"]:
@@ -124,7 +142,7 @@ class ExpertBias(nn.Module):
                 warnings.warn(FORGOTTEN_STEP_HINT, stacklevel=2)
 
     def end_step(self, scope: BatchScope) -> None:
-        """Move every bias by one step, from the load of all processes, and begin to count anew."""
+        """Move every bias by one step, from the load of the global batch, and begin to count anew."""
         (load,) = scope.sum(self.load)
         self.bias.add_((load.sum() - len(load) * load).sign().to(self.bias.dtype), alpha=self.rate)
         self.load.zero_()
@@ -152,6 +170,12 @@ class Gate(nn.Linear):
     and any module from ``(tokens, dim)`` to ``(tokens, experts)`` may take its place: see `gate_logits`.
     """
 
+    def reset_parameters(self) -> None:
+        """Start at zero, as https://arxiv.org/abs/1701.06538 appendix A starts its gates."""
+        super().reset_parameters()  # Draws what is overwritten: a seed goes on to give the numbers it always gave.
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
     def forward(self, input: Num[Tensor, "*batch dim"]) -> Float[Tensor, "*batch choices"]:  # noqa: A002 - torch's name
         """Return the logits."""
         dtype = torch.promote_types(torch.promote_types(input.dtype, self.weight.dtype), torch.float32)
@@ -160,22 +184,17 @@ class Gate(nn.Linear):
             return F.linear(input.to(dtype), self.weight.to(dtype), bias)
 
 
-def zero_gate(dim: int, num_choices: int, *, bias: bool = False) -> Gate:
-    """Make a gate of zeros, as https://arxiv.org/abs/1701.06538 appendix A starts its own."""
-    gate = Gate(dim, num_choices, bias=bias)
-    for parameter in gate.parameters():
-        nn.init.zeros_(parameter)
-    return gate
+class EvenGate(Gate):
+    """A gate whose first logits are small, so that no expert is favoured from the start."""
 
+    def reset_parameters(self) -> None:
+        """Draw weights by Switch's initialisation scaled by 0.1, cut at two deviations.
 
-def even_gate(dim: int, num_choices: int, *, bias: bool = False) -> Gate:
-    """Make a gate whose first logits are small, so that no expert is favoured from the start.
-
-    Switch's initialisation scaled by 0.1 (https://arxiv.org/abs/2101.03961 section 2.4), cut at two deviations.
-    """
-    gate, std = zero_gate(dim, num_choices, bias=bias), (0.1 / dim) ** 0.5
-    nn.init.trunc_normal_(gate.weight, std=std, a=-2 * std, b=2 * std)
-    return gate
+        https://arxiv.org/abs/2101.03961 section 2.4. A bias starts at zero.
+        """
+        super().reset_parameters()
+        std = (0.1 / self.in_features) ** 0.5
+        nn.init.trunc_normal_(self.weight, std=std, a=-2 * std, b=2 * std)
 
 
 def gate_logits(features: Num[Tensor, "tokens dim"], gate: nn.Module) -> Float[Tensor, "tokens experts"]:

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from gatewright.routers.base import (
     TASK_GRADIENT_HINT,
+    EvenGate,
     ExpertBias,
     Router,
     Score,
     check_scale,
     check_score,
-    even_gate,
     gate_logits,
     largest,
     normalized,
@@ -70,7 +70,7 @@ class Biased(Router):
         if normalize and top_k == 1 < num_experts:
             warnings.warn(TASK_GRADIENT_HINT.format(router="Biased"), stacklevel=2)
         self.score, self.normalize, self.scale = score, normalize, scale
-        self.gate = even_gate(dim, num_experts, bias=gate_bias)
+        self.gate = EvenGate(dim, num_experts, bias=gate_bias)
         self.expert_bias = ExpertBias(num_experts, bias_rate)
 
     def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gatewright.routers.base import Router, even_gate, gate_logits, normalized
+from gatewright.routers.base import EvenGate, Router, gate_logits, normalized
 from gatewright.routing import Routing, flat_routing
 from gatewright.scope import ONE_PROCESS, BatchScope
 
@@ -43,8 +43,13 @@ class ExpertChoice(Router):
     ) -> None:
         super().__init__(dim, num_experts, top_k)
         self.normalize = normalize
-        self.gate = even_gate(dim, num_experts, bias=gate_bias)
+        self.gate = EvenGate(dim, num_experts, bias=gate_bias)
         self.threshold = nn.Parameter(torch.full((num_experts,), 1 / num_experts))
+
+    def reset_parameters(self) -> None:
+        """Draw the gate as construction does, and set every threshold to the mean score."""
+        super().reset_parameters()
+        nn.init.constant_(self.threshold, 1 / self.num_experts)
 
     def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
         """Let every expert choose: the best of the batch in training, what is above its threshold in evaluation."""

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from gatewright.routers.base import (
     TASK_GRADIENT_HINT,
+    EvenGate,
     ExpertBias,
     Router,
     Score,
     check_scale,
     check_score,
-    even_gate,
     gate_logits,
     largest,
     normalized,
@@ -84,7 +84,7 @@ class GroupLimited(Router):
             warnings.warn(TASK_GRADIENT_HINT.format(router="GroupLimited"), stacklevel=2)
         self.num_groups, self.top_k_groups, self.group_score = num_groups, top_k_groups, group_score
         self.score, self.normalize, self.scale = score, normalize, scale
-        self.gate = even_gate(dim, num_experts, bias=gate_bias)
+        self.gate = EvenGate(dim, num_experts, bias=gate_bias)
         self.expert_bias = ExpertBias(num_experts, bias_rate)
 
     def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:

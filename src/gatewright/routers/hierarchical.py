@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gatewright.ops import stable_sort
-from gatewright.routers.base import MIN_NOISE_STD, Router, gate_logits, largest, load_probability, zero_gate
+from gatewright.routers.base import MIN_NOISE_STD, Gate, Router, gate_logits, largest, load_probability
 from gatewright.routing import Routing, RoutingSums, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope
 
@@ -54,8 +54,8 @@ class NoisyGates(nn.Module):
         self.num_gates, self.num_choices = num_gates, num_choices
         self.gate: nn.Module | None = None
         if num_choices > 1:
-            self.gate = zero_gate(dim, num_gates * num_choices, bias=bias)
-            self.noise = zero_gate(dim, num_gates * num_choices)
+            self.gate = Gate(dim, num_gates * num_choices, bias=bias)
+            self.noise = Gate(dim, num_gates * num_choices, bias=False)
 
     def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope, stream: int) -> Noisy:
         """Return the logits, https://arxiv.org/abs/1701.06538 eq. 4; with noise in training only."""

@@ -10,11 +10,11 @@ from torch import Tensor
 from gatewright.routers.base import (
     MIN_NOISE_STD,
     TASK_GRADIENT_HINT,
+    Gate,
     Router,
     gate_logits,
     largest,
     load_probability,
-    zero_gate,
 )
 from gatewright.routing import Routing, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope
@@ -49,7 +49,7 @@ class NoisyTopK(Router):
         super().__init__(dim, num_experts, top_k)
         if top_k == 1 < num_experts:
             warnings.warn(TASK_GRADIENT_HINT.format(router="NoisyTopK"), stacklevel=2)
-        self.gate, self.noise = zero_gate(dim, num_experts, bias=gate_bias), zero_gate(dim, num_experts)
+        self.gate, self.noise = Gate(dim, num_experts, bias=gate_bias), Gate(dim, num_experts, bias=False)
 
     def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
         """Route every token, with noise in training only."""

@@ -5,10 +5,10 @@ from torch import Tensor
 
 from gatewright.ops import sinkhorn
 from gatewright.routers.base import (
+    EvenGate,
     Router,
     Score,
     check_score,
-    even_gate,
     gate_logits,
     largest,
     normalized,
@@ -65,7 +65,7 @@ class Sinkhorn(Router):
                 "The defaults are 0.001 and 100."
             )
         self.score, self.tolerance, self.max_iterations = score, tolerance, max_iterations
-        self.gate = even_gate(dim, num_experts, bias=gate_bias)
+        self.gate = EvenGate(dim, num_experts, bias=gate_bias)
 
     def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
         """Route every token: by the plan in training, by its logits in evaluation."""

@@ -17,6 +17,11 @@ EPSILON = 1e-6
 class CosineGate(Gate):
     """A gate whose logits are cosines: features, and its rows, are divided by their lengths first."""
 
+    def reset_parameters(self) -> None:
+        """Draw rows of length 1 on average."""
+        super().reset_parameters()
+        nn.init.normal_(self.weight, std=self.in_features**-0.5)
+
     def forward(self, input: Num[Tensor, "*batch dim"]) -> Float[Tensor, "*batch choices"]:  # noqa: A002 - torch's name
         """Return the cosines."""
         dtype = torch.promote_types(torch.promote_types(input.dtype, self.weight.dtype), torch.float32)
@@ -59,7 +64,11 @@ class Soft(Router):
         self.slots_per_expert, self.group_size = slots_per_expert, group_size
         self.gate = CosineGate(dim, num_experts * slots_per_expert, bias=False)
         self.scale = nn.Parameter(torch.ones(1))  # FSDP2 and DeepSpeed take no parameter without dimensions.
-        nn.init.normal_(self.gate.weight, std=dim**-0.5)
+
+    def reset_parameters(self) -> None:
+        """Draw the gate as construction does, and set the scale to 1."""
+        super().reset_parameters()
+        nn.init.ones_(self.scale)
 
     def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> SoftRouting:
         """Weigh every token for every slot; the same in training and evaluation.

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from gatewright.routers.base import (
     TASK_GRADIENT_HINT,
+    EvenGate,
     Router,
     Score,
     check_score,
-    even_gate,
     gate_logits,
     normalized,
     score_logits,
@@ -65,7 +65,7 @@ class TopK(Router):
         if top_k == 1 < num_experts and (normalize or (score == "softmax" and score_after_top_k)):
             warnings.warn(TASK_GRADIENT_HINT.format(router="TopK"), stacklevel=2)
         self.score, self.score_after_top_k, self.normalize, self.jitter = score, score_after_top_k, normalize, jitter
-        self.gate = even_gate(dim, num_experts, bias=gate_bias)
+        self.gate = EvenGate(dim, num_experts, bias=gate_bias)
 
     def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
         """Route every token; jitter in training only."""

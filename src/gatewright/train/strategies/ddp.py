@@ -31,6 +31,7 @@ from gatewright.parallel import (
     part_of_state,
     sum_in_place,
     synchronize_batch_norm,
+    synchronize_experts,
     total_gradient_norm,
 )
 from gatewright.parallel.collectives import waiting
@@ -117,10 +118,8 @@ class SeveralProcesses(Processes):
             synchronize_batch_norm(together_layer.first, everyone)
         for layer in layers:
             scope = self._copies_scope(layer)
-            normalized = any(isinstance(module, _BatchNorm) for module in layer.experts.modules())
-            if isinstance(scope, ProcessScope) and isinstance(layer.experts, ModuleExperts) and normalized:
-                layer.experts.call_idle(layer.item_shape)
-                synchronize_batch_norm(layer.experts, scope)
+            if isinstance(scope, ProcessScope) and isinstance(layer.experts, ModuleExperts):
+                synchronize_experts(layer.experts, layer.item_shape, scope)
 
     def _copies_scope(self, layer: MoE) -> BatchScope:
         """Return the processes that hold copies of the experts that this one holds."""
