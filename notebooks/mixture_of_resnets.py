@@ -35,7 +35,7 @@ EPOCHS = int(os.environ.get("GATEWRIGHT_EPOCHS", "5"))
 # some of them. Nothing is parsed from flags that a notebook does not have, where the article's script parses an empty
 # string and so ignores every flag that it is given.
 #
-# In this recipe the experts begin as one network, which learns from every image, and become separate networks later.
+# In this recipe one network learns from every image first, and the experts then begin as its copies.
 # Experts that are separate from the start see only their share of the images, which is little for a whole network.
 # Here they separate half-way.
 
@@ -49,7 +49,7 @@ def settings(num_experts: int) -> RunConfig:
         config = replace(config, tracking=replace(config.tracking, log_interval=5))
     else:
         data = replace(config.data, path=None if DATA == "hub" else DATA)
-    model = replace(config.model, num_experts=num_experts, split_epoch=EPOCHS // 2 if num_experts > 1 else 0)
+    model = replace(config.model, num_experts=num_experts, upcycle_epoch=EPOCHS // 2 if num_experts > 1 else 0)
     return replace(config, model=model, data=data, epochs=EPOCHS)
 
 

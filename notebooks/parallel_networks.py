@@ -108,7 +108,7 @@ bias_rate = 0.02 if DATA is None else 0.003
 run(
     "python -m gatewright train cifar10-resnets --model.num-experts 40 --processes 4 --parallel.ep-size 4 "
     f"--model.router biased --model.router-options bias_rate {bias_rate} --model.losses "
-    f"--epochs {EPOCHS} --model.split-epoch {EPOCHS // 2} {data_flags} --output {OUTPUT}"
+    f"--epochs {EPOCHS} --model.upcycle-epoch {EPOCHS // 2} {data_flags} --output {OUTPUT}"
 )
 
 # %% [markdown]

@@ -43,7 +43,7 @@ def claim_config(folder: str, ep_size: int) -> RunConfig:
         router="biased",
         router_options={"normalize": False, "bias_rate": 0.003},
         losses=None,
-        split_epoch=0,
+        upcycle_epoch=0,
     )
     return replace(
         recipe,

@@ -34,7 +34,7 @@ ENGINES = {
     "DDP, SGD": {"experts": "grouped-relu-bias", "optimizer": "sgd"},
     "DDP, Muon": {"router": "top-k", "experts": "grouped-relu-bias", "optimizer": "muon"},
     "DDP, averaged weights": {"ema_decay": 0.9},
-    "DDP, experts that begin as one": {"split_epoch": 1, "split_at": 10},
+    "DDP, upcycled": {"upcycle_at": 10},
     "DDP, BatchNorm in experts": {"experts": "normalized"},
     "FSDP2, AdamW": {"experts": "modules-different", "shard": "fsdp"},
     "FSDP2, SGD": {"experts": "grouped-relu-bias", "optimizer": "sgd", "shard": "fsdp"},

@@ -104,7 +104,7 @@ def recipes() -> Iterator[Row]:
     """Activations of recipes' real networks, at 64 images on one process."""
     for name in ("digits", "cifar10-cnn", "cifar10-resnets", "cifar10-resnets-stem"):
         run = RECIPES[name]()
-        run = replace(run, data=replace(run.data, batch_size=64), model=replace(run.model, split_epoch=0))
+        run = replace(run, data=replace(run.data, batch_size=64), model=replace(run.model, upcycle_epoch=0))
         planned = plan(recipe_sizes(RecipeArguments(run=run)), 1, 1).memory.activations
         shape, classes = SHAPES[run.data.name]
         torch.manual_seed(0)

@@ -245,11 +245,11 @@ def test_without_flags_the_recipe_is_as_it_is():
 
 def test_the_split_follows_the_epochs_unless_it_is_said_or_the_run_is_resumed(tmp_path):
     recipe = RECIPES["cifar10-cnn"]()
-    for words, split in (("", 8), ("--epochs=6", 2), ("--epochs 1", 0), ("--epochs 6 --model.split-epoch 4", 4)):
-        assert parse_train(recipe, words.split()).run.model.split_epoch == split
+    for words, split in (("", 8), ("--epochs=6", 2), ("--epochs 1", 0), ("--epochs 6 --model.upcycle-epoch 4", 4)):
+        assert parse_train(recipe, words.split()).run.model.upcycle_epoch == split
     save_config(recipe, tmp_path / "config.yaml")
     words = ["--epochs", "48", "--output", str(tmp_path), "--resume"]
-    assert parse_train(recipe, words).run.model.split_epoch == 8
+    assert parse_train(recipe, words).run.model.upcycle_epoch == 8
 
 
 def test_a_recipes_own_options_can_be_left_out():

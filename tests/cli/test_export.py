@@ -10,16 +10,17 @@ from safetensors.torch import load_file
 from gatewright.models import ImageClassifier
 from gatewright.train import load_config, load_run, train
 from gatewright.train.checkpoint.format import newest_checkpoint
+from gatewright.train.phases import dense_phase
 from tests.train.runs import FIVE_STEPS, digits_config
 
 
-@pytest.mark.parametrize("experts", ["separate", "split on the way", "still one"])
+@pytest.mark.parametrize("experts", ["separate", "upcycled", "still dense"])
 def test_the_file_holds_the_evaluated_model_and_what_it_is_for(gatewright, tmp_path, experts):
     """With averaged weights, which are not the last ones, in the model that the file's own settings describe."""
-    split_epoch = 0 if experts == "separate" else 1
-    settings = {"data": FIVE_STEPS, "optim": {"ema_decay": 0.5}, "model": {"split_epoch": split_epoch}}
-    _, output = train(digits_config(tmp_path / "run", epochs=1 + split_epoch, **settings))
-    if experts == "still one":
+    upcycle_epoch = 0 if experts == "separate" else 1
+    settings = {"data": FIVE_STEPS, "optim": {"ema_decay": 0.5}, "model": {"upcycle_epoch": upcycle_epoch}}
+    _, output = train(digits_config(tmp_path / "run", epochs=1 + upcycle_epoch, **settings))
+    if experts == "still dense":
         newest_checkpoint(output / "checkpoints").unlink()
     file = tmp_path / "model.safetensors"
     status, said, errors = gatewright("export", output, file)
@@ -38,7 +39,9 @@ def test_the_file_holds_the_evaluated_model_and_what_it_is_for(gatewright, tmp_p
     again = load_run(str(file))
     assert torch.equal(again.model(images), model(images))
     assert not again.model.training
-    assert (again.config, again.fingerprint) == (load_config(output / "config.yaml"), load_run(output).fingerprint)
+    config = load_config(output / "config.yaml")
+    config = dense_phase(config) if experts == "still dense" else config
+    assert (again.config, again.fingerprint) == (config, load_run(output).fingerprint)
     assert classes == [str(digit) for digit in range(10)]
 
 

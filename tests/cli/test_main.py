@@ -62,14 +62,14 @@ def test_help_of_the_commands(gatewright):
         ("train digits --model.top-k 9", "top_k (9) cannot exceed num_experts (4)"),
         ("train digits --model.num-experts 8 --model.top-k 9", "top_k (9) cannot exceed num_experts (8)"),
         (
-            "train digits --model.split-epoch 30",
-            "split at epoch 30, counted from 0, but the run ends after 30 ",
+            "train digits --model.upcycle-epoch 30",
+            "until epoch 30, counted from 0, and a mixture of its copies from there on, but it ends after 30 ",
         ),
         (
-            "train cifar10-cnn --epochs 2 --model.split-epoch 8",
-            "Use --epochs 9 or more, a --model.split-epoch below 2",
+            "train cifar10-cnn --epochs 2 --model.upcycle-epoch 8",
+            "Use --epochs 9 or more, a --model.upcycle-epoch below 2",
         ),
-        ("train digits --model.split-epoch -1", "split_epoch is an epoch, counted from 0; got -1."),
+        ("train digits --model.upcycle-epoch -1", "upcycle_epoch is an epoch, counted from 0; got -1."),
         ("train digits --seed 99999999999999999999", "seed is an integer of 64 bits; got 99999999999999999999."),
         ("train digits --epochs 0", "epochs, checkpoint_every and processes are at least 1; got 0, 1 and 1"),
         ("train digits --model.router topk", "No router is called 'topk'; did you mean 'top-k'?"),
@@ -160,7 +160,7 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(gatewright, tmp
     assert "digits on cpu: 30 epochs of 21 steps; 1,294 images to train on" in output
     assert "The run's folder: run\nThe network: 80,776 parameters, 4 experts" in output
     assert list(tmp_path.iterdir()) == []
-    refused(gatewright("train", "digits", "--dry-run", "--model.split-epoch", "30"))
+    refused(gatewright("train", "digits", "--dry-run", "--model.upcycle-epoch", "30"))
 
 
 def test_what_is_our_fault_keeps_its_traceback(monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gatewright.data import ImageSet, ImageSplits
-from gatewright.data.images.cache import cache_folder, cache_name, cached
+from gatewright.data.cache import cache_folder, cache_name, cached
 from tests.data.samples import write_hub_folder
 
 
@@ -52,18 +52,18 @@ def test_the_name_follows_what_is_read(tmp_path):
 
 def test_what_was_prepared_is_read_back(tmp_path):
     file = tmp_path / "below" / "set.safetensors"
-    assert level_of(cached(file, splits)) == 1
-    assert level_of(cached(file, unexpected)) == 1
+    assert level_of(cached(ImageSplits, file, splits)) == 1
+    assert level_of(cached(ImageSplits, file, unexpected)) == 1
     assert not list(tmp_path.rglob("*.partial"))
 
 
 @pytest.mark.parametrize("size", [0, 5, 100, -1])
 def test_a_corrupt_file_is_rebuilt(tmp_path, size):
     file = tmp_path / "set.safetensors"
-    cached(file, splits)
+    cached(ImageSplits, file, splits)
     file.write_bytes(file.read_bytes()[:size])
-    assert level_of(cached(file, lambda: splits(2))) == 2
-    assert level_of(cached(file, unexpected)) == 2
+    assert level_of(cached(ImageSplits, file, lambda: splits(2))) == 2
+    assert level_of(cached(ImageSplits, file, unexpected)) == 2
 
 
 def test_a_file_of_other_tensors_is_rebuilt(tmp_path):
@@ -71,27 +71,27 @@ def test_a_file_of_other_tensors_is_rebuilt(tmp_path):
 
     file = tmp_path / "set.safetensors"
     save_file({"weights": torch.zeros(3)}, file)
-    assert level_of(cached(file, splits)) == 1
+    assert level_of(cached(ImageSplits, file, splits)) == 1
 
 
 def test_labels_out_of_range_in_the_file_are_rebuilt(tmp_path):
     file = tmp_path / "set.safetensors"
-    cached(file, splits)
+    cached(ImageSplits, file, splits)
     file.write_bytes(file.read_bytes().replace(torch.tensor(3).numpy().tobytes(), torch.tensor(9).numpy().tobytes()))
-    assert level_of(cached(file, lambda: splits(2))) == 2
+    assert level_of(cached(ImageSplits, file, lambda: splits(2))) == 2
 
 
 def test_an_error_while_preparing_leaves_nothing_and_frees_the_lock(tmp_path):
     file = tmp_path / "set.safetensors"
     with pytest.raises(AssertionError, match="prepared again"):
-        cached(file, unexpected)
-    assert level_of(cached(file, splits)) == 1
+        cached(ImageSplits, file, unexpected)
+    assert level_of(cached(ImageSplits, file, splits)) == 1
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"can be written to; .*file cannot .*: set data.cache or GATEWRIGHT_CACHE"):
-        cached(tmp_path / "file" / "set.safetensors", splits)
+        cached(ImageSplits, tmp_path / "file" / "set.safetensors", splits)
 
 
 WORKER = """

@@ -114,7 +114,7 @@ def test_of_a_data_set_without_a_test_split_a_fifth_is_held_out(answers):
     ("name", "message"),
     [
         ("owner/missing", "ValueError: the hub has no data set owner/missing, or shows it to members only"),
-        ("owner/text", "ValueError: the hub has no parquet files of owner/text: download its images"),
+        ("owner/text", "ValueError: the hub has no parquet files of owner/text: download it yourself"),
         ("owner/silent", r"ConnectionError: owner/silent cannot be fetched from the Hugging Face hub \(.*timed out"),
     ],
 )
@@ -129,5 +129,5 @@ def test_without_a_hub_there_are_earlier_downloads_and_local_alternatives(home, 
     answers = ask(["cifar10", "cifar100"], home, tmp_path, nobody, HF_HUB_OFFLINE=offline)
     assert answers["cifar10"] == "18 2 6"
     assert answers["cifar100"].startswith("ConnectionError: uoft-cs/cifar100 cannot be fetched")
-    for alternative in ("--data.path FOLDER", "--data.name digits", "--data.name folder"):
+    for alternative in ("data.path to a folder of parquet files", "data.name to folder", "data.name to digits"):
         assert alternative in answers["cifar100"]

@@ -1,21 +1,9 @@
-import json
 import re
 
-import datasets
-import pyarrow
 import pytest
-from pyarrow import parquet
 
-from gatewright.data.images.parquet import find_parquet_files, read_parquet
-from gatewright.data.images.sources import SplitFiles
-from tests.data.samples import FEATURES, rows, write_hub_folder, write_parquet
-
-
-def replace(file, column, values):
-    table = parquet.read_table(file)
-    place = table.schema.get_field_index(column)
-    values = pyarrow.array(values, table.schema.field(column).type)
-    parquet.write_table(table.set_column(place, table.schema.field(column), values), file)
+from gatewright.data.parquet import find_parquet_files
+from gatewright.data.sources import SplitFiles
 
 
 @pytest.mark.parametrize(
@@ -34,28 +22,6 @@ def test_files_are_found_as_people_and_the_hub_name_them(tmp_path, train, test):
         (tmp_path / name).touch()
     found = find_parquet_files(tmp_path)
     assert found == SplitFiles([tmp_path / name for name in train], [], [tmp_path / name for name in test])
-
-
-@pytest.mark.parametrize("name", ["validation", "val", "valid", "dev"])
-def test_validation_files_are_held_out(tmp_path, name):
-    write_hub_folder(tmp_path)
-    write_parquet(tmp_path / f"{name}-0.parquet", rows(range(200, 204)))
-    source = read_parquet(find_parquet_files(tmp_path))
-    assert [len(part) for part in (source.train, source.holdout, source.test)] == [20, 4, 6]
-    assert source.notes == ()
-
-
-def test_without_test_files_some_images_are_the_test_set_and_it_is_said(tmp_path):
-    write_hub_folder(tmp_path)
-    (tmp_path / "test.parquet").rename(tmp_path / "validation.parquet")
-    source = read_parquet(find_parquet_files(tmp_path))
-    assert [len(part) for part in (source.train, source.holdout, source.test)] == [20, 0, 6]
-    assert source.notes == ("there is no test split, so the 6 images of the validation split are the test set",)
-    (tmp_path / "validation.parquet").unlink()
-    source = read_parquet(find_parquet_files(tmp_path))
-    assert [len(part) for part in (source.train, source.holdout, source.test)] == [16, 0, 4]
-    assert sorted(row.label for row in source.test) == [0, 0, 1, 1]
-    assert "so 4 of the 20 images, a fifth of each class, are the test set" in source.notes[0]
 
 
 def test_hidden_files_are_left_out(tmp_path):
@@ -97,123 +63,3 @@ def test_several_configurations(tmp_path):
         (tmp_path / name).touch()
     with pytest.raises(ValueError, match=r"train files in several folders .*full, .*small.*: set data.path to one"):
         find_parquet_files(tmp_path)
-
-
-def test_rows_are_read_in_order_from_all_files(tmp_path):
-    first, second, test = rows(range(3)), rows(range(3, 5)), rows([9], [0])
-    for name, columns in (("train-0", first), ("train-1", second), ("test-0", test)):
-        write_parquet(tmp_path / f"{name}.parquet", columns)
-    source = read_parquet(find_parquet_files(tmp_path))
-    assert source.class_names == ("cat", "dog")
-    assert [row.label for row in source.train] == [0, 1, 0, 1, 0]
-    assert [row.data for row in source.train] == [image["bytes"] for image in first["img"] + second["img"]]
-    assert source.train[4].place == f"{tmp_path / 'train-1.parquet'}, row 1"
-    assert [row.label for row in source.test] == [0]
-
-
-def test_of_several_labels_the_fine_one_is_learnt(tmp_path):
-    features = {
-        "img": datasets.Image(),
-        "coarse_label": datasets.ClassLabel(names=["animal"]),
-        "fine_label": datasets.ClassLabel(names=["cat", "dog"]),
-    }
-    columns = {"img": rows([0, 1])["img"], "coarse_label": [0, 0], "fine_label": [1, 0]}
-    for split in ("train", "test"):
-        write_parquet(tmp_path / f"{split}.parquet", columns, features)
-    source = read_parquet(find_parquet_files(tmp_path))
-    assert source.class_names == ("cat", "dog")
-    assert [row.label for row in source.train] == [1, 0]
-
-
-@pytest.mark.parametrize(
-    ("features", "columns"),
-    [
-        ({"img": datasets.Image()}, r"img \(Image\)"),
-        ({"label": FEATURES["label"], "n": datasets.Value("int64")}, r"label \(ClassLabel\), n \(Value\)"),
-        (
-            {"img": datasets.Image(), "a": FEATURES["label"], "b": FEATURES["label"]},
-            r"img \(Image\), a \(ClassLabel\), b \(ClassLabel\)",
-        ),
-    ],
-)
-def test_other_columns_are_listed(tmp_path, features, columns):
-    write_hub_folder(tmp_path)
-    write_parquet(tmp_path / "test.parquet", {name: pyarrow.array([], None) for name in features}, features)
-    with pytest.raises(ValueError, match=f"test.parquet must have one Image column .* it has {columns}: write it"):
-        read_parquet(find_parquet_files(tmp_path))
-
-
-@pytest.mark.parametrize("column", ["img", "extra"])
-def test_a_feature_type_that_datasets_does_not_know_is_named(tmp_path, column):
-    file = write_hub_folder(tmp_path) / "train.parquet"
-    table = parquet.read_table(file)
-    description = json.loads(table.schema.metadata[b"huggingface"])
-    description["info"]["features"][column] = {"_type": "Hologram"}
-    parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(description)}), file)
-    with pytest.raises(ValueError, match=rf"train.parquet, column {column}: datasets .*'Hologram'.*: install a newer"):
-        read_parquet(find_parquet_files(tmp_path))
-    parquet.write_table(table.replace_schema_metadata({"huggingface": "{no"}), file)
-    with pytest.raises(ValueError, match=r"train.parquet: the description of its columns is no JSON"):
-        read_parquet(find_parquet_files(tmp_path))
-
-
-@pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_a_split_without_rows_is_named(tmp_path, split):
-    write_parquet(write_hub_folder(tmp_path) / f"{split}.parquet", rows([]))
-    with pytest.raises(ValueError, match=rf"1 image or more; .*{split}.parquet has 0 rows: add images, or remove"):
-        read_parquet(find_parquet_files(tmp_path))
-
-
-def test_one_class_alone_is_refused(tmp_path):
-    write_parquet(write_hub_folder(tmp_path) / "train.parquet", rows(range(3), [1, 1, 1]))
-    with pytest.raises(ValueError, match=r"2 classes or more; .* has 3 images of 1 \(dog\): add the images of another"):
-        read_parquet(find_parquet_files(tmp_path))
-
-
-def test_a_file_without_description_is_of_another_schema(tmp_path):
-    write_hub_folder(tmp_path)
-    parquet.write_table(pyarrow.table({"img": [b"1"], "label": [0]}), tmp_path / "train.parquet")
-    with pytest.raises(ValueError, match=r"train.parquet must have .* it has img \(Value\), label \(Value\)"):
-        read_parquet(find_parquet_files(tmp_path))
-
-
-def test_classes_must_agree(tmp_path):
-    write_hub_folder(tmp_path)
-    features = FEATURES | {"label": datasets.ClassLabel(names=["dog", "cat"])}
-    write_parquet(tmp_path / "test.parquet", rows([0]), features)
-    with pytest.raises(ValueError, match=r"test.parquet has \('dog', 'cat'\) and .*train.parquet has \('cat', 'dog'\)"):
-        read_parquet(find_parquet_files(tmp_path))
-
-
-@pytest.mark.parametrize("size", [0, 3, 100, -1])
-def test_truncated_file(tmp_path, size):
-    file = write_hub_folder(tmp_path) / "test.parquet"
-    file.write_bytes(file.read_bytes()[:size])
-    with pytest.raises(ValueError, match=r"test.parquet is not a whole parquet file .*: copy or download it again"):
-        read_parquet(find_parquet_files(tmp_path))
-
-
-def test_damaged_page(tmp_path):
-    file = write_hub_folder(tmp_path) / "train.parquet"
-    content = bytearray(file.read_bytes())
-    content[4:64] = bytes(60)
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"train.parquet is not a whole parquet file"):
-        read_parquet(find_parquet_files(tmp_path))
-
-
-@pytest.mark.parametrize("label", [2, -1, None])
-def test_label_out_of_range(tmp_path, label):
-    file = write_hub_folder(tmp_path, num_train=4) / "train.parquet"
-    replace(file, "label", [0, 1, label, 0])
-    with pytest.raises(ValueError, match=f"train.parquet, row 2: labels must lie between 0 and 1, .* got {label}:"):
-        read_parquet(find_parquet_files(tmp_path))
-
-
-@pytest.mark.parametrize("image", [None, {"bytes": None, "path": "elsewhere.png"}])
-def test_image_not_in_the_file(tmp_path, image):
-    write_hub_folder(tmp_path)
-    columns = rows(range(2))
-    write_parquet(tmp_path / "test.parquet", columns | {"img": [columns["img"][0], image]})
-    with pytest.raises(ValueError, match=f"test.parquet, row 1: the image must be stored as bytes; got {image}:"):
-        read_parquet(find_parquet_files(tmp_path))

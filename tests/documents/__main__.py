@@ -109,7 +109,7 @@ def budget(words, images):
     data = ["--data.path", str(images)] if recipe.startswith("cifar10") and "--data.name" not in flags else []
     large = recipe == "cifar10-resnets-article" and "40" in flags
     experts = ["--model.num-experts", "4"] if large else []  # of 13 million parameters each
-    return ["--epochs", epochs, "--model.split-epoch", "0", *data, *experts]
+    return ["--epochs", epochs, "--model.upcycle-epoch", "0", *data, *experts]
 
 
 def fresh_clone(folder):

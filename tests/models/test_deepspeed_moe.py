@@ -107,11 +107,11 @@ def test_its_settings_are_the_models(ranks):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"engine": "torch"}, {"router": "noisy-top-k"}, {"split_epoch": 2}, {"expert_dropout": 0.1}]
+    "changes", [{"engine": "torch"}, {"router": "noisy-top-k"}, {"upcycle_epoch": 2}, {"expert_dropout": 0.1}]
 )
 def test_a_run_with_it_is_deepspeeds(changes):
     recipe = RECIPES["cifar10-cnn"]()
-    model = {"layer": "deepspeed", "router": "top-k", "split_epoch": 0, **changes}
+    model = {"layer": "deepspeed", "router": "top-k", "upcycle_epoch": 0, **changes}
     engine = model.pop("engine", "deepspeed")
     with pytest.raises(
         ValueError, match=r"--model.layer deepspeed is DeepSpeed's layer .* it wants --engine deepspeed"

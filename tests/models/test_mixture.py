@@ -2,7 +2,7 @@ import pytest
 from torch import nn
 
 from gatewright import Capacity, Dropless, ExpertDropout, MoE, NoisyTopK, SoftDispatch
-from gatewright.models import MixtureConfig, StartTogether
+from gatewright.models import MixtureConfig
 from gatewright.routers import ROUTERS
 
 
@@ -48,13 +48,7 @@ def test_no_losses_are_no_losses():
 
 
 def test_one_expert_is_itself():
-    assert isinstance(build(MixtureConfig(num_experts=1, split_epoch=3)), nn.Linear)
-
-
-def test_experts_may_begin_as_one():
-    mixture = build(MixtureConfig(split_epoch=3))
-    assert isinstance(mixture, StartTogether)
-    assert mixture.split_epoch == 3
+    assert isinstance(build(MixtureConfig(num_experts=1, upcycle_epoch=3)), nn.Linear)
 
 
 def test_each_model_has_a_dispatcher_of_its_own():

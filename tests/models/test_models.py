@@ -9,16 +9,15 @@ from torch import nn
 from torch.testing import assert_close
 
 from gatewright import MoE, aux_loss, moe_layers
-from gatewright.models import Cnn, CnnConfig, DigitsCnn, DigitsConfig, MixtureOfResNets, ResNetsConfig, begin_epoch
+from gatewright.models import Cnn, CnnConfig, DigitsCnn, DigitsConfig, MixtureOfResNets, ResNetsConfig
 
 CASES = {
     "cnn": (CnnConfig(num_experts=4), (3, 32, 32), Cnn),
-    "cnn-split": (CnnConfig(num_experts=4, split_epoch=1), (1, 20, 28), Cnn),
+    "cnn-grey": (CnnConfig(num_experts=4), (1, 20, 28), Cnn),
     "digits": (DigitsConfig(width=8), (1, 8, 8), DigitsCnn),
     "digits-colour": (DigitsConfig(width=4, num_experts=6, top_k=3), (3, 9, 7), DigitsCnn),
     "small": (ResNetsConfig(num_experts=3, gate_size=8), (3, 16, 16), MixtureOfResNets),
     "small-grey": (ResNetsConfig(num_experts=2, gate_size=8, emit="logits"), (1, 9, 9), MixtureOfResNets),
-    "small-split": (ResNetsConfig(num_experts=2, gate_size=8, split_epoch=1), (3, 16, 16), MixtureOfResNets),
     "small-stem": (ResNetsConfig(num_experts=2, gate_size=8, stem_depth=2), (3, 16, 16), MixtureOfResNets),
     "small-wide": (ResNetsConfig(num_experts=2, gate_size=8, feature_size=30), (3, 16, 16), MixtureOfResNets),
 }
@@ -30,7 +29,6 @@ def build(case, num_classes=5, **changes):
     config, shape, kind = CASES[case]
     model = replace(config, **changes).build(shape, num_classes)
     assert type(model) is kind
-    begin_epoch(model, config.split_epoch)
     return model, torch.randn(6, *shape)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from gatewright import moe_layers
-from gatewright.models import RESNETS, ResNetsConfig, StartTogether
+from gatewright.models import RESNETS, ResNetsConfig
 from gatewright.models.resnet import BasicBlock
 from gatewright.models.resnets import gate_features
 
@@ -120,9 +120,9 @@ def test_the_router_sees_standardised_features_of_its_own():
 
 
 def test_the_dense_twin_has_no_router():
-    model = on_meta(ResNetsConfig(num_experts=1, split_epoch=3))
+    model = on_meta(ResNetsConfig(num_experts=1, upcycle_epoch=3))
     assert model.router_features is None
-    assert not any(isinstance(module, StartTogether) for module in model.modules())
+    assert [*moe_layers(model)] == []
 
 
 def test_a_block_adds_to_its_input():

@@ -9,14 +9,22 @@ import pytest
 import torch
 
 from gatewright import MoE
-from gatewright.data import ImageSet, training_batches
-from gatewright.models import ImageClassifier, begin_epoch
+from gatewright.data import ImageSet, TextSet
 from gatewright.recipes import RECIPES, with_epochs
+from gatewright.tasks import task_named
 from gatewright.train import load_config, save_config
+from gatewright.train.phases import dense_phase
 from gatewright.train.step import TorchEngine
 
-SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
+FINGERPRINTS = {
+    "digits": {"image_shape": (1, 8, 8), "class_names": "0123456789"},
+    "cifar10": {"image_shape": (3, 32, 32), "class_names": "0123456789"},
+    "python": {},
+}
 TWINS = [(name, f"{name}-dense") for name in RECIPES if f"{name}-dense" in RECIPES]
+
+MIXED = {"mixture", "router_features", "ffn"}
+"""Modules that a mixture has in place of its dense twin's."""
 
 RESULTS = Path(__file__).parents[2] / "studies" / "results"
 
@@ -24,7 +32,15 @@ recipes = pytest.mark.parametrize("name", RECIPES)
 
 
 def build(config):
-    return config.model.build(SHAPES[config.data.name], 10)
+    return task_named(config.task).build(config.model, FINGERPRINTS[config.data.name])
+
+
+def training_part(config):
+    """Eight images, or a few windows of text."""
+    if config.task == "language_model":
+        return TextSet.pack([bytes(range(256)) * 2], context=16)
+    shape = FINGERPRINTS[config.data.name]["image_shape"]
+    return ImageSet(torch.randint(256, (8, *shape), dtype=torch.uint8), torch.arange(8), tuple("0123456789"))
 
 
 @recipes
@@ -46,41 +62,36 @@ def test_it_builds_a_network_of_as_many_experts_as_it_says(name):
     config = RECIPES[name]()
     with torch.device("meta"):
         layers = [module for module in build(config).modules() if isinstance(module, MoE)]
-    assert [layer.experts.num_experts for layer in layers] == [config.model.num_experts] * (
-        config.model.num_experts > 1
-    )
+    assert {layer.experts.num_experts for layer in layers} == {config.model.num_experts} - {1}
 
 
 @recipes
-def test_it_trains_on_both_sides_of_its_split(name):
+def test_it_trains_in_both_of_its_phases(name):
     config = RECIPES[name]()
     if config.model.num_experts * len(getattr(config.model, "resnet", "")) > 4 * len("small"):
         config = replace(config, model=replace(config.model, num_experts=2))  # Whole ResNet-34s take their time.
-    shape = SHAPES[config.data.name]
-    images = ImageSet(torch.randint(256, (8, *shape), dtype=torch.uint8), torch.arange(8), tuple("0123456789"))
     config = replace(config, data=replace(config.data, batch_size=4), precision="float32")
-    model = ImageClassifier(build(config), [0.5] * shape[0], [0.25] * shape[0])
-    engine = TorchEngine(model, config, device=torch.device("cpu"), steps_per_epoch=2)
-    batches = training_batches(images, config.data, seed=0, epoch=0)
-    for epoch, batch in zip((0, config.model.split_epoch), batches, strict=True):
+    task = task_named(config.task)
+    batches = task.training_batches(training_part(config), config.data, seed=0, epoch=0, start=0)
+    for phase, batch in zip((dense_phase(config), config), batches, strict=False):
+        model = build(phase)
+        engine = TorchEngine(model, phase, device=torch.device("cpu"), steps_per_epoch=2)
         before = [parameter.clone() for parameter in model.parameters()]
-        begin_epoch(model, epoch)
-        report = engine.step([batch])
-        assert report.task_loss > 0
+        assert engine.step([batch]).task_loss > 0
         assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
 @recipes
-def test_its_split_follows_the_number_of_epochs(name):
+def test_its_phases_follow_the_number_of_epochs(name):
     config = RECIPES[name]()
     assert with_epochs(config, config.epochs) == config
-    split = config.model.split_epoch
-    assert with_epochs(config, 10 * config.epochs).model.split_epoch == 10 * split
+    split = config.model.upcycle_epoch
+    assert with_epochs(config, 10 * config.epochs).model.upcycle_epoch == 10 * split
     for epochs in range(1, config.epochs):
         shorter = with_epochs(config, epochs)
         assert shorter.epochs == epochs
-        assert abs(shorter.model.split_epoch - split * epochs / config.epochs) < 1
-        assert shorter.model.split_epoch < epochs
+        assert abs(shorter.model.upcycle_epoch - split * epochs / config.epochs) < 1
+        assert shorter.model.upcycle_epoch < epochs
 
 
 @pytest.mark.parametrize(("name", "twin"), TWINS)
@@ -90,11 +101,7 @@ def test_the_dense_twin_differs_in_the_mixture_alone(name, twin):
     assert replace(dense, recipe=name, model=mixture.model) == mixture
     with torch.device("meta"):
         parts = [
-            {
-                name
-                for name, _ in build(config).named_parameters()
-                if not name.startswith(("mixture", "router_features"))
-            }
+            {name for name, _ in build(config).named_parameters() if not MIXED & set(name.split("."))}
             for config in (mixture, dense)
         ]
     assert parts[0] == parts[1]
@@ -108,9 +115,12 @@ def test_its_docstring_has_the_figures_that_were_measured(name):
     text = " ".join(RECIPES[name].__doc__.split())
     assert ("Not measured yet." in text) is (not found)
     if found:
-        accuracies = [100 * result["test_accuracy"] for result in found]
-        assert f"{mean(accuracies):.2f} %" in text
-        assert len(found) == 1 or f" ± {stdev(accuracies):.2f} over seeds" in text
+        bits = [result["test_bits_per_byte"] for result in found if "test_bits_per_byte" in result]
+        figures = bits or [100 * result["test_accuracy"] for result in found]
+        digits, unit = (3, "bits per byte") if bits else (2, "%")
+        assert f"{mean(figures):.{digits}f} " in text
+        assert unit in text
+        assert len(found) == 1 or f" ± {stdev(figures):.{digits}f} over seeds" in text
         seconds = [round(result["train_seconds"]) for result in found]
         assert f"{max(seconds)} s" in text
         assert f"; {min(seconds)} " in text

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 import pytest
 
 from gatewright.report import write_report
+from tests.report.conftest import CLASSES
 
 pytest.importorskip("matplotlib")
 
@@ -100,6 +101,18 @@ def test_of_many_classes_the_mistakes_are_listed(run_folder, result):
     page = Page(write_report(run_folder).read_text())
     place = page.texts.index("The most frequent mistakes")
     assert [text for text in page.texts[place:] if text.strip()][4:7] == ["4", "kind 3", "kind 8"]
+
+
+def test_cells_say_their_share_unless_they_are_many(run_folder, result):
+    layer = result["layers"]["net/moe & co"]
+    for num_experts, cell in ((2, '<td style="--share: 50%">50</td>'), (17, '<td style="--share: 50%"></td>')):
+        by_class = [[50] * num_experts] * 3 + [[0] * num_experts]
+        layer |= {"tokens_per_expert": [150] * num_experts, "class_by_expert": by_class}
+        layer["tokens_per_class"] = [100, 100, 100, 0]
+        (run_folder / "result.json").write_text(json.dumps(result))
+        page = write_report(run_folder).read_text()
+        assert page.count(cell) == 3 * num_experts
+        assert page.count('<td class="none">') == len(CLASSES) + num_experts  # the last class has no images
 
 
 def test_a_dense_run_on_named_hardware_without_what_older_runs_did_not_write(run_folder, result):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gatewright import MoE
-from gatewright.models import DigitsConfig, StartTogether
+from gatewright.models import DigitsConfig
 from gatewright.parallel import expert_mesh
 from gatewright.recipes import RECIPES
 from gatewright.train import OptimConfig, RunConfig
@@ -34,11 +34,11 @@ installed = pytest.mark.skipif(
 class Network(nn.Module):
     """A layer with BatchNorm, a mixture, a classifier."""
 
-    def __init__(self, router, experts, split_epoch):
+    def __init__(self, router, experts, *, dense=False):
         super().__init__()
         self.before = nn.Sequential(nn.Flatten(), nn.Linear(16, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh())
         mixture = MoE(make_router(router, 8, 4, 2), EXPERT_CASES[experts](4, 8))
-        self.mixture = StartTogether(mixture, split_epoch) if split_epoch else mixture
+        self.mixture = mixture.experts.experts[0] if dense else mixture
         self.after = nn.Linear(8, 3)
 
     def forward(self, images):
@@ -69,9 +69,11 @@ def config_of(ep_size=2, optim=ADAMW, settings=None, folder=None, trust=False, *
     )
 
 
-def engine_of(kind, config, *, router="noisy-top-k", experts="modules", split=0, dtype=torch.float32, **options):
+def engine_of(
+    kind, config, *, router="noisy-top-k", experts="modules", dense=False, dtype=torch.float32, model=None, **options
+):
     torch.manual_seed(0)
-    model = Network(router, experts, split).to(dtype)
+    model = Network(router, experts, dense=dense).to(dtype) if model is None else model
     options |= {"device": torch.device("cpu"), "steps_per_epoch": STEPS, "processes": several(config.parallel.ep_size)}
     return kind(model, config, **options)
 
@@ -83,11 +85,10 @@ def batches(count, size=8):
 
 
 def train(engine, start=0, stop=STEPS):
-    """Make steps of a run, of which every epoch has a quarter."""
+    """Make steps of a run."""
     per_step = engine.config.optim.accumulation_steps
     found, reports = batches(STEPS * per_step), []
     for step in range(start, stop):
-        engine.begin_epoch(4 * step // STEPS)
         reports.append(engine.step(found[step * per_step : (step + 1) * per_step]))
     return reports
 

@@ -48,6 +48,28 @@ def digits_config(output, *, optim=None, data=None, model=None, recipe="digits",
     return replace(config, **parts, **{"epochs": 1, "output": str(output)} | changes)
 
 
+def text_config(output, path, *, optim=None, data=None, model=None, log_interval=20, **changes):
+    """A language model of a few thousand parameters, on a text file, without MLflow."""
+    config = RECIPES["python-lm"]()
+    small = {"num_layers": 2, "dim": 16, "num_heads": 2, "num_experts": 4}
+    text = {"name": "text", "path": str(path), "cache": str(path.parent / "cache"), "context": 16, "batch_size": 4}
+    parts = {
+        "model": replace(config.model, **small | (model or {})),
+        "data": replace(config.data, **text | {"epoch_batches": 6, "eval_batch_size": 32} | (data or {})),
+        "optim": replace(config.optim, **{"lr": 0.01} | (optim or {})),
+        "tracking": TrackingConfig(enabled=False, log_interval=log_interval),
+    }
+    short = {"epochs": 2, "output": str(output), "device": "cpu", "precision": "float32"}
+    return replace(config, **parts, **short | changes)
+
+
+def write_text(folder):
+    """A text that is quickly learned, in one file."""
+    file = folder / "text.txt"
+    file.write_bytes(b"".join(b"line %d is 1%d\n" % (number, number % 7) for number in range(300)))
+    return file
+
+
 def image_set(num_images, *, channels=3, size=16, num_classes=4, seed=0):
     """Images of noise whose brightness tells the class."""
     generator = torch.Generator().manual_seed(seed)

@@ -7,9 +7,10 @@ from torch import nn
 
 from gatewright import ModuleExperts, MoE
 from gatewright.data import DataConfig
-from gatewright.models import CnnConfig, StartTogether
+from gatewright.models import CnnConfig
 from gatewright.parallel import expert_mesh
 from gatewright.train import OptimConfig, RunConfig
+from gatewright.train.phases import upcycled
 from gatewright.train.step import TorchEngine
 from gatewright.train.strategies.ddp import SeveralProcesses
 from gatewright.train.strategies.fsdp import ShardedProcesses
@@ -33,11 +34,11 @@ def normalized(num_experts, dim):
 class Network(nn.Module):
     """A layer with BatchNorm, a mixture, a classifier."""
 
-    def __init__(self, router, experts, split_epoch, norm):
+    def __init__(self, router, experts, norm, *, dense=False):
         super().__init__()
         self.before = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), norm(8), nn.Tanh())
         mixture = MoE(make_router(router, 8, NUM_EXPERTS, 2), EXPERT_CASES.get(experts, normalized)(NUM_EXPERTS, 8))
-        self.mixture = StartTogether(mixture, split_epoch) if split_epoch else mixture
+        self.mixture = mixture.experts.experts[0] if dense else mixture
         self.after = nn.Linear(8, 3)
 
     def forward(self, images):
@@ -53,18 +54,12 @@ def several(ep_size, shard="none"):
     return (ShardedProcesses if shard == "fsdp" else SeveralProcesses)(mesh_of(ep_size))
 
 
-def engine_of(
-    processes,
-    router="noisy-top-k",
-    experts="modules",
-    optimizer="adamw",
-    split_epoch=0,
-    norm=nn.BatchNorm1d,
-    dtype=torch.float64,
-    **optim,
-):
+def network_of(router="noisy-top-k", experts="modules", norm=nn.BatchNorm1d, dtype=torch.float64, *, dense=False):
     torch.manual_seed(0)
-    model = Network(router, experts, split_epoch, norm).to(dtype)
+    return Network(router, experts, norm, dense=dense).to(dtype)
+
+
+def engine_for(model, processes, optimizer="adamw", **optim):
     config = RunConfig(
         recipe="test",
         model=CnnConfig(),  # whatever: the engine is given its network
@@ -75,17 +70,28 @@ def engine_of(
     return TorchEngine(model, config, device=torch.device("cpu"), steps_per_epoch=STEPS, processes=processes)
 
 
+def engine_of(processes, router="noisy-top-k", experts="modules", norm=nn.BatchNorm1d, dtype=torch.float64, **optim):
+    return engine_for(network_of(router, experts, norm, dtype), processes, **optim)
+
+
+def train_phases(processes, upcycle_at, router="noisy-top-k", experts="modules", **optim):
+    """Train a dense network, and from a step on the mixture of its copies."""
+    engine = engine_for(network_of(router, experts, dense=True), processes, **optim)
+    reports = train(engine, 0, upcycle_at)
+    engine = upcycled(engine, network_of(router, experts), lambda model: engine_for(model, processes, **optim))
+    return reports + train(engine, upcycle_at), engine
+
+
 def batches(count, size=13):
     generator = torch.Generator().manual_seed(5)
     images = torch.rand(count, size, 1, 4, 4, generator=generator)
     return list(zip(images, torch.randint(3, (count, size), generator=generator), strict=True))
 
 
-def train(engine, start=0, stop=STEPS, split_at=None, accumulate=True, order=slice(None)):
+def train(engine, start=0, stop=STEPS, accumulate=True, order=slice(None)):
     reports = []
     for number, batch in enumerate(batches(SAVED + FURTHER)[start:stop], start):
         batch = (batch[0][order], batch[1][order])
-        engine.begin_epoch(0 if split_at is None else number // split_at)
         micro_batches = (
             [(batch[0][:7], batch[1][:7]), (batch[0][7:], batch[1][7:])] if accumulate and number % 2 else [batch]
         )

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gatewright.parallel import Rows, whole_state
-from gatewright.train.checkpoint.format import load_checkpoint, newest_checkpoint, save_checkpoint, save_part
+from gatewright.train.checkpoint.format import load_checkpoint, newest_checkpoint, save_checkpoint
 from tests.train.runs import differences
 
 # Writes a checkpoint in a process that may write no file of more than 64 KiB, and says what happened.
@@ -111,7 +111,7 @@ def test_the_same_step_is_written_over(folder):
 def in_parts(folder, step=1, parts=3):
     """A state of which every part has an expert of its own and rows of one tensor."""
     for number in range(1, parts):
-        save_part(part(number), folder, step, number=number, parts=parts)
+        save_checkpoint(part(number), folder, step, number=number, parts=parts)
     return save_checkpoint({"step": step, **part(0)}, folder, step, parts=parts)
 
 
@@ -135,7 +135,7 @@ def test_parts_are_one_state(folder):
 def test_parts_go_with_their_checkpoint(folder):
     for step in (1, 2, 3):
         in_parts(folder, step)
-    save_part(part(1), folder, 4, number=1, parts=2)  # and then its run was killed
+    save_checkpoint(part(1), folder, 4, number=1, parts=2)  # and then its run was killed
     in_parts(folder, 5)
     steps = [name[-20:-12] for name in names(folder)]
     assert sorted(set(steps)) == ["00000003", "00000005"]
@@ -150,7 +150,7 @@ def test_a_part_that_does_not_belong_is_found_out(folder, number):
     content = other.read_bytes()
     other.write_bytes(content[:-3])
     assert f"{other} is truncated" in str(refused(path))
-    save_part(part(number + 1), folder, 1, number=number, parts=3)
+    save_checkpoint(part(number + 1), folder, 1, number=number, parts=3)
     assert str(refused(path)) == f"{path} is damaged: {other} is not the part that it was saved with."
     other.unlink()
     assert str(refused(path)) == f"{path} is not complete: its part {other} is missing."

@@ -28,7 +28,7 @@ EVERYTHING = RunConfig(
         feature_size=7,
         stem_depth=1,
         gate_size=5,
-        split_epoch=2,
+        upcycle_epoch=2,
     ),
     data=DataConfig(
         name="owner/images",
@@ -115,7 +115,7 @@ def test_everything_differs_from_the_defaults():
 def test_deepspeeds_layer_is_saved_and_loaded(path):
     recipe = RECIPES["cifar10-cnn"]()
     options = {"noisy_gate_policy": None}
-    model = replace(recipe.model, layer="deepspeed", router="top-k", router_options=options, split_epoch=0)
+    model = replace(recipe.model, layer="deepspeed", router="top-k", router_options=options, upcycle_epoch=0)
     config = replace(recipe, engine="deepspeed", model=model)
     save_config(config, path)
     assert load_config(path) == config

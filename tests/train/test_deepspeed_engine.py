@@ -12,6 +12,7 @@ from torch import nn
 
 from gatewright.integrations.deepspeed.engine import DeepSpeedEngine
 from gatewright.train import OptimConfig, TrainingDiverged
+from gatewright.train.phases import upcycled
 from gatewright.train.step import TorchEngine
 from tests.cases import ROUTER_CASES
 from tests.train.deepspeeds import (
@@ -31,16 +32,28 @@ from tests.train.deepspeeds import (
 from tests.train.runs import finish, start
 
 
-def trajectory(ep_size, optim, settings, folder, **options):
+def run_of(kind, config, upcycle_at, **options):
+    """A whole run, of which the first steps may be a dense network's."""
+    if not upcycle_at:
+        engine = engine_of(kind, config, **options)
+        return train(engine), engine
+    dense = engine_of(kind, config, dense=True, **options)
+    reports = train(dense, 0, upcycle_at)
+    mixture = Network(options["router"], options["experts"]).to(options.get("dtype", torch.float32))
+    engine = upcycled(dense, mixture, lambda model: engine_of(kind, config, model=model))
+    return reports + train(engine, upcycle_at), engine
+
+
+def trajectory(ep_size, optim, settings, folder, upcycle_at=0, **options):
     """How far both engines in float32 are from torch's in float64: in what each step reports, and in the end."""
-    exact = engine_of(TorchEngine, config_of(ep_size, optim), dtype=torch.float64, **options)
-    reports, found = train(exact), []
+    reports, exact = run_of(TorchEngine, config_of(ep_size, optim), upcycle_at, dtype=torch.float64, **options)
+    found = []
     for kind, config in (
         (TorchEngine, config_of(ep_size, optim)),
         (DeepSpeedEngine, config_of(ep_size, optim, settings, folder)),
     ):
-        engine = engine_of(kind, config, **options)
-        pairs = list(zip(train(engine), reports, strict=True))
+        own, engine = run_of(kind, config, upcycle_at, **options)
+        pairs = list(zip(own, reports, strict=True))
         far = {name: max(abs(getattr(a, name) - getattr(b, name)) for a, b in pairs) for name in vars(reports[0])}
         state = engine.state_dict()
         far["weights"] = largest_difference(state["model"], exact.state_dict()["model"])
@@ -91,8 +104,8 @@ def test_the_trajectory_of_every_router_is_the_torch_engines(ranks, tmp_path, ro
             assert value <= 4 * torchs[name] + 1e-7, (name, value, torchs[name])
 
 
-def trajectory_with(ep_size, optim, settings, folder, experts, router="noisy-top-k", split=0):
-    return trajectory(ep_size, optim, settings, folder, experts=experts, router=router, split=split)
+def trajectory_with(ep_size, optim, settings, folder, experts, router="noisy-top-k", upcycle_at=0):
+    return trajectory(ep_size, optim, settings, folder, upcycle_at, experts=experts, router=router)
 
 
 @installed
@@ -102,25 +115,25 @@ def trajectory_with(ep_size, optim, settings, folder, experts, router="noisy-top
     [(2, 1, ADAMW), (2, 2, ADAMW), (4, 2, ADAMW), (4, 4, SGD)],
     ids=["ep1", "ep2", "replicas", "accumulated"],
 )
-def test_experts_that_begin_as_one_split_as_under_the_torch_engine(ranks, tmp_path, world, ep_size, optim):
-    """In the middle of the run; until then every process has a copy of the first, and the optimizer no more."""
-    options = (ep_size, optim, None, str(tmp_path), "modules", "noisy-top-k", 2)
+def test_a_dense_network_is_upcycled_as_under_the_torch_engine(ranks, tmp_path, world, ep_size, optim):
+    """In the middle of the run, with what the optimizer keeps."""
+    options = (ep_size, optim, None, str(tmp_path), "modules", "noisy-top-k", STEPS // 2)
     for torchs, deepspeeds in ranks(world, trajectory_with, *options):
         for name, value in deepspeeds.items():
             assert value <= 4 * torchs[name] + 1e-7, (name, value, torchs[name])
         assert torchs["weights"] < 1e-5
 
 
-def handed_over(first, second, folder, split):
+def handed_over(first, second, folder):
     """Half a run by one engine and the rest by the other, against a whole run of the first."""
     kinds = {"torch": TorchEngine, "deepspeed": DeepSpeedEngine}
-    whole = engine_of(kinds[first], config_of(), split=split)
+    whole = engine_of(kinds[first], config_of())
     train(whole)
-    half = engine_of(kinds[first], config_of(), split=split)
+    half = engine_of(kinds[first], config_of())
     train(half, 0, STEPS // 2)
     box = [half.state_dict()]
     dist.broadcast_object_list(box, 0)  # what a checkpoint holds: the state as the first process has it
-    rest = engine_of(kinds[second], config_of(), split=split)
+    rest = engine_of(kinds[second], config_of())
     rest.load_state_dict(box[0])
     train(rest, STEPS // 2)
     return largest_difference(rest.state_dict()["model"], whole.state_dict()["model"])
@@ -128,22 +141,21 @@ def handed_over(first, second, folder, split):
 
 @installed
 @pytest.mark.distributed
-@pytest.mark.parametrize("split", [0, 1, 3], ids=["experts", "split", "together"])
 @pytest.mark.parametrize(
     ("first", "second"), [("torch", "deepspeed"), ("deepspeed", "torch"), ("deepspeed", "deepspeed")]
 )
-def test_either_engine_goes_on_from_the_others_state(ranks, tmp_path, first, second, split):
-    for difference in ranks(2, handed_over, first, second, str(tmp_path), split):
+def test_either_engine_goes_on_from_the_others_state(ranks, tmp_path, first, second):
+    for difference in ranks(2, handed_over, first, second, str(tmp_path)):
         assert difference < 1e-6
         assert first != second or difference == 0
 
 
-def resumed(settings, folder, ep_size, split):
+def resumed(settings, folder, ep_size):
     """Half a run and the rest from DeepSpeed's own checkpoint, against a whole run; and two refusals."""
 
     def engine(trust, where="own", ep_size=ep_size):
         config = config_of(ep_size, PLAIN, settings, folder, trust)
-        return engine_of(DeepSpeedEngine, config, folder=Path(folder) / where, split=split)
+        return engine_of(DeepSpeedEngine, config, folder=Path(folder) / where)
 
     whole, half = engine(False, "whole"), engine(False)
     train(whole)
@@ -167,16 +179,49 @@ def resumed(settings, folder, ep_size, split):
 @installed
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("settings", "ep_size", "split"),
-    [(zero(2), 2, 0), (zero(3), 1, 0), (THEIRS, 2, 0), (THEIRS, 2, 1), (THEIRS, 2, 3)],
-    ids=["zero2", "zero3", "their-optimizer", "their-optimizer-split", "their-optimizer-together"],
+    ("settings", "ep_size"),
+    [(zero(2), 2), (zero(3), 1), (THEIRS, 2)],
+    ids=["zero2", "zero3", "their-optimizer"],
 )
-def test_what_our_state_cannot_hold_is_in_deepspeeds_checkpoint_if_trusted(ranks, tmp_path, settings, ep_size, split):
-    for difference, (untrusted, missing), kept in ranks(2, resumed, settings, str(tmp_path), ep_size, split):
+def test_what_our_state_cannot_hold_is_in_deepspeeds_checkpoint_if_trusted(ranks, tmp_path, settings, ep_size):
+    for difference, (untrusted, missing), kept in ranks(2, resumed, settings, str(tmp_path), ep_size):
         assert difference == 0
         assert "--deepspeed.trust-checkpoint" in untrusted
         assert "there is none" in missing
         assert kept == ["step-00000004", "step-00000006"]
+
+
+def upcycled_under(settings, folder, ep_size):
+    """The outputs of a dense network and of its mixture, and the rates before and after, as DeepSpeed keeps its own."""
+    config = config_of(ep_size, PLAIN, settings, folder)
+    dense = engine_of(DeepSpeedEngine, config, dense=True)
+    rates = [report.learning_rate for report in train(dense, 0, 4)]
+    images, weights = torch.rand(4, 1, 4, 4), dense.logical_state()["model"]
+    mixture = Network("top-k-after", "modules")
+    engine = upcycled(dense, mixture, lambda model: engine_of(DeepSpeedEngine, config, model=model))
+    alone, whole = Network("top-k-after", "modules", dense=True), Network("top-k-after", "modules")
+    alone.load_state_dict(weights)
+    state = engine.logical_state()["model"]
+    box = [state]
+    dist.broadcast_object_list(box, 0)
+    whole.load_state_dict(box[0])
+    far = float((alone.eval()(images) - whole.eval()(images)).abs().max())
+    return far, rates + [report.learning_rate for report in train(engine, 4, 6)]
+
+
+@installed
+@pytest.mark.distributed
+@pytest.mark.parametrize(("settings", "ep_size"), [(zero(2), 2), (zero(3), 1), (ARTICLE, 2)], ids=["2", "3", "article"])
+def test_a_network_is_upcycled_under_zero_without_its_optimizers_state(ranks, tmp_path, settings, ep_size):
+    for far, rates in ranks(2, upcycled_under, settings, str(tmp_path), ep_size):
+        assert far < 1e-5
+        assert len(rates) == 6
+        if settings is ARTICLE:
+            assert rates == pytest.approx(article_rates(6), rel=1e-6)
+
+
+def article_rates(steps):
+    return [1e-3 * math.log(max(step, 1)) / math.log(1000) for step in range(steps)]
 
 
 def article(folder):
@@ -189,8 +234,7 @@ def article(folder):
 def test_the_articles_settings_as_they_are(ranks, tmp_path):
     for rates, optimizer in ranks(2, article, str(tmp_path)):
         assert optimizer == "AdamW"  # what DeepSpeed takes "Adam" for
-        expected = [1e-3 * math.log(max(step, 1)) / math.log(1000) for step in range(STEPS)]
-        assert rates == pytest.approx(expected, rel=1e-6)
+        assert rates == pytest.approx(article_rates(STEPS), rel=1e-6)
 
 
 def diverged(folder):

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 
 from gatewright.integrations.deepspeed.settings import deepspeed_settings
-from gatewright.models import DigitsConfig
 from gatewright.recipes import RECIPES
 from gatewright.train.config import DeepSpeedConfig, ParallelConfig
 from tests.train.deepspeeds import ADAMW, ARTICLE, PLAIN, config_of, zero
@@ -20,8 +19,6 @@ from tests.train.deepspeeds import ADAMW, ARTICLE, PLAIN, config_of, zero
         ({}, zero(3), "ZeRO stage 3 cuts every parameter up between all processes"),
         ({"ep_size": 1, "optim": ADAMW}, zero(3), "no whole weights on a process to average"),
         ({}, zero(4), "stages 0, 1, 2 and 3; DeepSpeed's JSON asks for 4"),
-        ({"model": DigitsConfig(split_epoch=1)}, zero(1), "behind DeepSpeed's back"),
-        ({"model": DigitsConfig(split_epoch=1)}, {"bf16": {"enabled": True}}, "behind DeepSpeed's back"),
         ({"precision": "float16"}, None, "leave out --compile and --precision float16"),
         ({"compile": True}, None, "leave out --compile and --precision float16"),
         ({"parallel": ParallelConfig(batch_norm="local")}, None, "--parallel.batch-norm sync"),

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from gatewright import Capacity, GroupedFeedForward, ModuleExperts, MoE, Soft, TopK
 from gatewright.data import ImageSet, as_floats
-from gatewright.models import DigitsConfig, ImageClassifier, ResNetsConfig
+from gatewright.models import DigitsConfig, ImageClassifier
 from gatewright.tasks import Classification, ClassificationEvaluation, class_by_expert, mirrored_too
 from gatewright.train import evaluate as evaluate_task
 from gatewright.train.result import describe_layer
@@ -182,15 +182,6 @@ def test_a_routing_is_taken_once():
     model(as_floats(IMAGES.images))
     assert take_routing(model.rows) is not None
     assert take_routing(model.rows) is None
-
-
-def test_a_layer_that_does_not_run_is_not_counted():
-    config = ResNetsConfig(num_experts=2, split_epoch=1, gate_size=4)
-    model = ImageClassifier(config.build((3, 8, 8), 4), [0.5] * 3, [0.2] * 3)
-    images = image_set(6, size=8)
-    assert evaluate(model, images, batch_size=4).layers == {}
-    model.network.mixture.begin_epoch(1)
-    assert set(evaluate(model, images, batch_size=4).layers) == {"network.mixture.mixture"}
 
 
 def test_sums_of_batches_are_those_of_the_whole():

@@ -16,6 +16,7 @@ STEPS_PER_EPOCH = 21
 MOMENTS = ("training", "writing", "starting")
 
 
+UPCYCLED = "--model.upcycle-epoch 1"
 BACKGROUND = "--checkpoint-in-background"
 SHARDED = "--parallel.shard fsdp --parallel.ep-size 1"
 DEEPSPEED = "--engine deepspeed"
@@ -25,14 +26,14 @@ ZERO = "--engine deepspeed --deepspeed.config zero.json --deepspeed.trust-checkp
 @pytest.mark.parametrize(
     ("number", "epochs", "more"),
     [
-        (3, 2, ""),
+        (3, 2, UPCYCLED),
         pytest.param(3, 2, BACKGROUND, marks=pytest.mark.slow),
         pytest.param(3, 2, SHARDED, marks=pytest.mark.slow),
         pytest.param(3, 2, DEEPSPEED, marks=[pytest.mark.slow, installed]),
         pytest.param(3, 2, ZERO, marks=[pytest.mark.slow, installed]),
         pytest.param(20, 6, "", marks=pytest.mark.slow),
     ],
-    ids=["three", "three-in-background", "three-sharded", "three-deepspeed", "three-zero", "twenty"],
+    ids=["three-upcycled", "three-in-background", "three-sharded", "three-deepspeed", "three-zero", "twenty"],
 )
 def test_killed_processes_start_again_and_lose_no_more_than_the_steps_since_the_last_checkpoint(
     tmp_path, number, epochs, more

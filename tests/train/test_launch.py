@@ -28,8 +28,11 @@ def test_a_refusal_is_one_line_for_all_processes(tmp_path):
         ({"parallel": "ep_size"}, r"--parallel.ep-size \(3\) divides the number of processes \(4\)"),
         ({"device": "gpu"}, "There is no device 'gpu' here"),
         ({"data": {"name": "folder", "path": "nowhere"}}, "there is no folder .*nowhere"),
-        ({"model": {"split_epoch": 2}, "epochs": 2}, "split at epoch 2"),
-        ({"recipe": "cifar10-cnn", "data": {"name": "digits"}, "model": {"split_epoch": 0}}, "at least 16 x 16 pixels"),
+        ({"model": {"upcycle_epoch": 2}, "epochs": 2}, "until epoch 2, counted from 0"),
+        (
+            {"recipe": "cifar10-cnn", "data": {"name": "digits"}, "model": {"upcycle_epoch": 0}},
+            "at least 16 x 16 pixels",
+        ),
     ],
 )
 def test_whatever_each_process_would_refuse_is_refused_before_any_starts(tmp_path, changes, message):

@@ -115,25 +115,25 @@ def test_a_run_that_never_began_leaves_no_run_behind(tmp_path):
     train(digits_config(tmp_path / "run", data=FIVE_STEPS))
 
 
-def test_a_split_that_would_never_come_is_refused_before_any_work(tmp_path):
-    config = digits_config(tmp_path / "run", epochs=2, data=FIVE_STEPS, model={"split_epoch": 2})
-    with pytest.raises(ValueError, match=r"split at epoch 2, .* ends after 2 \(--epochs\) .* Use --epochs 3 or more"):
+def test_a_mixture_that_would_never_come_is_refused_before_any_work(tmp_path):
+    config = digits_config(tmp_path / "run", epochs=2, data=FIVE_STEPS, model={"upcycle_epoch": 2})
+    with pytest.raises(ValueError, match=r"until epoch 2, .* ends after 2 \(--epochs\)\. Use --epochs 3 or more"):
         train(config)
     assert not (tmp_path / "run").exists()
-    result, _ = train(replace(config, model=replace(config.model, num_experts=1)))  # which has nothing to split
+    result, _ = train(replace(config, model=replace(config.model, num_experts=1)))
     assert result["layers"] == {}
 
 
-def test_a_run_is_resumed_where_its_split_has_come_or_still_comes(tmp_path):
-    config = digits_config(tmp_path / "run", epochs=2, data=FIVE_STEPS, model={"split_epoch": 1})
-    late = replace(config, model=replace(config.model, split_epoch=2))
+def test_a_run_is_resumed_where_its_mixture_has_come_or_still_comes(tmp_path):
+    config = digits_config(tmp_path / "run", epochs=2, data=FIVE_STEPS, model={"upcycle_epoch": 1})
+    late = replace(config, model=replace(config.model, upcycle_epoch=2))
     with signal_at(2), pytest.raises(Interrupted):
         train(config)
-    with pytest.raises(ValueError, match=r"split at epoch 2, .* a --model.split-epoch below 2"):
+    with pytest.raises(ValueError, match=r"until epoch 2, .* a --model.upcycle-epoch below 2"):
         train(late, resume=True)
     result, _ = train(config, resume=True)
     assert result["layers"]
-    with pytest.raises(ValueError, match=r"split_epoch was 1 and is 2, but its experts are apart since epoch 1"):
+    with pytest.raises(ValueError, match=r"upcycle_epoch was 1 and is 2, but it trains a mixture since epoch 1"):
         train(replace(late, epochs=3), resume=True)
 
 

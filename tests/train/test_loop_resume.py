@@ -12,7 +12,7 @@ from gatewright.train.checkpoint.format import newest_checkpoint
 from tests.train.runs import FIVE_STEPS, differences, digits_config, final_state, logged, signal_at, write_image_folder
 
 RESNETS = ResNetsConfig(
-    num_experts=2, router="top-k", router_options={"jitter": 0.1}, split_epoch=1, stem_depth=2, gate_size=4
+    num_experts=2, router="top-k", router_options={"jitter": 0.1}, upcycle_epoch=1, stem_depth=2, gate_size=4
 )
 
 
@@ -72,7 +72,7 @@ def test_a_run_in_parts_ends_bit_by_bit_as_the_whole(tmp_path, changes, stops):
     assert steps[0] == steps[1]
 
 
-def test_a_run_in_parts_across_the_split_ends_as_the_whole(tmp_path):
+def test_a_run_in_parts_across_both_phases_ends_as_the_whole(tmp_path):
     folder = write_image_folder(tmp_path / "images")
     data = {"name": "folder", "path": str(folder), "batch_size": 8, "holdout": 0.0, "augment": AugmentConfig(flip=True)}
     optim = {"name": "sgd", "lr": 0.02, "ema_decay": 0.5, "warmup_epochs": 0.0}
@@ -90,10 +90,10 @@ def test_a_run_in_parts_across_the_split_ends_as_the_whole(tmp_path):
         }
         for index in range(2)
     ]
-    assert len(differences(*experts)) > 5  # after the split they went ways of their own
-    assert [
-        line["step"] for line in logged(output) if "train/layers/network.mixture.mixture/load_cv" in line["values"]
-    ] == [*range(5, 13)]
+    assert len(differences(*experts)) > 5  # after the copies were made they went ways of their own
+    assert [line["step"] for line in logged(output) if "train/layers/network.mixture/load_cv" in line["values"]] == [
+        *range(5, 13)
+    ]
 
 
 def test_resuming_with_settings_that_do_not_fit_spoils_nothing(tmp_path):

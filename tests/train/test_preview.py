@@ -16,7 +16,7 @@ def test_a_run_to_go_on_with_is_described_and_left_as_it_is(finished):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 2, "model": {"split_epoch": 2}}, "split at epoch 2"),
+        ({"epochs": 2, "model": {"upcycle_epoch": 2}}, "until epoch 2, counted from 0"),
         ({"processes": 3, "data": {"batch_size": 2}}, "leaves some of 3 processes without any"),
         ({"device": "cuda:99"}, "There is no device"),
         ({"optim": {"accumulation_steps": 9}, "data": FIVE_STEPS}, "fewer than accumulation_steps"),

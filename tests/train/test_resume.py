@@ -55,8 +55,8 @@ DIGITS = replace(RECIPES["digits"](), epochs=4)
         ({"optim": replace(DIGITS.optim, ema_decay=0.9)}, r"optim.ema_decay was None and is 0.9, but averaged weights"),
         ({"model": replace(DIGITS.model, router="top-k")}, r"model.router was 'noisy-top-k' and is 'top-k'"),
         (
-            {"model": replace(DIGITS.model, split_epoch=3)},
-            r"model.split_epoch was 0 and is 3, but experts begin either",
+            {"model": replace(DIGITS.model, upcycle_epoch=3)},
+            r"model.upcycle_epoch was 0 and is 3, but a run begins either",
         ),
         ({"epochs": 1}, r"epochs was 4 and is 1, but it has begun 2 epochs"),
         ({"precision": "float16", "seed": 1}, r"seed was 0 and is 1, .*precision was 'float32' and is 'float16'"),

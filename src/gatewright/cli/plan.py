@@ -158,7 +158,7 @@ def recipe_sizes(asked: RecipeArguments) -> Sizes:
         )
     with torch.device("meta"):
         fingerprint = {"image_shape": shape, "class_names": range(classes)}
-        model = task_named(run.task).build(replace(run.model, split_epoch=0), fingerprint)
+        model = task_named(run.task).build(run.model, fingerprint)
     return measure_sizes(
         model,
         lambda count: torch.rand(count, *shape),

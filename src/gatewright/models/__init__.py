@@ -7,14 +7,7 @@ from gatewright.models.digits import DigitsCnn, DigitsConfig
 from gatewright.models.mixture import CHOOSABLE_ROUTERS, MixtureConfig, RouterOption
 from gatewright.models.resnet import RESNETS, ResNetShape
 from gatewright.models.resnets import MixtureOfResNets, ResNetsConfig
-from gatewright.models.together import (
-    StartTogether,
-    begin_epoch,
-    idle_parameters,
-    restore_splits,
-    serving_parameters,
-    together,
-)
+from gatewright.models.transformer import Transformer, TransformerConfig
 
 ModelConfig = CnnConfig | DigitsConfig | ResNetsConfig
 """The settings of any ready-made model."""
@@ -34,10 +27,6 @@ __all__ = [
     "ResNetShape",
     "ResNetsConfig",
     "RouterOption",
-    "StartTogether",
-    "begin_epoch",
-    "idle_parameters",
-    "restore_splits",
-    "serving_parameters",
-    "together",
+    "Transformer",
+    "TransformerConfig",
 ]

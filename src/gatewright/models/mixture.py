@@ -14,7 +14,6 @@ from gatewright.experts import ModuleExperts
 from gatewright.layers.moe import MoE
 from gatewright.models.deepspeed_moe import DeepSpeedMoE
 from gatewright.models.options import check_options
-from gatewright.models.together import StartTogether
 from gatewright.names import known
 from gatewright.routers import ROUTERS, ExpertDropout, Hashed, Router, Soft
 
@@ -44,9 +43,9 @@ class MixtureConfig:
         capacity_factor: Room per expert over the even share, in training.
         min_capacity: Least rows per expert, in training.
         priority: Which items are served first where room is short.
-        split_epoch: Epoch before which the first expert serves every item, and at which it is copied into all of them
-            (`StartTogether`); 0 begins with separate experts. Experts from scratch learn from their share of the items
-            alone, and starve where they are whole networks.
+        upcycle_epoch: Epoch, counted from 0, before which a run trains the dense twin, and at which every expert begins
+            as a copy of its one expert; 0 trains a mixture from the start. Experts from scratch learn from their share
+            of the items alone, and starve where they are whole networks.
         layer: ``"gatewright"``; or ``"deepspeed"``, DeepSpeed's own layer with its own top-k gate, to compare with. The
             router options are that layer's keyword arguments then.
     """
@@ -61,7 +60,7 @@ class MixtureConfig:
     capacity_factor: float = 1.25
     min_capacity: int = 4
     priority: Priority = "arrival"
-    split_epoch: int = 0
+    upcycle_epoch: int = 0
     layer: Literal["gatewright", "deepspeed"] = "gatewright"
 
     def build_router(self, dim: int) -> Router:
@@ -104,14 +103,13 @@ class MixtureConfig:
             return make_expert()
         if self.layer == "deepspeed":
             return self._build_theirs(make_expert, router_dim, item_shape)
-        mixture = MoE(
+        return MoE(
             self.build_router(router_dim),
             ModuleExperts(make_expert, self.num_experts),
             item_shape=item_shape,
             dispatcher=self.build_dispatcher(),
             losses=self.losses,
         )
-        return StartTogether(mixture, self.split_epoch) if self.split_epoch else mixture
 
     def _build_theirs(
         self, make_expert: Callable[[], nn.Module], router_dim: int, item_shape: tuple[int, ...]

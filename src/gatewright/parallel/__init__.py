@@ -12,7 +12,7 @@ from gatewright.parallel.apply import (
 from gatewright.parallel.batch_norm import SyncBatchNorm, synchronize_batch_norm, synchronize_experts
 from gatewright.parallel.dispatcher import ExpertParallel, expert_runs
 from gatewright.parallel.scope import ProcessScope
-from gatewright.parallel.state import Rows, gather_state, own_state, part_of_state, whole_state
+from gatewright.parallel.state import Rows, copied, gather_state, merge_states, own_state, part_of_state, whole_state
 
 __all__ = [
     "ExpertParallel",
@@ -21,10 +21,12 @@ __all__ = [
     "SyncBatchNorm",
     "average_expert_gradients",
     "check_ep_size",
+    "copied",
     "expert_mesh",
     "expert_parameters",
     "expert_runs",
     "gather_state",
+    "merge_states",
     "own_state",
     "parallelize",
     "part_of_state",

@@ -1,6 +1,6 @@
 """Spread a model's experts over processes, and keep the rest of it equal on all of them."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 
 import torch
@@ -85,7 +85,7 @@ def expert_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield from ((f"{prefix}.{inner}", parameter) for inner, parameter in layer.experts.named_parameters())
 
 
-def average_expert_gradients(model: nn.Module, mesh: DeviceMesh, *, leave: Collection[int] = ()) -> None:
+def average_expert_gradients(model: nn.Module, mesh: DeviceMesh) -> None:
     """Make each expert's gradient that of the global mean loss.
 
     It has been summed over the processes of a row on the way back through the all-to-all; what is left is the sum over
@@ -94,26 +94,23 @@ def average_expert_gradients(model: nn.Module, mesh: DeviceMesh, *, leave: Colle
     Args:
         model: From `parallelize`.
         mesh: The same one.
-        leave: Gradients, by `id`, that are not of a spread expert after all.
     """
     found = (parameter.grad for _, parameter in expert_parameters(model))
-    gradients = [gradient for gradient in found if gradient is not None and id(gradient) not in leave]
+    gradients = [gradient for gradient in found if gradient is not None]
     sum_in_place(gradients, mesh.get_group("replica"))
     for gradient in gradients:
         gradient /= mesh.size()
 
 
-def total_gradient_norm(model: nn.Module, mesh: DeviceMesh, *, everywhere: Collection[nn.Parameter] = ()) -> Tensor:
+def total_gradient_norm(model: nn.Module, mesh: DeviceMesh) -> Tensor:
     """Return the norm of all gradients, with each expert counted once wherever it lives.
 
     Args:
         model: From `parallelize`.
         mesh: The same one.
-        everywhere: Experts' parameters of which every process has the same.
     """
-    same = set(everywhere)
     # In order: a sum of squares has other last digits in another one, and a set's differs from run to run.
-    spread = dict.fromkeys(parameter for _, parameter in expert_parameters(model) if parameter not in same)
+    spread = dict.fromkeys(parameter for _, parameter in expert_parameters(model))
     equal = (p.grad for p in model.parameters() if p.grad is not None and p not in spread)
     here = (p.grad for p in spread if p.grad is not None)
     whole, part = _norm(equal), _norm(here)

@@ -1,7 +1,8 @@
 """One logical state whatever the split: the state of a model's experts, put together and shared out again."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -34,22 +35,51 @@ class Rows:
         )
 
 
-def part_of_state(tensors: dict[str, Tensor], model: nn.Module, mesh: DeviceMesh) -> dict[str, Tensor | Rows]:
+def part_of_state(tensors: Mapping[str, Tensor], model: nn.Module, mesh: DeviceMesh) -> dict[str, Tensor | Rows]:
     """Pick what this process is to save, so that all of them together save everything once, and none gathers it.
 
     The first process has all but the experts of others; the first copy of each other expert is with the process where
-    it lives; stacked experts are `Rows`. `own_state` takes the merged dicts.
+    it lives; stacked experts are `Rows`. `merge_states` makes them one state again.
+
+    Args:
+        tensors: By name: parameters and buffers as `state_dict` names them, or what an optimizer keeps of a parameter,
+            under the parameter's name with an ending of its own.
+        model: From `parallelize`.
+        mesh: The same one.
     """
     if mesh.get_local_rank("replica") > 0:
         return {}
-    spread = _spread_layers(model)
-    own = {name: tensor for name, tensor in tensors.items() if _layer_of(name, spread)}
-    stacked = {
-        name: Rows(tensor)
-        for name, tensor in own.items()
-        if spread[str(_layer_of(name, spread))].experts.stacked and tensor.dim()
-    }
-    return {**(tensors if mesh.get_local_rank("expert") == 0 else own), **stacked}
+    spread, first = _spread_layers(model), mesh.get_local_rank("expert") == 0
+    part: dict[str, Tensor | Rows] = {}
+    for name, tensor in tensors.items():
+        prefix = _prefix_of(name, spread)
+        if prefix is not None:
+            part[name] = Rows(tensor) if spread[prefix].experts.stacked and tensor.dim() else tensor
+        elif first:
+            part[name] = tensor
+    return part
+
+
+def merge_states(states: Sequence[Any]) -> Any:
+    """Join what parts hold: dicts by their keys, lists by place, `Rows` in order; of anything else the first."""
+    first = states[0]
+    if isinstance(first, dict):
+        keys = dict.fromkeys(key for state in states for key in state)
+        return {key: merge_states([state[key] for state in states if key in state]) for key in keys}
+    if isinstance(first, list) and len(states) > 1:
+        return [merge_states([state[place] for state in states if place < len(state)]) for place in range(len(first))]
+    return Rows(*(run for state in states for run in state.runs)) if isinstance(first, Rows) else first
+
+
+def copied(state: Any) -> Any:
+    """Copy the tensors of a state to the CPU, so that training may go on changing them."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, Rows):
+        return Rows(*map(copied, state.runs))
+    if isinstance(state, dict):
+        return {key: copied(value) for key, value in state.items()}
+    return [copied(value) for value in state] if isinstance(state, list | tuple) else state
 
 
 def whole_state(tensors: Mapping[str, Tensor | Rows]) -> dict[str, Tensor]:
@@ -61,26 +91,19 @@ def gather_state(tensors: dict[str, Tensor], model: nn.Module, mesh: DeviceMesh)
     """Put the state of all experts together on the first process; every process calls it.
 
     Args:
-        tensors: By name: parameters and buffers as `state_dict` names them, or what an optimizer keeps of a parameter,
-            under the parameter's name with an ending of its own.
+        tensors: As in `part_of_state`.
         model: From `parallelize`.
         mesh: The same one.
 
     Returns:
         On the first process the tensors that one process alone would have, elsewhere this process's own.
     """
-    spread = _spread_layers(model)
-    own = {name: tensor for name, tensor in tensors.items() if _layer_of(name, spread)}
     group = mesh.get_group("expert")
-    if mesh.get_local_rank("replica") > 0 or not spread:
+    if mesh.get_local_rank("replica") > 0 or not _spread_layers(model):
         return tensors
-    parts: list[dict[str, Tensor]] = [own]
-    for source in range(1, group.size()):
-        if group.rank() == source:
-            _send(own, group)
-        elif group.rank() == 0:
-            parts.append(_receive(source, group))
-    return {**tensors, **_joined(parts, spread)} if group.rank() == 0 else tensors
+    parts: list[Any] | None = [None] * group.size() if group.rank() == 0 else None
+    dist.gather_object(copied(part_of_state(tensors, model, mesh)), parts, group=group, group_dst=0)
+    return whole_state(merge_states(parts)) if parts else tensors
 
 
 def own_state(tensors: Mapping[str, Tensor | Rows], model: nn.Module, mesh: DeviceMesh) -> dict[str, Tensor]:
@@ -88,17 +111,16 @@ def own_state(tensors: Mapping[str, Tensor | Rows], model: nn.Module, mesh: Devi
     spread, rank, ep_size = _spread_layers(model), mesh.get_local_rank("expert"), mesh.get_group("expert").size()
     own: dict[str, Tensor | Rows] = {}
     for name, value in tensors.items():
-        prefix = _layer_of(name, spread)
+        prefix = _prefix_of(name, spread)
         if prefix is None:
             own[name] = value
             continue
         run = expert_runs(spread[prefix].router.num_experts, ep_size)[rank]
-        if not spread[prefix].experts.stacked:
-            if int(name.removeprefix(prefix).split(".")[1]) in run:
-                own[name] = value
-        else:
+        if spread[prefix].experts.stacked:
             single = isinstance(value, Tensor) and not value.dim()
             own[name] = value if single else value[run.start : run.stop]
+        elif int(name.removeprefix(prefix).split(".")[1]) in run:
+            own[name] = value
     return whole_state(own)
 
 
@@ -109,32 +131,5 @@ def _spread_layers(model: nn.Module) -> dict[str, MoE]:
     return {f"{name}.experts." if name else "experts.": layer for name, layer in spread}
 
 
-def _layer_of(name: str, spread: dict[str, MoE]) -> str | None:
+def _prefix_of(name: str, spread: dict[str, MoE]) -> str | None:
     return next((prefix for prefix in spread if name.startswith(prefix)), None)
-
-
-def _joined(parts: list[dict[str, Tensor]], spread: dict[str, MoE]) -> dict[str, Tensor]:
-    """Merge single experts by their names, and stacked ones along their first dimension."""
-    joined: dict[str, Tensor] = {}
-    for name in dict.fromkeys(name for part in parts for name in part):
-        prefix = _layer_of(name, spread)
-        assert prefix is not None
-        tensors = [part[name] for part in parts if name in part]
-        joined[name] = torch.cat(tensors) if spread[prefix].experts.stacked and tensors[0].dim() else tensors[0]
-    return joined
-
-
-def _send(tensors: dict[str, Tensor], group: dist.ProcessGroup) -> None:
-    labels = [(name, tensor.shape, tensor.dtype) for name, tensor in tensors.items()]
-    dist.send_object_list([labels], group=group, group_dst=0)
-    for tensor in tensors.values():
-        dist.send(tensor.cpu().contiguous(), group=group, group_dst=0)
-
-
-def _receive(source: int, group: dist.ProcessGroup) -> dict[str, Tensor]:
-    received: list[list[tuple[str, torch.Size, torch.dtype]]] = [[]]
-    dist.recv_object_list(received, group=group, group_src=source)
-    tensors = {name: torch.empty(shape, dtype=dtype) for name, shape, dtype in received[0]}
-    for tensor in tensors.values():
-        dist.recv(tensor, group=group, group_src=source)
-    return tensors

@@ -17,6 +17,7 @@ from gatewright.recipes.cifar10_resnets import (
     cifar10_resnets_stem,
 )
 from gatewright.recipes.digits import digits, digits_dense
+from gatewright.recipes.python_lm import python_lm, python_lm_dense
 from gatewright.train import RunConfig
 
 RECIPES: Mapping[str, Callable[[], RunConfig]] = MappingProxyType(
@@ -31,18 +32,20 @@ RECIPES: Mapping[str, Callable[[], RunConfig]] = MappingProxyType(
         "cifar10-resnets-stem": cifar10_resnets_stem,
         "digits": digits,
         "digits-dense": digits_dense,
+        "python-lm": python_lm,
+        "python-lm-dense": python_lm_dense,
     }
 )
 """Every recipe by name. The contract suite runs over all of them."""
 
 
 def with_epochs(config: RunConfig, epochs: int) -> RunConfig:
-    """Return a run of another length, in which experts that begin as one split at the same share of its epochs.
+    """Return a run of another length, whose dense network is upcycled at the same share of its epochs.
 
     The learning rate's fall follows the number of epochs by itself; warm-up is as many epochs as before.
     """
-    split = min(round(config.model.split_epoch * epochs / config.epochs), epochs - 1)
-    return replace(config, epochs=epochs, model=replace(config.model, split_epoch=split))
+    upcycle = min(round(config.model.upcycle_epoch * epochs / config.epochs), epochs - 1)
+    return replace(config, epochs=epochs, model=replace(config.model, upcycle_epoch=upcycle))
 
 
 __all__ = [
@@ -57,5 +60,7 @@ __all__ = [
     "cifar10_resnets_stem",
     "digits",
     "digits_dense",
+    "python_lm",
+    "python_lm_dense",
     "with_epochs",
 ]

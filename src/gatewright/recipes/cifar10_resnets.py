@@ -12,7 +12,7 @@ _MODEL = ResNetsConfig(
     router="top-k",
     router_options={"score_after_top_k": True},
     losses={"load_balance": 0.02},
-    split_epoch=3,
+    upcycle_epoch=3,
 )
 
 

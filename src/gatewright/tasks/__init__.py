@@ -9,8 +9,10 @@ from gatewright.tasks.classification import (
     mirrored_too,
 )
 from gatewright.tasks.evaluation import Evaluation, LayerUse, class_by_expert
+from gatewright.tasks.language_model import LanguageModel, LanguageModelEvaluation, generate
+from gatewright.tasks.spans import expert_spans
 
-TASKS: dict[str, Task] = {"classification": Classification()}
+TASKS: dict[str, Task] = {"classification": Classification(), "language_model": LanguageModel()}
 """Every task by name. A program adds its own: ``TASKS["regression"] = Regression()``."""
 
 
@@ -30,11 +32,15 @@ __all__ = [
     "ClassificationEvaluation",
     "DataSplit",
     "Evaluation",
+    "LanguageModel",
+    "LanguageModelEvaluation",
     "LayerUse",
     "Splits",
     "Task",
     "check_same_images",
     "class_by_expert",
+    "expert_spans",
+    "generate",
     "mirrored_too",
     "task_named",
 ]

@@ -170,6 +170,16 @@ class Task(ABC):
         """Return the class of each item of a batch, or of each of its tokens, in the order of the tokens."""
         return torch.zeros(len(batch[0]), dtype=torch.int64, device=batch[0].device)
 
+    def inspect(self, model: nn.Module, part: Any) -> dict[str, dict[str, Any]]:
+        """Say more of what each layer does with a part than sums can, in JSON's types; by default nothing.
+
+        All processes call this at the same time, each with the whole part.
+
+        Returns:
+            What is to say of a layer, by the layer's name in the model.
+        """
+        return {}
+
     def write_examples(self, data: Any, part: Any, folder: Path) -> Sequence[Path]:
         """Write a few items into files to try the trained model on, where there is something to write."""
         return ()

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from gatewright.tasks import Splits, task_named
 from gatewright.train.config import RunConfig
 from gatewright.train.limits import check_network
+from gatewright.train.phases import dense_phase, seeded, upcycled
 from gatewright.train.step import TorchEngine
 from gatewright.train.strategies.base import ALONE, Processes
 
@@ -23,21 +25,52 @@ def build_engine(
     processes: Processes = ALONE,
     *,
     folder: Path | None = None,
+    dense: bool = False,
 ) -> TorchEngine:
-    """Make the model for these data, and the engine that trains it; DeepSpeed's has a folder for its checkpoints."""
+    """Make the model for these data, and the engine that trains it.
+
+    Args:
+        config: The run.
+        splits: Its data.
+        device: Where to train.
+        processes: Those of the run.
+        folder: Where DeepSpeed's own checkpoints go.
+        dense: Whether the model is the dense twin, which a run with an `upcycle_epoch` begins with.
+    """
+    for warning in task_named(config.task).warnings(config.data, splits) if processes.rank == 0 else ():
+        print(f"warning: {warning}", file=sys.stderr)
+    make = engine_maker(config, splits, device, processes, folder=folder)
+    return make(build_model(dense_phase(config) if dense else config, splits, device))
+
+
+def upcycle_engine(
+    engine: TorchEngine, config: RunConfig, splits: Splits, *, folder: Path | None = None
+) -> TorchEngine:
+    """Return the engine that goes on with the mixture where one has trained the dense twin."""
+    make = engine_maker(config, splits, engine.device, engine.processes, folder=folder)
+    return upcycled(engine, seeded(config, lambda: build_model(config, splits, engine.device)), make)
+
+
+def engine_maker(
+    config: RunConfig, splits: Splits, device: torch.device, processes: Processes, *, folder: Path | None
+) -> Callable[[nn.Module], TorchEngine]:
+    """Return what makes the engine of a model, as the run asks for."""
     make: Callable[..., TorchEngine] = TorchEngine
     if config.engine == "deepspeed":
         deepspeed = import_module("gatewright.integrations.deepspeed.engine")
         deepspeed.start_deepspeed(device)  # Its own layer in a model asks it for the device.
         make = partial(deepspeed.DeepSpeedEngine, folder=folder)
-    task = task_named(config.task)
     steps = steps_per_epoch(config, splits.train)
-    for warning in task.warnings(config.data, splits) if processes.rank == 0 else ():
-        print(f"warning: {warning}", file=sys.stderr)
+    return partial(make, config=config, device=device, steps_per_epoch=steps, processes=processes)
+
+
+def build_model(config: RunConfig, splits: Splits, device: torch.device) -> nn.Module:
+    """Make the model for these data, and refuse one that could not be trained."""
+    task = task_named(config.task)
     model = task.build(config.model, task.fingerprint(splits.train))
     task.prepare(model, splits.train)
     check_network(model, config, device)
-    return make(model, config, device=device, steps_per_epoch=steps, processes=processes)
+    return model
 
 
 def steps_per_epoch(config: RunConfig, part: Any) -> int:

@@ -178,6 +178,8 @@ class RunConfig:
             raise ValueError(f"checkpoint_every_steps is at least 1, or None; got {self.checkpoint_every_steps}.")
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed is an integer of 64 bits; got {self.seed}.")
+        if self.model.upcycle_epoch < 0:
+            raise ValueError(f"upcycle_epoch is an epoch, counted from 0; got {self.model.upcycle_epoch}.")
         if self.model.layer == "deepspeed" and self.model.num_experts > 1:
             self._check_deepspeeds_layer()
             return
@@ -195,13 +197,13 @@ class RunConfig:
 
     def _check_deepspeeds_layer(self) -> None:
         model = self.model
-        plain = model.router == "top-k" and not model.expert_dropout and not model.split_epoch
+        plain = model.router == "top-k" and not model.expert_dropout and not model.upcycle_epoch
         if self.engine != "deepspeed" or not plain or self.parallel.ep_size > 1:
             raise ValueError(
                 "--model.layer deepspeed is DeepSpeed's layer with its own gate: it wants --engine deepspeed, "
                 "--model.router top-k, --parallel.ep-size 1 (its spread experts are not in a run's checkpoints), and "
-                f"neither expert dropout nor split epoch; got engine {self.engine}, router {model.router}, ep size "
-                f"{self.parallel.ep_size}, expert dropout {model.expert_dropout} and split epoch {model.split_epoch}."
+                f"neither expert dropout nor upcycle_epoch; got engine {self.engine}, router {model.router}, ep size "
+                f"{self.parallel.ep_size}, expert dropout {model.expert_dropout}, upcycle_epoch {model.upcycle_epoch}."
             )
 
 

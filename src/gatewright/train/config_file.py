@@ -53,6 +53,7 @@ def read_config(text: str | bytes, path: Path) -> RunConfig:
         settings = yaml.safe_load(text if isinstance(text, str) else text.decode("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    _rename_old_keys(settings)
     _refuse_unknown_keys(settings, RunConfig, path, task=_task(settings, path))
     return _structured(settings, path)
 
@@ -76,6 +77,13 @@ def _structured(settings: Any, source: object) -> RunConfig:
         reasons = "; ".join(require("cattrs", "train").transform_error(error, "run", _reason))
         raise ValueError(f"{source} does not describe a run: {reasons}") from error
     return config
+
+
+def _rename_old_keys(settings: Any) -> None:
+    """Give settings of earlier versions the names that they have now."""
+    model = settings.get("model") if isinstance(settings, dict) else None
+    if isinstance(model, dict) and "split_epoch" in model:
+        model.setdefault("upcycle_epoch", model.pop("split_epoch"))
 
 
 def _task(settings: Any, source: object) -> Task:

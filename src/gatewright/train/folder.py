@@ -109,14 +109,14 @@ def _numbered(name: str, number: int) -> Path:
     return Path(name if number == 1 else f"{name}-{number}")
 
 
-def refuse_a_late_split(config: RunConfig, epoch: int) -> None:
-    """Refuse to train, from an epoch on, experts that begin as one and would still be one at the end."""
-    split = config.model.split_epoch
-    if config.model.num_experts > 1 and epoch < config.epochs <= split:
+def refuse_a_late_upcycling(config: RunConfig, epoch: int) -> None:
+    """Refuse to train, from an epoch on, a dense network that would never become the mixture that is asked for."""
+    first = config.model.upcycle_epoch
+    if config.model.num_experts > 1 and epoch < config.epochs <= first:
         raise ValueError(
-            f"The experts begin as one network and split at epoch {split}, counted from 0, but the run ends after "
-            f"{config.epochs} (--epochs) and would never be a mixture. Use --epochs {split + 1} or more, a "
-            f"--model.split-epoch below {config.epochs}, or --model.num-experts 1 for the dense twin."
+            f"The run trains a dense network until epoch {first}, counted from 0, and a mixture of its copies from "
+            f"there on, but it ends after {config.epochs} (--epochs). Use --epochs {first + 1} or more, a "
+            f"--model.upcycle-epoch below {config.epochs}, or --model.num-experts 1 for the dense twin."
         )
 
 

@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from gatewright.layers.base import moe_layers
 from gatewright.metrics import load_share
 from gatewright.report import write_pictures, write_report
 from gatewright.tasks import Batch, Evaluation, task_named
-from gatewright.train.build import build_engine
+from gatewright.train.build import build_engine, upcycle_engine
 from gatewright.train.checkpoint.format import newest_checkpoint
 from gatewright.train.checkpoint.writer import Saver
 from gatewright.train.config import RunConfig
@@ -25,6 +25,7 @@ from gatewright.train.folder import CONFIG, agreed_state, own_folder, resume_com
 from gatewright.train.launch.join import join_processes
 from gatewright.train.launch.signals import Interrupted, StopRequest
 from gatewright.train.pace import Pace
+from gatewright.train.phases import is_dense
 from gatewright.train.preview import announcement
 from gatewright.train.progress import Progress
 from gatewright.train.provenance import describe_origin
@@ -62,7 +63,7 @@ def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None =
     with join_processes(config) as processes, own_folder(config, resume, processes) as output:
         device = find_device(config.device, processes.local_rank)
         saved = agreed_state(output, processes) if resume else None
-        position = Position(**saved["position"]) if saved else Position()
+        position = Position(**saved["position"]) if saved else Position(dense=is_dense(config, 0))
         if saved:
             position.changes.extend(tell_changes(config, saved, processes))
         torch.manual_seed(config.seed)
@@ -74,7 +75,8 @@ def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None =
             if saved:
                 check_trained_on(task, splits.train, saved)
             checkpoints = output / "checkpoints"
-            engine = build_engine(config, splits, device, processes, folder=checkpoints / "deepspeed")
+            own = checkpoints / "deepspeed"
+            engine = build_engine(config, splits, device, processes, folder=own, dense=position.dense)
             if saved:
                 load_into(engine, saved["engine"], output)
             processes.barrier()
@@ -94,7 +96,7 @@ def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None =
                     saver,
                     Pace(engine.model, processes),
                 )
-                train_epochs(run)
+                run = train_epochs(run)
             try:
                 return conclude(run), output
             except KeyboardInterrupt as stop:
@@ -109,21 +111,25 @@ def load_into(engine: TorchEngine, state: dict[str, Any], output: Path) -> None:
         raise ValueError(f"{output}: {error}") from error
 
 
-def train_epochs(run: Run) -> None:
-    """Train from the run's position to the last epoch, saving after every few epochs and when asked to stop."""
-    config, engine, position = run.config, run.engine, run.position
+def train_epochs(run: Run) -> Run:
+    """Train from the run's position to the last epoch, saving after every few epochs and when asked to stop.
+
+    Returns:
+        The run with the engine of its last phase.
+    """
+    config, position = run.config, run.position
     began = time.monotonic() - position.train_seconds
     with StopRequest() as stop, _progress(run) as progress:
         progress.line(_announcement(run))
         while position.epoch < config.epochs:
-            engine.begin_epoch(position.epoch)
+            run = begin_phase(run)
             stopped_by: int | None = None
             for micro_batches in _steps(run):
                 report = _step(run, micro_batches)
                 progress.advance(report.task_loss)
                 position.train_seconds = time.monotonic() - began
-                stopped_by = engine.processes.agree(stop.signal_number)
-                if position.step < engine.steps_per_epoch and (stopped_by is not None or _is_due(run)):
+                stopped_by = run.engine.processes.agree(stop.signal_number)
+                if position.step < run.engine.steps_per_epoch and (stopped_by is not None or _is_due(run)):
                     _save(run)
                     _stop(run, stopped_by)
             position.epoch, position.step = position.epoch + 1, 0
@@ -135,7 +141,19 @@ def train_epochs(run: Run) -> None:
                 _save(run)
             _stop(run, stopped_by)
         run.saver.wait()
-        _stop(run, engine.processes.agree(stop.signal_number))
+        _stop(run, run.engine.processes.agree(stop.signal_number))
+    return run
+
+
+def begin_phase(run: Run) -> Run:
+    """Return the run with its mixture, where the epoch has come at which the dense twin becomes one."""
+    config, position = run.config, run.position
+    if not position.dense or is_dense(config, position.epoch):
+        return run
+    run.engine.processes.equalize(run.engine.model, run.engine.evaluated)
+    engine = upcycle_engine(run.engine, config, run.splits, folder=run.saver.folder / "deepspeed")
+    position.dense = False
+    return replace(run, engine=engine, pace=run.pace.going_on_with(engine.model))
 
 
 def _stop(run: Run, signal_number: int | None) -> None:
@@ -165,6 +183,8 @@ def conclude(run: Run) -> dict[str, Any]:
         "processes": run.pace.summary(run.engine.device),
         "tracking": run.tracker.location,
     }
+    for name, said in run.task.inspect(run.engine.evaluated, run.splits.test).items():
+        result["layers"][name] |= said
     if run.engine.processes.rank > 0:
         return result
     write_json(result, run.output / "result.json")

@@ -1,7 +1,7 @@
 """Optimizers, each for the parameters it suits, and the learning rate."""
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -105,10 +105,10 @@ def clip_gradients(model: nn.Module, max_norm: float | None) -> torch.Tensor:
     return norm
 
 
-def named_state(optimizer: Optimizer, model: nn.Module, leave: Collection[Tensor] = ()) -> dict[str, Tensor]:
-    """Return what an optimizer keeps of each parameter but some, as ``"name of the parameter|what"``."""
+def named_state(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """Return what an optimizer keeps of each parameter, as ``"name of the parameter|what"``."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    kept = ((names[parameter], values) for parameter, values in optimizer.state.items() if parameter not in leave)
+    kept = ((names[parameter], values) for parameter, values in optimizer.state.items())
     return {
         f"{name}|{what}": value for name, values in kept for what, value in values.items() if isinstance(value, Tensor)
     }
@@ -129,5 +129,7 @@ def load_named_state(optimizer: Optimizer, named: dict[str, Tensor], model: nn.M
             continue
         was_number = what != "step" and value.numel() == like.numel() == 1  # `Soft.scale`, in older checkpoints
         if value.shape == like.shape or was_number:
-            value = torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
-        optimizer.state[like][what] = value
+            own_value = torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
+        else:
+            own_value = value.clone()  # Several copies may go on from one, and each counts its own steps.
+        optimizer.state[like][what] = own_value

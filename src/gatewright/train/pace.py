@@ -48,6 +48,12 @@ class Pace:
         self._last = self._total = [0.0, 0.0, 0.0]
         self._steps = 0
 
+    def going_on_with(self, model: nn.Module) -> "Pace":
+        """Return what measures the further steps of a run with another model."""
+        following = Pace(model, self._processes)
+        following._last, following._total, following._steps = self._last, self._total, self._steps
+        return following
+
     @contextmanager
     def step(self) -> Iterator[None]:
         """Measure one step."""

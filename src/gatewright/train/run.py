@@ -18,6 +18,7 @@ class Position:
     Args:
         epoch: The epoch under way.
         step: Optimizer steps made in it.
+        dense: Whether the network is the dense twin, as it is before `upcycle_epoch`.
         train_seconds: Time in training so far, checkpoints and evaluations on held-out data included.
         tracking_id: The tracker's name for the run, under which a resumed run goes on.
         changes: A sentence for every setting that was changed where the run went on.
@@ -25,6 +26,7 @@ class Position:
 
     epoch: int = 0
     step: int = 0
+    dense: bool = False
     train_seconds: float = 0.0
     tracking_id: str | None = None
     changes: list[str] = field(default_factory=list)

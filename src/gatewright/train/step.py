@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gatewright.layers.base import RoutedLayer, end_step, moe_layers, seed_noise
-from gatewright.models import begin_epoch, restore_splits
 from gatewright.routing import Routing, RoutingSums, SoftRouting
 from gatewright.scope import noise_key
 from gatewright.tasks import Batch, task_named
@@ -93,16 +92,6 @@ class TorchEngine:
     def evaluated(self) -> nn.Module:
         """The model to evaluate: the averaged weights where they are kept, else the last ones."""
         return self.model if self.average is None else self.average.module
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Let parts of the model that change with the epoch do so."""
-        stand_ins = self.processes.stand_ins(self.model)
-        begin_epoch(self.model, epoch)
-        for parameter in stand_ins - self.processes.stand_ins(self.model):
-            for optimizer in self._stepped():
-                optimizer.state.pop(parameter, None)  # It was the first expert's, of which this is now a copy.
-        begin_epoch(self.evaluated, epoch)
-        self.processes.begin_epoch(self.model)
 
     def step(self, micro_batches: Sequence[Batch]) -> StepReport:
         """Make one optimizer step on one or more global micro-batches, of which each process computes its part.
@@ -218,12 +207,23 @@ class TorchEngine:
 
         It is one logical state, which the first process gets as one alone would have it; or each its part, to save it.
         """
+        return self.logical_state(part=part)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state, with the rates and decays of this config, at any number of processes.
+
+        Raises:
+            ValueError: If it belongs to another model, or to settings whose state this config does not have.
+        """
+        self.load_logical_state(state)
+
+    def logical_state(self, *, part: bool = False) -> dict[str, Any]:
+        """Return what `state_dict` does of tensors and numbers."""
         gather = partial(self.processes.part if part else self.processes.gather, model=self.model)
-        leave = self.processes.stand_ins(self.model)
         return {
             "settings": self._fixed_settings(),
             "model": gather(self._weights()),
-            "optimizers": [gather(named_state(optimizer, self.model, leave)) for optimizer in self.optimizers],
+            "optimizers": [gather(named_state(optimizer, self.model)) for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "average": None if self.average is None else gather(self.average.module.state_dict()),
             "averaged": 0 if self.average is None else int(self.average.n_averaged),
@@ -232,18 +232,13 @@ class TorchEngine:
             "cuda_random_state": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state, with the rates and decays of this config, at any number of processes.
-
-        Raises:
-            ValueError: If it belongs to another model, or to settings whose state this config does not have.
-        """
+    def load_logical_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `logical_state` returned."""
         if state["settings"] != self._fixed_settings():
             raise ValueError(
                 "A run goes on with the settings that decide what it keeps, as it began: "
                 f"{_changes(state['settings'], self._fixed_settings())}. Leave the flags out that change them."
             )
-        restore_splits(self.model, state["model"])
         own = partial(self.processes.own, model=self.model)
         self._load_weights(own(state["model"]))
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -286,6 +281,11 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     Raises:
         ValueError: If names or shapes are another model's.
     """
+    if any(name.endswith("mixture._extra_state") for name in weights):
+        raise ValueError(
+            "The checkpoint is of an earlier version, in which experts that begin as one network were part of the "
+            "mixture. Go on with that version, or begin the run again."
+        )
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -11,7 +11,7 @@ from gatewright.train.build import steps_per_epoch
 from gatewright.train.checkpoint.resume import check_changes, saved_fingerprint
 from gatewright.train.config import RunConfig
 from gatewright.train.device import find_device
-from gatewright.train.folder import agreed_state, check_output, own_folder, refuse_a_late_split
+from gatewright.train.folder import agreed_state, check_output, own_folder, refuse_a_late_upcycling
 from gatewright.train.launch.join import check_devices, check_fit
 from gatewright.train.limits import check_network
 from gatewright.train.strategies.base import Processes
@@ -22,12 +22,12 @@ def check_start(config: RunConfig, resume: bool) -> None:
 
     Raises:
         OSError: If the folder of the run, or that of its data, is not what it has to be.
-        ValueError: If experts that begin as one would never be a mixture.
+        ValueError: If the dense network that a run begins with would never become a mixture.
     """
     check_output(config, resume)
     task_named(config.task).check_data(config.data)
     if not resume:
-        refuse_a_late_split(config, 0)
+        refuse_a_late_upcycling(config, 0)
 
 
 def tell_changes(config: RunConfig, saved: Mapping[str, Any], processes: Processes) -> list[str]:
@@ -36,7 +36,7 @@ def tell_changes(config: RunConfig, saved: Mapping[str, Any], processes: Process
     Raises:
         ValueError: If a run cannot go on with one of them.
     """
-    refuse_a_late_split(config, saved["position"]["epoch"])
+    refuse_a_late_upcycling(config, saved["position"]["epoch"])
     said = check_changes(config, saved)
     for sentence in said if processes.rank == 0 else ():
         print(f"resumed: {sentence}", file=sys.stderr)
@@ -67,7 +67,7 @@ def check_processes(config: RunConfig, *, resume: bool) -> None:
     device = torch.device("cuda") if on_gpu else find_device(config.device)
     saved = _saved(config) if resume else None
     if saved:
-        refuse_a_late_split(config, saved["position"]["epoch"])
+        refuse_a_late_upcycling(config, saved["position"]["epoch"])
         check_changes(config, saved)
     task = task_named(config.task)
     part = task.load(config.data, config.model).train

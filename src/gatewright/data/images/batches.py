@@ -1,6 +1,5 @@
 """Batches for training, in an order that can be taken up again, and for evaluation."""
 
-import hashlib
 from collections.abc import Iterator
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from gatewright.data.images.augment import augment
 from gatewright.data.images.config import DataConfig
 from gatewright.data.images.image_set import ImageSet, as_floats
+from gatewright.data.seeding import generator_for
 
 Batch = tuple[Float[Tensor, "batch channels height width"], Int[Tensor, " batch"]]
 
@@ -66,14 +66,8 @@ def evaluation_batches(images: ImageSet, batch_size: int) -> Iterator[Batch]:
 
 
 def _training_batches(images: ImageSet, config: DataConfig, seed: int, epoch: int, batches: range) -> Iterator[Batch]:
-    order = torch.randperm(len(images), generator=_generator("order", seed, epoch))
+    order = torch.randperm(len(images), generator=generator_for("order", seed, epoch))
     for batch in batches:
         chosen = images.select(order[batch * config.batch_size :][: config.batch_size])
-        changed = augment(chosen.images, config.augment, _generator("augment", seed, epoch, batch))
+        changed = augment(chosen.images, config.augment, generator_for("augment", seed, epoch, batch))
         yield as_floats(changed), chosen.labels
-
-
-def _generator(purpose: str, *numbers: int) -> torch.Generator:
-    """Seed a generator from all the numbers; sums such as seed + epoch would make runs share their randomness."""
-    digest = hashlib.blake2b(repr((purpose, *numbers)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)

@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from gatewright.data.images.sources import SPLIT_NAMES, EncodedImage, ImageSource, is_hidden, refuse_one_class, split_of
+from gatewright.data.images.sources import EncodedImage, ImageSource, refuse_one_class
 from gatewright.data.images.split import TEST_SHARE, with_test_images
+from gatewright.data.sources import SPLIT_NAMES, is_hidden, split_of
 
 IMAGE_SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),

@@ -1,11 +1,16 @@
 """Labelled images in memory, and what is measured and selected on them."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from jaxtyping import Float, Int, Int64, UInt8
 from torch import Tensor
+
+from gatewright.data.cache import Content
+from gatewright.data.sources import SPLITS
 
 NUM_LEVELS = 256
 
@@ -65,6 +70,19 @@ class ImageSplits:
     train: ImageSet
     holdout: ImageSet
     test: ImageSet
+
+    def content(self) -> Content:
+        """Return what a cache file keeps."""
+        parts = {split: getattr(self, split) for split in SPLITS}
+        images = {f"{split}.images": part.images for split, part in parts.items()}
+        labels = {f"{split}.labels": part.labels for split, part in parts.items()}
+        return images | labels, {"class_names": json.dumps(self.train.class_names)}
+
+    @classmethod
+    def from_content(cls, tensors: Mapping[str, Tensor], strings: Mapping[str, str]) -> Self:
+        """Make the splits from what a cache file kept."""
+        names = tuple(json.loads(strings["class_names"]))
+        return cls(*(ImageSet(tensors[f"{split}.images"], tensors[f"{split}.labels"], names) for split in SPLITS))
 
 
 def as_floats(images: UInt8[Tensor, "*batch channels height width"]) -> Float[Tensor, "*batch channels height width"]:

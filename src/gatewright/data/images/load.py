@@ -5,19 +5,21 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from gatewright.data.images.cache import cache_folder, cache_name, cached
+from gatewright.data.cache import cache_folder, cache_name, cached
+from gatewright.data.hub import download_parquet
 from gatewright.data.images.config import DataConfig
 from gatewright.data.images.decode import Shape, decode_source
 from gatewright.data.images.digits import load_digits
 from gatewright.data.images.folder import read_folder
-from gatewright.data.images.hub import download_parquet
 from gatewright.data.images.image_set import ImageSplits
-from gatewright.data.images.parquet import find_parquet_files, read_parquet
+from gatewright.data.images.parquet import read_parquet
 from gatewright.data.images.sources import ImageSource
 from gatewright.data.images.split import stratified_split
+from gatewright.data.parquet import find_parquet_files
 
 # A constant, not the seed of the run: runs are compared on the same held-out images.
 HOLDOUT_SEED = 1
+INSTEAD = "set data.name to folder and data.path to a folder of images, or data.name to digits"
 
 
 def load_images(config: DataConfig, *, check: Callable[[Shape], None] = lambda shape: None) -> ImageSplits:
@@ -70,11 +72,11 @@ def _load_cached(config: DataConfig, check: Callable[[Shape], None]) -> ImageSpl
             print(f"warning: {note}.", file=sys.stderr)
         return decode_source(source, config.image_size, check)
 
-    return cached(file, prepare)
+    return cached(ImageSplits, file, prepare)
 
 
 def _read_source(config: DataConfig) -> ImageSource:
-    folder = download_parquet(config.name) if config.path is None else Path(config.path).expanduser()
+    folder = download_parquet(config.name, instead=INSTEAD) if config.path is None else Path(config.path).expanduser()
     return read_folder(folder) if config.name == "folder" else read_parquet(find_parquet_files(folder))
 
 

@@ -1,25 +1,16 @@
 """Images in parquet files with the schema of the Hugging Face hub."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gatewright.data.images.sources import (
-    SPLIT_NAMES,
-    EncodedImage,
-    ImageSource,
-    SplitFiles,
-    is_hidden,
-    refuse_one_class,
-    split_of,
-)
+from gatewright.data.images.sources import EncodedImage, ImageSource, refuse_one_class
 from gatewright.data.images.split import with_test_images
+from gatewright.data.parquet import readable
+from gatewright.data.sources import SplitFiles
 from gatewright.extras import require
 
-SPLIT_NAME = re.compile(rf"({'|'.join(name for names in SPLIT_NAMES.values() for name in names)})(?![a-z])", re.I)
 # Of several class labels one of these is learnt; CIFAR-100 has fine_label and coarse_label.
 LABEL_NAMES = ("label", "fine_label")
 
@@ -28,27 +19,6 @@ class _Columns(NamedTuple):
     image: str
     label: str
     class_names: tuple[str, ...]
-
-
-def find_parquet_files(folder: Path) -> SplitFiles:
-    """Find the parquet files of each split in a folder and below it.
-
-    A file belongs to the split that its name, or else its folder's name, begins with: `train-00000.parquet`,
-    `plain_text/test.parquet`, `train/0000.parquet`. Any of `SPLIT_NAMES` will do, in upper or lower case.
-
-    Raises:
-        FileNotFoundError: the folder, or the training files, are missing.
-        ValueError: one split's files lie in several folders, as when a data set has several configurations, or have
-            several names.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"data.path must be a folder of parquet files; there is no folder {folder}")
-    files = [file for file in sorted(folder.rglob("*.parquet")) if not any(map(is_hidden, _below(folder, file).parts))]
-    found = SplitFiles(*(_of_split(split, files, folder) for split in SPLIT_NAMES))
-    if not found.train:
-        names = ", ".join(str(_below(folder, file)) for file in files[:5]) or "none"
-        raise FileNotFoundError(f"{folder} needs train*.parquet, in itself or a folder below; it has {names}: add them")
-    return found
 
 
 def read_parquet(files: SplitFiles) -> ImageSource:
@@ -84,31 +54,10 @@ def _read_split(files: Sequence[Path], columns: Mapping[Path, _Columns]) -> list
     return rows
 
 
-def _below(folder: Path, file: Path) -> Path:
-    return file.relative_to(folder)
-
-
-def _of_split(split: str, files: Sequence[Path], folder: Path) -> list[Path]:
-    names = {
-        file: name for file in files if (name := _split_name(file.relative_to(folder))) and split_of(name) == split
-    }
-    folders = sorted({str(file.parent) for file in names})
-    if len(folders) > 1:
-        raise ValueError(f"{folder} has {split} files in several folders ({', '.join(folders)}): set data.path to one")
-    if len(called := sorted(set(names.values()))) > 1:
-        raise ValueError(f"the files of one split have one name; {folder} has {', '.join(called)}: keep or rename one")
-    return list(names)
-
-
-def _split_name(file: Path) -> str | None:
-    match = SPLIT_NAME.match(file.name) or SPLIT_NAME.match(file.parent.name)
-    return match[1].lower() if match else None
-
-
 def _find_columns(file: Path) -> _Columns:
     """Read which columns hold images and labels from the description that `datasets` leaves in the file."""
     datasets, parquet = require("datasets", "train"), require("pyarrow.parquet", "train")
-    with _readable(file):
+    with readable(file):
         schema = parquet.read_schema(file)
     _check_description(file, schema.metadata or {})
     features = datasets.Features.from_arrow_schema(schema)
@@ -145,7 +94,7 @@ def _check_description(file: Path, metadata: Mapping[bytes, bytes]) -> None:
 
 
 def _rows(file: Path, columns: _Columns) -> Iterator[EncodedImage]:
-    with _readable(file):
+    with readable(file):
         table = require("pyarrow.parquet", "train").ParquetFile(file).read([columns.image, columns.label])
     rows = zip(table[columns.image].to_pylist(), table[columns.label].to_pylist(), strict=True)
     for row, (image, label) in enumerate(rows):
@@ -160,15 +109,6 @@ def _encoded(place: str, image: Any, label: Any, num_classes: int) -> EncodedIma
     if not isinstance(data, bytes):
         raise ValueError(f"{place}: the image must be stored as bytes; got {_brief(image)}: embed it or remove the row")
     return EncodedImage(place, data, label)
-
-
-@contextmanager
-def _readable(file: Path) -> Iterator[None]:
-    arrow = require("pyarrow", "train")
-    try:
-        yield
-    except (OSError, arrow.ArrowException) as error:
-        raise ValueError(f"{file} is not a whole parquet file ({error}): copy or download it again") from error
 
 
 def _brief(value: object) -> str:

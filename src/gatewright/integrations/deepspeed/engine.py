@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gatewright.extras import require
-from gatewright.integrations.deepspeed.parameters import adapt_to_deepspeed, plain_state, tag_experts
+from gatewright.integrations.deepspeed.parameters import adapt_to_deepspeed, plain_state
 from gatewright.integrations.deepspeed.settings import deepspeed_settings, is_half, is_plain, zero_stage
 from gatewright.layers.base import moe_layers
 from gatewright.layers.moe import MoE
-from gatewright.models import idle_parameters, serving_parameters
 from gatewright.parallel import synchronize_batch_norm
 from gatewright.scope import BatchScope
 from gatewright.train.config import RunConfig
@@ -74,7 +73,7 @@ class DeepSpeedEngine(TorchEngine):
         if is_half(self.settings):  # DeepSpeed leaves statistics in float32: torch's takes no such pair.
             synchronize_batch_norm(self.model, BatchScope())
         self.average = averaged(self.model, self.config.optim.ema_decay)
-        adapt_to_deepspeed(self.model, everywhere=serving_parameters(self.model))
+        adapt_to_deepspeed(self.model)
         if zero_stage(self.settings) == 3 and any(isinstance(layer, MoE) for _, layer in moe_layers(self.model)):
             deepspeed.utils.set_z3_leaf_modules(self.model, [MoE])
         optimizer = None if "optimizer" in self.settings else self._own_optimizer()
@@ -101,11 +100,6 @@ class DeepSpeedEngine(TorchEngine):
         groups = [{**group, "name": f"group {place}"} for place, group in enumerate(first.param_groups)]
         first.param_groups[:] = split(groups)
         return first
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Let parts of the model that change with the epoch do so; DeepSpeed hears of experts that have split."""
-        super().begin_epoch(epoch)
-        tag_experts(self.model, everywhere=serving_parameters(self.model))
 
     @contextlib.contextmanager
     def _accumulate(self, last: bool) -> Iterator[None]:
@@ -138,10 +132,6 @@ class DeepSpeedEngine(TorchEngine):
         return rate
 
     def _apply(self) -> Tensor:
-        for parameter in idle_parameters(self.model):
-            parameter.grad = (
-                None  # DeepSpeed gives zeros to what has no gradient, and the optimizer would step by them.
-            )
         if zero_stage(self.settings) == 0 and not is_half(self.settings):
             norm = self.processes.clip(self.model, self.config.optim.clip_norm)
             self._refuse_non_finite(norm)
@@ -166,7 +156,7 @@ class DeepSpeedEngine(TorchEngine):
         if not is_plain(self.settings) and self.folder is not None:
             self.engine.save_checkpoint(str(self.folder), tag=self._tag(self.step_count))
             self._delete_old(self.folder)
-        return super().state_dict(part=part)
+        return self.logical_state(part=part)
 
     def _delete_old(self, folder: Path) -> None:
         """Keep as many of DeepSpeed's checkpoints as of the run's."""
@@ -182,9 +172,15 @@ class DeepSpeedEngine(TorchEngine):
                 not trusted.
         """
         own = None if is_plain(self.settings) else self._trusted(state["step_count"])
-        super().load_state_dict(state)
+        self.load_logical_state(state)
         if own is not None:
             self.engine.load_checkpoint(str(own.parent), tag=own.name)
+
+    def load_logical_state(self, state: dict[str, Any]) -> None:
+        """Go on from a logical state; DeepSpeed's own optimizer and ZeRO begin anew, and the schedule goes on."""
+        super().load_logical_state(state)
+        if "scheduler" in self.settings and self.step_count:
+            self.engine.lr_scheduler.step(self.step_count - 1)
 
     def _trusted(self, step: int) -> Path:
         own = (self.folder or Path()) / self._tag(step)

@@ -6,7 +6,6 @@ file does not import DeepSpeed.
 """
 
 import functools
-from collections.abc import Collection
 from typing import Any, cast
 
 import torch
@@ -23,7 +22,7 @@ OURS = "experts."
 WORD, HIDDEN = "expert", "EXPERT"  # DeepSpeed takes every other key with this word for an expert's, and fails on it
 
 
-def adapt_to_deepspeed(model: nn.Module, *, everywhere: Collection[nn.Parameter] = ()) -> nn.Module:
+def adapt_to_deepspeed(model: nn.Module) -> nn.Module:
     """Make `deepspeed.initialize` see which parameters belong to experts of this process. In place; returns the model.
 
     Call it after `parallelize` and before `deepspeed.initialize`. Modules and parameters keep their names. The
@@ -35,7 +34,6 @@ def adapt_to_deepspeed(model: nn.Module, *, everywhere: Collection[nn.Parameter]
 
     Args:
         model: From `parallelize`.
-        everywhere: Experts' parameters of which every process has the same: to DeepSpeed they are dense.
 
     Raises:
         ImportError: If DeepSpeed is not installed.
@@ -46,22 +44,7 @@ def adapt_to_deepspeed(model: nn.Module, *, everywhere: Collection[nn.Parameter]
         if isinstance(layer, MoE) and isinstance(layer.dispatcher, ExpertParallel):
             _check(name, layer, layer.dispatcher.group.size())
             _adapt(layer, layer.dispatcher.group.size())
-    tag_experts(model, everywhere=everywhere)
     return model
-
-
-def tag_experts(model: nn.Module, *, everywhere: Collection[nn.Parameter] = ()) -> None:
-    """Tell DeepSpeed anew which parameters of an adapted model belong to experts of this process.
-
-    Args:
-        model: From `adapt_to_deepspeed`.
-        everywhere: Experts' parameters of which every process has the same: to DeepSpeed they are dense.
-    """
-    dense = set(everywhere)
-    for layer in model.modules():
-        if isinstance(layer, Recognised):
-            for parameter in layer.experts.parameters():
-                parameter.__dict__.update(allreduce=parameter in dense, group_name=layer.expert_group_name)
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
@@ -166,6 +149,8 @@ def _adapt(layer: MoE, ep_size: int) -> None:
     adapted.ep_size, adapted.expert_group_name = ep_size, f"ep_size_{ep_size}"
     adapted.num_experts = layer.router.num_experts
     adapted.num_local_experts = adapted.num_experts // ep_size
+    for parameter in layer.experts.parameters():
+        parameter.__dict__.update(allreduce=False, group_name=adapted.expert_group_name)
 
 
 @functools.cache

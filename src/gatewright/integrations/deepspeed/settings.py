@@ -36,7 +36,6 @@ def deepspeed_settings(config: RunConfig, world: int, *, on_cpu: bool) -> tuple[
     _refuse_settings(config, world)
     _refuse_half(config, settings)
     _refuse_stage(config, stage)
-    _refuse_split(config, settings)
     _refuse_zero_options(settings, stage)
     _set_batch(settings, config, world)
     _set_clipping(settings, config, stage)
@@ -146,17 +145,6 @@ def _refuse_stage(config: RunConfig, stage: int) -> None:
         raise ValueError(
             "ZeRO stage 3 leaves no whole weights on a process to average: leave --optim.ema-decay out, or use stage "
             "0, 1 or 2."
-        )
-
-
-def _refuse_split(config: RunConfig, settings: Settings) -> None:
-    """Refuse to copy one expert into the others where DeepSpeed would not notice."""
-    if config.model.split_epoch and (zero_stage(settings) > 0 or is_half(settings)):
-        raise ValueError(
-            f"Experts that begin as one network are copied into all of them at --model.split-epoch "
-            f"({config.model.split_epoch}), behind DeepSpeed's back, which under ZeRO and in 16 bits keeps weights of "
-            "its own. Use --model.split-epoch 0, leave zero_optimization, fp16 and bf16 out of DeepSpeed's JSON, or "
-            "use --engine torch."
         )
 
 

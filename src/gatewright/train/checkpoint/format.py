@@ -11,7 +11,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gatewright.extras import require
-from gatewright.parallel import Rows
+from gatewright.parallel import Rows, merge_states
 
 FORMAT = "gatewright-checkpoint-1"
 DTYPES = {
@@ -36,46 +36,36 @@ DTYPES = {
 }
 
 
-def save_checkpoint(state: dict[str, Any], folder: Path, step: int, *, keep: int = 2, parts: int = 1) -> Path:
-    """Write a state of nested dicts, lists, numbers, strings and tensors, and delete all but the newest few.
+def save_checkpoint(
+    state: dict[str, Any], folder: Path, step: int, *, keep: int = 2, number: int = 0, parts: int = 1
+) -> Path:
+    """Write a state of nested dicts, lists, numbers, strings and tensors, or one process's part of it.
 
-    The file appears under its name only when it is complete; a failure leaves the older checkpoints as they are. What a
-    killed process left unfinished is removed.
+    The file appears under its name only when it is complete, and a failure leaves the older checkpoints as they are.
+    Part 0 is written last and makes the parts one checkpoint. It also deletes all but the newest checkpoints, and what
+    a killed process left unfinished.
 
     Args:
-        state: This process's part of the state, or all of it.
+        state: This part of the state, or all of it.
         folder: Where the checkpoints of the run are.
         step: Optimizer steps made.
         keep: How many checkpoints stay.
-        parts: Files of the checkpoint, this one included; the others are `save_part`'s and complete.
+        number: Which part this is; the others are complete before part 0 is written.
+        parts: Files of the checkpoint, this one included.
 
     Raises:
         OSError: If the disk is full or the folder cannot be written; the sentence names the newest good checkpoint.
     """
-    path = folder / f"step-{step:08d}.safetensors"
+    main = folder / f"step-{step:08d}.safetensors"
+    path = _part(main, number, parts) if number else main
     with _explained(folder, step):
+        if number:
+            _write(state, path)
+            return path
         for stale in folder.glob("*.partial"):  # Of processes that were killed while they wrote.
             stale.unlink(missing_ok=True)
-        checksums = [_checksum_of(_part(path, number, parts)) for number in range(1, parts)]
-        _write(state, path, json.dumps(checksums) if checksums else "")
-    kept = checkpoints(folder)[-keep:]
-    for old in checkpoints(folder)[:-keep]:  # The file that makes a checkpoint goes first.
-        old.unlink(missing_ok=True)
-    for part in folder.glob("part-*.safetensors"):
-        if not part.name.endswith(tuple(main.name for main in kept)):
-            part.unlink(missing_ok=True)
-    return path
-
-
-def save_part(state: dict[str, Any], folder: Path, step: int, *, number: int, parts: int) -> Path:
-    """Write what one process other than the first has of a state, before the first calls `save_checkpoint`.
-
-    Raises:
-        OSError: As there.
-    """
-    path = _part(folder / f"step-{step:08d}.safetensors", number, parts)
-    with _explained(folder, step):
-        _write(state, path, "")
+        _write(state, path, [_checksum_of(_part(main, other, parts)) for other in range(1, parts)])
+    _delete_old(folder, keep)
     return path
 
 
@@ -101,7 +91,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if header["checksum"] != checksum:
             raise ValueError(f"{path} is damaged: {part} is not the part that it was saved with.")
         states.append(state)
-    merged: dict[str, Any] = _merge(states)
+    merged: dict[str, Any] = merge_states(states)
     return merged
 
 
@@ -114,6 +104,16 @@ def newest_checkpoint(folder: Path, *, before: int | None = None) -> Path | None
 def checkpoints(folder: Path) -> list[Path]:
     """Return the complete checkpoints, in order of their steps."""
     return sorted(folder.glob("step-*.safetensors"))
+
+
+def _delete_old(folder: Path, keep: int) -> None:
+    """Delete all but the newest checkpoints; the file that makes a checkpoint goes before its parts."""
+    found = checkpoints(folder)
+    for old in found[:-keep]:
+        old.unlink(missing_ok=True)
+    for part in folder.glob("part-*.safetensors"):
+        if not part.name.endswith(tuple(main.name for main in found[-keep:])):
+            part.unlink(missing_ok=True)
 
 
 def _part(path: Path, number: int, parts: int) -> Path:
@@ -135,13 +135,14 @@ def _explained(folder: Path, step: int) -> Iterator[None]:
         ) from error
 
 
-def _write(state: dict[str, Any], path: Path, parts: str) -> None:
+def _write(state: dict[str, Any], path: Path, checksums: Sequence[str] = ()) -> None:
     """Write one file, one tensor at a time.
 
-    The safetensors library's own writers copy all tensors first, or make files that only their owner may read.
+    The safetensors library's own writer takes neither tensors of another layout than contiguous nor two that share
+    memory, copies all that are on a GPU first, and makes files that only their owner may read.
     """
     tensors: dict[str, Tensor] = {}
-    text = json.dumps(_pack(state, "", tensors))
+    text, parts = json.dumps(_pack(state, "", tensors)), json.dumps(checksums) if checksums else ""
     header = {"format": FORMAT, "state": text, "checksum": "0" * 8} | ({"parts": parts} if parts else {})
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -247,16 +248,3 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     if "tensor" in value:
         return tensors[value["tensor"]]
     return {key: _unpack(item, tensors) for key, item in value["dict"]}
-
-
-def _merge(states: list[Any]) -> Any:
-    """Join what parts hold: dicts by their keys, lists by place, `Rows` in order; of anything else the first."""
-    first = states[0]
-    if isinstance(first, dict):
-        keys = dict.fromkeys(key for state in states for key in state)
-        return {key: _merge([state[key] for state in states if key in state]) for key in keys}
-    if isinstance(first, list) and len(states) > 1:
-        return [_merge([state[place] for state in states if place < len(state)]) for place in range(len(first))]
-    if isinstance(first, Rows):
-        return Rows(*(run for state in states for run in state.runs))
-    return first

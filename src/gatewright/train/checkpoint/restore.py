@@ -16,6 +16,7 @@ from gatewright.train.checkpoint.resume import saved_fingerprint
 from gatewright.train.config import RunConfig
 from gatewright.train.config_file import load_config, read_config
 from gatewright.train.folder import newest_intact
+from gatewright.train.phases import dense_phase
 from gatewright.train.step import load_weights
 
 
@@ -24,7 +25,7 @@ class Trained:
     """A trained model and what it was trained for.
 
     Args:
-        config: The run.
+        config: The run; of one that has only trained its dense network so far, with that as its model.
         model: In evaluation mode, with averaged weights where the run kept them.
         fingerprint: What its task says of the data that it was trained on.
     """
@@ -62,6 +63,8 @@ def _load_folder(output: Path) -> Trained:
         step = state["engine"]["step_count"]
         print(f"warning: {path} is damaged; this is the model of step {step}.", file=sys.stderr)
     weights = whole_state(state["engine"]["average"] or state["engine"]["model"])
+    if state["position"].get("dense", False):
+        config = dense_phase(config)
     return _trained(output, config, weights, saved_fingerprint(state))
 
 

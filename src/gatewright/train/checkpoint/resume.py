@@ -57,11 +57,11 @@ def _epochs(change: Change) -> Decision:
     return FROM_HERE if change.now >= begun else refused(f"it has begun {begun} epochs, which cannot be taken back")
 
 
-def _split_epoch(change: Change) -> Decision:
+def _upcycle_epoch(change: Change) -> Decision:
     if 0 in (change.before, change.now):
-        return refused("experts begin either as one network or apart")
-    split = change.epoch >= change.before and (change.epoch, change.step) > (change.before, 0)
-    return refused(f"its experts are apart since epoch {change.before}") if split else FROM_HERE
+        return refused("a run begins either with a dense network or with a mixture")
+    upcycled = (change.epoch, change.step) > (change.before, 0)
+    return refused(f"it trains a mixture since epoch {change.before}") if upcycled else FROM_HERE
 
 
 def _precision(change: Change) -> Decision:
@@ -101,7 +101,7 @@ DECISIONS: Mapping[str, Decision | Callable[[Change], Decision]] = {
     "model.capacity_factor": FROM_HERE,
     "model.min_capacity": FROM_HERE,
     "model.priority": FROM_HERE,
-    "model.split_epoch": _split_epoch,
+    "model.upcycle_epoch": _upcycle_epoch,
     "data.name": refused("it decides which images there are"),
     "data.path": EXACT,  # The same images in another place: their number, classes and shape are compared.
     "data.image_size": refused("it decides what the images look like"),

@@ -1,14 +1,14 @@
 """Saving a run: every process its own part, all of them one checkpoint; at once, or beside the training."""
 
-import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from gatewright.parallel import Rows
-from gatewright.train.checkpoint.format import save_checkpoint, save_part
+from gatewright.parallel import copied
+from gatewright.train.checkpoint.format import save_checkpoint
 from gatewright.train.strategies.base import Processes
 
 
@@ -26,8 +26,8 @@ class Saver:
         self.folder, self.processes, self.in_background = folder, processes, in_background
         if in_background:
             processes.work_apart()
-        self._writing: threading.Thread | None = None
-        self._failure: Exception | None = None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
 
     def __enter__(self) -> "Saver":
         return self
@@ -36,11 +36,9 @@ class Saver:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Wait for what is being written; say that it failed where nothing else went wrong."""
-        try:
+        self._thread.shutdown()
+        if error is None:
             self.wait()
-        except Exception:
-            if error is None:
-                raise
 
     def save(self, state: dict[str, Any], model: nn.Module, step: int) -> None:
         """Write the part of a state that is this process's; every process calls it.
@@ -50,11 +48,10 @@ class Saver:
         """
         self.wait()
         place = self.processes.number_of_part(model)
-        if not self.in_background:
+        if self.in_background:
+            self._writing = self._thread.submit(self._write, copied(state), place, step)
+        else:
             self._write(state, place, step)
-            return
-        self._writing = threading.Thread(target=self._try, args=(copied(state), place, step), name="checkpoint")
-        self._writing.start()
 
     def wait(self) -> None:
         """Wait for the checkpoint that is being written.
@@ -62,40 +59,19 @@ class Saver:
         Raises:
             OSError: If it could not be.
         """
-        if self._writing is not None:
-            self._writing.join()
-        self._writing, failure, self._failure = None, self._failure, None
-        if failure is not None:
-            raise failure
-
-    def _try(self, state: dict[str, Any], place: tuple[int | None, int], step: int) -> None:
-        try:
-            self._write(state, place, step)
-        except Exception as error:  # Such as that another process is gone: told when training asks.
-            self._failure = error
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def _write(self, state: dict[str, Any], place: tuple[int | None, int], step: int) -> None:
         number, parts = place
-        failure: OSError | None = None
-        for first in (False, True):  # The first process's file makes the parts a checkpoint: it comes last.
+        for turn in (number != 0, number == 0):  # Part 0 makes the parts a checkpoint: it comes last.
+            failure: OSError | None = None
             try:
-                if first and number == 0:
-                    save_checkpoint(state, self.folder, step, parts=parts)
-                elif not first and number:
-                    save_part(state, self.folder, step, number=number, parts=parts)
+                if turn and number is not None:
+                    save_checkpoint(state, self.folder, step, number=number, parts=parts)
             except OSError as error:
                 failure = error
             # No process goes on, or dies of a signal, before the state is safe; none waits for one that could not save.
             if self.processes.agree(None if failure is None else 1, apart=self.in_background) is not None:
                 raise failure or OSError("Another process could not write the checkpoint: its words say why.")
-
-
-def copied(state: Any) -> Any:
-    """Copy the tensors of a state, so that training may go on changing them."""
-    if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, Rows):
-        return Rows(*map(copied, state.runs))
-    if isinstance(state, dict):
-        return {key: copied(value) for key, value in state.items()}
-    return [copied(value) for value in state] if isinstance(state, list | tuple) else state

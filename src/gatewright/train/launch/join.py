@@ -124,20 +124,14 @@ def check_fit(config: RunConfig, world: int) -> None:
             "process."
         )
     if config.parallel.shard == "fsdp":
-        _check_shards(config, world)
+        _check_shards(config)
 
 
-def _check_shards(config: RunConfig, world: int) -> None:
-    copies = world // config.parallel.ep_size
+def _check_shards(config: RunConfig) -> None:
     if config.optim.name == "muon" or config.optim.ema_decay is not None:
         raise ValueError(
             "--parallel.shard fsdp keeps a shard of each matrix, and Muon and averaging (--optim.ema-decay) want whole "
             "ones. Use adamw or sgd without averaging, or --parallel.shard none."
-        )
-    if config.model.split_epoch and copies > 1:
-        raise ValueError(
-            f"Experts that begin as one (--model.split-epoch {config.model.split_epoch}) cannot be sharded among "
-            f"{copies} copies. Use --parallel.ep-size {world}, --model.split-epoch 0 or --parallel.shard none."
         )
 
 

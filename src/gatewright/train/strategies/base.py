@@ -42,13 +42,6 @@ class Processes:
         """Give each process its part of the model; return what returns output and auxiliary loss."""
         return WithLosses(model)
 
-    def stand_ins(self, model: nn.Module) -> set[nn.Parameter]:
-        """Return parameters that are this process's copy of a first expert which serves every item."""
-        return set()
-
-    def begin_epoch(self, model: nn.Module) -> None:
-        """Take note of what changes in a model with the epoch."""
-
     def share(self, count: int) -> slice:
         """Return which of a batch's items are this process's."""
         return slice(0, count)

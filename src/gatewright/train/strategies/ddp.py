@@ -16,7 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gatewright.experts import ModuleExperts
 from gatewright.layers.moe import MoE
-from gatewright.models import StartTogether, serving_parameters, together
 from gatewright.parallel import (
     ExpertParallel,
     ProcessScope,
@@ -29,7 +28,6 @@ from gatewright.parallel import (
     own_state,
     parallelize,
     part_of_state,
-    sum_in_place,
     synchronize_batch_norm,
     synchronize_experts,
     total_gradient_norm,
@@ -67,7 +65,6 @@ class SeveralProcesses(Processes):
         ignored = [f"network.{name}" for name, _ in expert_parameters(model)]
         ignored += [f"network.{name}" for name in _own_buffers(model)]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, ignored)
-        idle = any(isinstance(module, StartTogether) for module in model.modules())
         # Synchronised statistics are equal already; each process's own would be those of the first everywhere.
         names = inspect.signature(DistributedDataParallel).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # until torch 2.12
@@ -76,10 +73,10 @@ class SeveralProcesses(Processes):
         # same in every order: a run that is resumed would end with other bits. Where it looks for unused parameters it
         # keeps the order; it warns if it finds none.
         keep_order = self.world > 2 and self.mesh.device_type == "cpu"
-        if keep_order or idle:
+        if keep_order:
             network.register_parameter("unused", nn.Parameter(torch.zeros(())))
         return DistributedDataParallel(
-            network, find_unused_parameters=idle or keep_order, gradient_as_bucket_view=True, **broadcast
+            network, find_unused_parameters=keep_order, gradient_as_bucket_view=True, **broadcast
         )
 
     def share_out(self, model: nn.Module) -> nn.Module:
@@ -87,24 +84,7 @@ class SeveralProcesses(Processes):
         parallelize(model, self.mesh, local_balance=self.config.balance == "local")
         if self.config.batch_norm == "sync":
             self._synchronize(model)
-        for layer in together(model):
-            for tensor in layer.first.state_dict().values():
-                dist.broadcast(tensor, 0)
         return WithLosses(model)
-
-    def stand_ins(self, model: nn.Module) -> set[nn.Parameter]:
-        """Return the parameters of first experts, where the first of all is another process's."""
-        if self.mesh.get_local_rank("expert") == 0:
-            return set()
-        return set(serving_parameters(model))
-
-    def begin_epoch(self, model: nn.Module) -> None:
-        """Let experts that have just become separate networks keep statistics of their own."""
-        for module in model.modules():
-            if isinstance(module, StartTogether) and not module.together:
-                for norm in module.mixture.experts.modules():
-                    if isinstance(norm, SyncBatchNorm):
-                        norm.scope = self._copies_scope(module.mixture)
 
     def _synchronize(self, model: nn.Module) -> None:
         """Synchronise every BatchNorm over the processes that hold its module.
@@ -114,8 +94,6 @@ class SeveralProcesses(Processes):
         everyone = ProcessScope(_everyone(), device=self.mesh.device_type)
         layers = [layer for layer in model.modules() if isinstance(layer, MoE)]
         synchronize_batch_norm(model, everyone, leave={layer.experts for layer in layers})
-        for together_layer in together(model):
-            synchronize_batch_norm(together_layer.first, everyone)
         for layer in layers:
             scope = self._copies_scope(layer)
             if isinstance(scope, ProcessScope) and isinstance(layer.experts, ModuleExperts):
@@ -138,15 +116,11 @@ class SeveralProcesses(Processes):
 
     def finish_gradients(self, model: nn.Module) -> None:
         """Average the experts' gradients, which DDP leaves alone."""
-        shared = [parameter.grad for parameter in serving_parameters(model) if parameter.grad is not None]
-        sum_in_place(shared, _everyone())
-        average_expert_gradients(model, self.mesh, leave={id(gradient) for gradient in shared})
-        for gradient in shared:
-            gradient /= self.world
+        average_expert_gradients(model, self.mesh)
 
     def clip(self, model: nn.Module, max_norm: float | None) -> Tensor:
         """Clip by the norm over all processes, each expert counted once."""
-        norm = total_gradient_norm(model, self.mesh, everywhere=serving_parameters(model))
+        norm = total_gradient_norm(model, self.mesh)
         if max_norm is not None and torch.isfinite(norm):
             nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm, foreach=False)
         return norm
@@ -225,15 +199,8 @@ class SeveralProcesses(Processes):
         return None if self.rank else 0, 1
 
     def own(self, tensors: Mapping[str, Tensor | Rows], model: nn.Module) -> dict[str, Tensor]:
-        """Pick this process's experts; where they still are one, each process's first takes the state of the first."""
-        picked: dict[str, Any] = dict(own_state(tensors, model, self.mesh))
-        for name, module in model.named_modules():
-            if isinstance(module, StartTogether) and module.together:
-                prefix = f"{name}.mixture.experts.experts."
-                own = next(iter(module.mixture.experts.experts._modules))  # type: ignore[union-attr]
-                for key in [key for key in tensors if key.startswith(f"{prefix}0.")]:
-                    picked[key.replace(f"{prefix}0.", f"{prefix}{own}.", 1)] = tensors[key]
-        return picked
+        """Pick this process's experts."""
+        return own_state(tensors, model, self.mesh)
 
 
 def _everyone() -> dist.ProcessGroup:

@@ -1,19 +1,37 @@
-"""Decoded images kept as safetensors files, so that a data set is decoded once."""
+"""Prepared data sets kept as safetensors files, so that each is decoded once."""
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 from uuid import uuid4
 
-from gatewright.data.images.image_set import ImageSet, ImageSplits
+from torch import Tensor
+
 from gatewright.extras import require
 
 FORMAT = 2  # raise it when the content of the files changes
 
-SPLITS = ("train", "holdout", "test")
+Content = tuple[Mapping[str, Tensor], Mapping[str, str]]
+"""What a cache file holds: tensors by name, and strings by name."""
+
+
+@runtime_checkable
+class Cacheable(Protocol):
+    """A data set that can be written to a cache file and read back."""
+
+    def content(self) -> Content:
+        """Return the tensors and strings that make up the data set."""
+
+    @classmethod
+    def from_content(cls, tensors: Mapping[str, Tensor], strings: Mapping[str, str]) -> Self:
+        """Make the data set from what `content` returned."""
+
+
+T = TypeVar("T", bound=Cacheable)
 
 
 def cache_folder(chosen: str | None) -> Path:
@@ -21,71 +39,67 @@ def cache_folder(chosen: str | None) -> Path:
     return Path(chosen or os.environ.get("GATEWRIGHT_CACHE") or "~/.cache/gatewright").expanduser()
 
 
-def cache_name(name: str, image_size: int | None, files: Sequence[Path]) -> str:
+def cache_name(name: str, setting: object, files: Sequence[Path]) -> str:
     """Name the cache file of a data set, after its content as far as that shows without reading it.
 
     Args:
-        name: of the data set.
-        image_size: side to which its images are resized.
-        files: that it is read from; their paths, sizes and times of change count. Empty for the hub.
+        name: The data set's name.
+        setting: What else decides the content, such as the side to which images are resized; it is written as JSON.
+        files: The files that the data set is read from; their paths, sizes and times of change count. Empty for the
+            hub.
     """
     seen = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = hashlib.sha256(json.dumps([FORMAT, name, image_size, seen]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([FORMAT, name, setting, seen]).encode()).hexdigest()
     return f"{name.replace('/', '--')}-{key[:16]}.safetensors"
 
 
-def cached(file: Path, prepare: Callable[[], ImageSplits]) -> ImageSplits:
+def cached(kind: type[T], file: Path, prepare: Callable[[], T]) -> T:
     """Read a data set from a cache file, or prepare and write it.
 
     Of several processes that ask at once, one prepares while the others wait. A file that cannot be read is rebuilt.
 
     Args:
-        file: of the cache; folders above it are made.
-        prepare: decodes the images of all splits.
+        kind: The class of the data set.
+        file: The cache file; folders above it are made.
+        prepare: Reads and decodes all splits.
 
     Raises:
         ImportError: filelock or safetensors is not installed.
         OSError: the cache cannot be written.
     """
-    if (found := _read(file)) is not None:
+    if (found := _read(kind, file)) is not None:
         return found
     with _writing_to(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
         held = require("filelock", "train").FileLock(f"{file}.lock").acquire()
     with held:
         # Whoever held the lock before has most likely written the file.
-        if (found := _read(file)) is not None:
+        if (found := _read(kind, file)) is not None:
             return found
         prepared = prepare()
-        _write(file, prepared)
+        _write(file, *prepared.content())
     return prepared
 
 
-def _read(file: Path) -> ImageSplits | None:
+def _read(kind: type[T], file: Path) -> T | None:
     safetensors = require("safetensors", "train")
     if not file.is_file():
         return None
     try:
         with safetensors.safe_open(file, framework="pt") as stored:
-            class_names = tuple(json.loads(stored.metadata()["class_names"]))
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 it is no dictionary
-        return ImageSplits(
-            *(ImageSet(tensors[f"{split}.images"], tensors[f"{split}.labels"], class_names) for split in SPLITS)
-        )
+            return kind.from_content(tensors, stored.metadata())
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError):
         return None
 
 
-def _write(file: Path, splits: ImageSplits) -> None:
-    parts: dict[str, ImageSet] = {split: getattr(splits, split) for split in SPLITS}
-    tensors = {f"{split}.images": part.images for split, part in parts.items()}
-    tensors |= {f"{split}.labels": part.labels for split, part in parts.items()}
+def _write(file: Path, tensors: Mapping[str, Tensor], strings: Mapping[str, str]) -> None:
     # Written whole under another name first: no process ever sees half a file, even where locks do not work.
     partial = file.with_name(f"{file.name}.{uuid4().hex}.partial")
     try:
         with _writing_to(file.parent):
-            save_file = require("safetensors.torch", "train").save_file
-            save_file(tensors, partial, metadata={"class_names": json.dumps(splits.train.class_names)})
+            save_file: Any = require("safetensors.torch", "train").save_file
+            save_file(dict(tensors), partial, metadata=dict(strings))
             os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
@@ -97,5 +111,5 @@ def _writing_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, safetensors.SafetensorError) as error:
-        rule = "decoded images are kept in a cache folder that can be written to"
+        rule = "a prepared data set is kept in a cache folder that can be written to"
         raise OSError(f"{rule}; {folder} cannot ({error}): set data.cache or GATEWRIGHT_CACHE to another") from error

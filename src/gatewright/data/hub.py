@@ -10,11 +10,12 @@ PARQUET_BRANCH = "refs/convert/parquet"
 TIMEOUT = 5.0  # seconds
 
 
-def download_parquet(name: str) -> Path:
+def download_parquet(name: str, *, instead: str) -> Path:
     """Fetch the parquet files of a hub data set, or find them among earlier downloads.
 
     Args:
         name: `owner/name`, `cifar10` or `cifar100`.
+        instead: What else can be trained on; it ends the sentence that says the hub cannot be reached.
 
     Returns:
         The folder that holds them, in the hub's own cache.
@@ -30,16 +31,14 @@ def download_parquet(name: str) -> Path:
         folder = _snapshot(hub_id, "main")
         return folder if any(folder.rglob("*.parquet")) else _snapshot(hub_id, PARQUET_BRANCH)
     except errors.RevisionNotFoundError as error:
-        hint = "download its images and use --data.name folder --data.path FOLDER"
-        raise ValueError(f"the hub has no parquet files of {hub_id}: {hint}") from error
+        raise ValueError(f"the hub has no parquet files of {hub_id}: download it yourself, and {instead}") from error
     except errors.RepositoryNotFoundError as error:
         hint = "check the name, or log in with: hf auth login"
         raise ValueError(f"the hub has no data set {hub_id}, or shows it to members only: {hint}") from error
     except Exception as error:  # of whichever HTTP library the installed huggingface_hub stands on
         raise ConnectionError(
-            f"{hub_id} cannot be fetched from the Hugging Face hub ({_first_line(error)}): give a folder of parquet "
-            "files in its schema with --data.path FOLDER, or use --data.name digits, or a folder of images with "
-            "--data.name folder --data.path FOLDER"
+            f"{hub_id} cannot be fetched from the Hugging Face hub ({_first_line(error)}): set data.path to a folder "
+            f"of parquet files in its schema, or {instead}"
         ) from error
 
 

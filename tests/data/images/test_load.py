@@ -6,7 +6,8 @@ import torch
 from pyarrow import parquet
 
 from gatewright.data import DataConfig, channel_statistics, load_images
-from gatewright.data.images.parquet import find_parquet_files, read_parquet
+from gatewright.data.images.parquet import read_parquet
+from gatewright.data.parquet import find_parquet_files
 from tests.data.samples import pixels, rows, write_class_folders, write_hub_folder, write_parquet
 
 CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10"

@@ -1,0 +1,179 @@
+"""A small language model: a causal transformer whose feed-forward layers are mixtures of experts."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from gatewright.experts import GroupedFeedForward
+from gatewright.layers.moe import MoE
+from gatewright.models.mixture import MixtureConfig
+from gatewright.models.options import check_options
+from gatewright.routers import ExpertDropout, Hashed, Router
+
+ROTARY_BASE = 10_000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig(MixtureConfig):
+    """A pre-norm transformer in which every feed-forward layer is a mixture, or with one expert is dense.
+
+    An expert's hidden layer is ``ffn / top_k`` wide, so the mixture does the same arithmetic per token as its dense
+    twin, the gate apart. With an `upcycle_epoch` it is ``ffn`` wide, as wide as the dense layer that it is a copy of.
+
+    Args:
+        router: As in any mixture; or ``"hashed"``, which sends every token to the experts of its own identity.
+        num_layers: Blocks of attention and feed-forward.
+        dim: Width of the residual stream.
+        num_heads: Attention heads; they divide `dim`.
+        ffn: Hidden units that work on a token in each feed-forward layer; None takes four times `dim`.
+    """
+
+    router: str = "top-k"
+    num_layers: int = 4
+    dim: int = 192
+    num_heads: int = 6
+    ffn: int | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.num_layers, self.dim, self.num_heads, self.hidden) < 1 or self.dim % (2 * self.num_heads):
+            raise ValueError(
+                "num_layers, dim, num_heads and ffn are at least 1, and dim is a multiple of twice num_heads; got "
+                f"{self.num_layers}, {self.dim}, {self.num_heads} and {self.ffn}."
+            )
+        if self.num_experts > 1 and self.hidden % self.top_k:
+            raise ValueError(
+                f"top_k divides ffn, so that {self.top_k} experts together are as large as the dense layer; got top_k="
+                f"{self.top_k} and ffn={self.hidden}."
+            )
+
+    @property
+    def hidden(self) -> int:
+        """Hidden units of the dense feed-forward layer."""
+        return 4 * self.dim if self.ffn is None else self.ffn
+
+    def build(self, num_inputs: int, num_outputs: int, begin: int) -> nn.Module:
+        """Make the network.
+
+        Args:
+            num_inputs: How many different tokens it reads.
+            num_outputs: How many different tokens it predicts.
+            begin: The token that a document begins with.
+        """
+        return Transformer(self, num_inputs, num_outputs, begin)
+
+    def build_router(self, dim: int) -> Router:
+        """Make the router for features of a size, or the one that hashes tokens."""
+        if self.router != "hashed":
+            return super().build_router(dim)
+        check_options(Hashed, self.router_options, "the router hashed", given=("dim", "num_experts", "top_k"))
+        router = Hashed(1, self.num_experts, self.top_k, **cast(dict[str, Any], self.router_options))
+        return ExpertDropout(router, self.expert_dropout) if self.expert_dropout else router
+
+    def build_feed_forward(self) -> nn.Module:
+        """Make one feed-forward layer: a mixture, or the dense one."""
+        copied = self.num_experts == 1 or self.upcycle_epoch > 0
+        hidden = self.hidden if copied else self.hidden // self.top_k
+        if copied or self.layer != "gatewright":
+            return self.build_mixture(
+                lambda: _feed_forward(self.dim, hidden), router_dim=self.dim, item_shape=(self.dim,)
+            )
+        experts = GroupedFeedForward(self.num_experts, self.dim, hidden)
+        router = self.build_router(self.dim)
+        return MoE(router, experts, item_shape=self.dim, dispatcher=self.build_dispatcher(), losses=self.losses)
+
+
+class Transformer(nn.Module):
+    """Predict the next token from those before it in the same document.
+
+    Windows may hold several documents, one after the other, each behind a `begin` token: a token attends to the tokens
+    of its own document alone, and positions are relative (rotary embeddings, https://arxiv.org/abs/2104.09864), so a
+    document's logits do not depend on what it is packed with.
+
+    Args:
+        config: Sizes and mixture; one expert makes the dense twin.
+        num_inputs: How many different tokens it reads.
+        num_outputs: How many different tokens it predicts.
+        begin: The token that a document begins with.
+    """
+
+    def __init__(self, config: TransformerConfig, num_inputs: int, num_outputs: int, begin: int) -> None:
+        super().__init__()
+        self.begin = begin
+        self.embedding = nn.Embedding(num_inputs, config.dim)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.dim)
+        self.head = nn.Linear(config.dim, num_outputs, bias=False)
+
+    def forward(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time outputs"]:
+        """Return the logits of each next token."""
+        mask = attention_mask(tokens, self.begin)
+        x: Tensor = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x, tokens, mask)
+        logits: Tensor = self.head(self.norm(x))
+        return logits
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each on normalised inputs and added to the residual stream."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.attention_norm, self.ffn_norm = nn.RMSNorm(config.dim), nn.RMSNorm(config.dim)
+        self.attention = Attention(config.dim, config.num_heads)
+        self.ffn = config.build_feed_forward()
+        self.hashed = config.router == "hashed" and config.num_experts > 1
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time dim"],
+        tokens: Int[Tensor, "batch time"],
+        mask: Bool[Tensor, "batch 1 time time"],
+    ) -> Float[Tensor, "batch time dim"]:
+        """Return the residual stream behind the block; a router that hashes looks at the tokens themselves."""
+        x = x + self.attention(self.attention_norm(x), mask)
+        y = self.ffn_norm(x)
+        changed: Tensor = self.ffn(y, tokens) if self.hashed else self.ffn(y)
+        return x + changed
+
+
+class Attention(nn.Module):
+    """Multi-head attention with rotary positions: https://arxiv.org/abs/1706.03762 section 3.2.2."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.inputs, self.output = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, "batch time dim"], mask: Bool[Tensor, "batch 1 time time"]
+    ) -> Float[Tensor, "batch time dim"]:
+        """Mix each token with those that the mask lets it see."""
+        query, key, value = self.inputs(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(rotate(query), rotate(key), value, attn_mask=mask)
+        output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
+        return output
+
+
+def attention_mask(tokens: Int[Tensor, "batch time"], begin: int) -> Bool[Tensor, "batch 1 time time"]:
+    """Let each token see itself and those before it in its own document."""
+    document = (tokens == begin).cumsum(1)
+    return (document[:, :, None] == document[:, None, :]).tril()[:, None]
+
+
+def rotate(x: Float[Tensor, "batch heads time channels"]) -> Float[Tensor, "batch heads time channels"]:
+    """Turn pairs of channels by angles that grow with the position: https://arxiv.org/abs/2104.09864 eq. 34."""
+    half = x.shape[-1] // 2
+    speed = ROTARY_BASE ** -(torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    angle = torch.arange(x.shape[-2], device=x.device, dtype=torch.float32)[:, None] * speed
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+def _feed_forward(dim: int, hidden: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(dim, hidden, bias=False), nn.GELU(), nn.Linear(hidden, dim, bias=False))

@@ -1,0 +1,16 @@
+"""A trained model in, a mixture out: dense modules become mixtures of experts without training from scratch."""
+
+from gatewright.surgery.feed_forward import FeedForward, expose_feed_forward
+from gatewright.surgery.partition import partition
+from gatewright.surgery.split import add_noise, reinitialize
+from gatewright.surgery.upcycle import upcycle, upcycled_state
+
+__all__ = [
+    "FeedForward",
+    "add_noise",
+    "expose_feed_forward",
+    "partition",
+    "reinitialize",
+    "upcycle",
+    "upcycled_state",
+]

@@ -1,0 +1,100 @@
+"""The transformer: causal, blind to what it is packed with, and as much arithmetic as its dense twin."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+
+from gatewright import aux_loss, moe_layers
+from gatewright.models import TransformerConfig
+from gatewright.routers import ROUTERS
+
+BEGIN = 10
+SMALL = TransformerConfig(num_layers=2, dim=16, num_heads=2, num_experts=4, top_k=2)
+
+
+def build(**changes):
+    return replace(SMALL, **changes).build(11, 10, BEGIN)
+
+
+def spread(model):
+    """Make gates choose, and weigh, by more than their small first weights."""
+    for _, layer in moe_layers(model):
+        if hasattr(layer.router, "gate"):
+            torch.nn.init.normal_(layer.router.gate.weight)
+    return model
+
+
+@pytest.mark.parametrize("router", [name for name in ROUTERS if name not in ("group-limited", "hierarchical")])
+def test_a_prediction_depends_on_no_later_token_and_on_nothing_else_in_the_batch(router):
+    model = spread(build(router=router)).eval()
+    tokens = torch.randint(0, 10, (3, 7))
+    changed = tokens.clone()
+    changed[0, 4:], changed[1:] = torch.randint(0, 10, (3,)), torch.randint(0, 10, (2, 7))
+    with torch.no_grad():
+        logits, again = model(tokens), model(changed)
+    assert_close(again[0, :4], logits[0, :4], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(again[0, 4:], logits[0, 4:])
+
+
+def test_packed_documents_are_read_as_each_is_alone():
+    model = spread(build()).eval()
+    first, second = torch.randint(0, 10, (5,)), torch.randint(0, 10, (4,))
+    begin = torch.tensor([BEGIN])
+    packed = torch.cat([begin, first, begin, second])[None]
+    with torch.no_grad():
+        alone = torch.cat([model(torch.cat([begin, document])[None])[0] for document in (first, second)])
+        assert_close(model(packed)[0], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("router", ["top-k", "hashed"])
+def test_the_dense_twin_does_the_same_arithmetic(router):
+    """Per token and layer, all that a mixture does more is its gate; a hash has none."""
+    tokens = torch.randint(0, 10, (2, 8))
+
+    def flops(model):
+        grouped = (torch.ops.aten._grouped_mm, torch.ops.gatewright.grouped_mm_loop)
+        rows = {op: lambda rows, weight, *_, **__: 2 * rows[0] * weight[1] * weight[2] for op in grouped}
+        with FlopCounterMode(display=False, custom_mapping=rows) as counter, torch.no_grad():
+            model.eval()(tokens)
+        return counter.get_total_flops()
+
+    gates = 0 if router == "hashed" else 2 * tokens.numel() * 2 * 16 * 4
+    assert flops(build(router=router)) - gates == flops(build(num_experts=1))
+    assert not list(moe_layers(build(num_experts=1)))
+
+
+@pytest.mark.parametrize("router", ["top-k", "hashed"])
+def test_every_parameter_learns(router):
+    model = spread(build(router=router, top_k=4 if router == "top-k" else 2))
+    tokens = torch.randint(0, 11, (8, 12))
+    loss = F.cross_entropy(model(tokens).flatten(0, 1), torch.randint(0, 10, (96,)))
+    (loss + aux_loss(model)).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_a_hash_sends_a_token_to_the_same_experts_wherever_it_stands():
+    model, tokens = build(router="hashed", router_options={"seed": 3}), torch.tensor([[4, 7, 4], [7, 4, 4]])
+    model(tokens)
+    for _, layer in moe_layers(model):
+        seen = set(
+            zip(tokens.flatten()[layer.routing.token_index].tolist(), layer.routing.expert_index.tolist(), strict=True)
+        )
+        assert (len(seen), layer.router.seed) == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dim": 18}, "dim is a multiple of twice num_heads; got 2, 18, 2 and None"),
+        ({"num_layers": 0}, "num_layers, dim, num_heads and ffn are at least 1"),
+        ({"top_k": 3}, "top_k divides ffn, .* got top_k=3 and ffn=64"),
+        ({"router": "hashed", "router_options": {"jitter": 0.1}}, "option of the router hashed"),
+    ],
+)
+def test_sizes_that_do_not_fit(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build(**changes)

@@ -1,0 +1,148 @@
+"""The language model as a task: its figure, its kinds and spans, and the same numbers on several processes."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from gatewright.data import BEGIN, TextSet, load_text
+from gatewright.parallel import expert_mesh
+from gatewright.tasks import LanguageModel, generate, task_named
+from gatewright.tasks.spans import typical_spans
+from gatewright.train import evaluate, load_config, load_run, train
+from gatewright.train.build import build_engine
+from gatewright.train.strategies.base import ALONE
+from gatewright.train.strategies.ddp import SeveralProcesses
+from gatewright.train.strategies.fsdp import ShardedProcesses
+from tests.train.runs import logged, text_config, write_text
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    config = text_config(folder / "run", write_text(folder), log_interval=1)
+    return config, *train(config)
+
+
+def naive_bits(model, text):
+    """Bits per byte in a plain loop: every byte from those before it in its window and document."""
+    content, starts, bits = text.content.tolist(), set(text.starts.tolist()), 0.0
+    for first in range(0, len(content), text.context):
+        for place in range(first, min(first + text.context, len(content))):
+            begin = max([start for start in starts if start <= place] + [first])
+            read = [BEGIN if begin in starts else content[begin - 1], *content[begin:place]]
+            logits = model(torch.tensor([read]))[0, -1]
+            bits -= float(logits.log_softmax(-1)[content[place]]) / math.log(2)
+    return bits / len(content)
+
+
+def test_a_run_is_judged_by_the_bits_of_every_byte_of_the_test_text(trained):
+    config, result, output = trained
+    run, test = load_run(output), load_text(config.data).test
+    small = replace(test, content=test.content[:100], starts=test.starts[test.starts < 100])
+    with torch.no_grad():
+        found = evaluate(run.task, run.model, small, batch_size=3)
+        assert found.bits_per_byte == pytest.approx(naive_bits(run.model, small), rel=1e-4)
+        assert evaluate(run.task, run.model, test, batch_size=32).bits_per_byte == pytest.approx(
+            result["test_bits_per_byte"], rel=1e-5
+        )
+    assert result["test_headline"] == ["bits per byte", f"{result['test_bits_per_byte']:.4f}"]
+    assert result["test_bits_per_byte"] < 6
+    assert load_config(output / "config.yaml") == config
+    assert json.loads((output / "result.json").read_text())["data"][0]["digest"] == load_text(config.data).train.digest
+
+
+def test_what_the_experts_do_is_told_by_kind_of_byte_and_by_spans(trained):
+    config, result, output = trained
+    test = load_text(config.data).test
+    assert result["class_names"] == ["letter", "digit", "punctuation", "white space", "other"]
+    kinds = test.kinds_of_inputs(torch.tensor([0]), len(test)).flatten().bincount(minlength=5)
+    for layer in result["layers"].values():
+        assert layer["tokens_per_class"] == kinds.tolist()
+        assert [sum(row) for row in layer["class_by_expert"]] == [2 * count for count in kinds.tolist()]
+        assert len(layer["spans"]) == 4
+    assert any(spans for layer in result["layers"].values() for spans in layer["spans"])
+    assert {path.name for path in output.glob("*.png")} >= {"classes-blocks.0.ffn.png", "load-blocks.1.ffn.png"}
+    assert "bits per byte" in (output / "report.html").read_text()
+    assert (output / "examples" / "test.txt").read_bytes() == test.content[:4096].numpy().tobytes()
+
+
+def test_the_spans_of_an_expert_are_what_goes_to_it_whenever_it_occurs():
+    tokens = torch.tensor([[BEGIN, *b"let ab = ab + xa"]])
+    chosen = torch.tensor([[True, *(chr(byte) in "ab" for byte in b"let ab = ab + xa")]])
+    assert typical_spans(tokens, chosen) == ["ab", "a"]
+
+
+def test_a_resumed_run_sees_the_same_text_or_is_refused(trained, tmp_path):
+    config = trained[0]
+    half = replace(config, epochs=1, output=str(tmp_path / "half"))
+    train(half)
+    _, output = train(replace(half, epochs=2), resume=True)
+    expected = [line["values"]["train/task_loss"] for line in logged(trained[2]) if "train/task_loss" in line["values"]]
+    losses = [line["values"]["train/task_loss"] for line in logged(output) if "train/task_loss" in line["values"]]
+    assert losses[0] == expected[0]
+    assert len(losses) == len(expected) == 12
+    with pytest.raises(ValueError, match=r"data.context was 16 and is 8, but it decides which data there are"):
+        train(replace(half, data=replace(half.data, context=8)), resume=True)
+
+
+def test_generation_goes_on_with_a_prompt_and_is_a_function_of_its_seed(trained):
+    run = load_run(trained[2])
+
+    def written(prompt, **options):
+        return b"".join(generate(run.model, prompt, 12, context=16, **options))
+
+    assert written(b"line 7", seed=1) == written(b"line 7", seed=1) != written(b"line 7", seed=2)
+    likeliest = written(b"line 7", temperature=0.0)
+    tokens = torch.tensor([[BEGIN, *b"line 7", *likeliest]])[:, :16]
+    with torch.no_grad():
+        assert run.model(tokens)[0, 6:].argmax(-1)[:9].tolist() == list(likeliest[:9])
+    assert len(written(b"")) == 12
+
+
+def test_the_loss_is_the_mean_over_the_bytes_of_the_batch():
+    task, logits = LanguageModel(), torch.randn(3, 5, 256)
+    text = TextSet.pack([b"hello", b"world, all"], context=5)
+    batch = text.windows(torch.tensor([0, 5, 10]), 5)
+    mean = task.loss(logits, batch) / task.count(batch)
+    assert_close(mean, F.cross_entropy(logits.flatten(0, 1), torch.tensor(list(b"helloworld, all"))))
+
+
+def two_steps(config, processes, uneven):
+    """Losses of two steps, the bits of the test text, who saw which bytes, and the weights."""
+    torch.manual_seed(0)
+    task = task_named(config.task)
+    splits = task.load(config.data, config.model)
+    engine = build_engine(config, splits, torch.device("cpu"), processes)
+    batches = task.training_batches(splits.train, config.data, seed=0, epoch=0, start=0)
+    losses = [engine.step([tuple(part[uneven:] for part in next(batches))]).task_loss for _ in range(2)]
+    processes.equalize(engine.evaluated)
+    found = evaluate(task, engine.evaluated, splits.test, batch_size=5, processes=processes)
+    state = engine.state_dict()["model"]
+    return losses, found.bits_per_byte, [use.class_by_expert for use in found.layers.values()], state
+
+
+def both(config, shard, ep_size, uneven):
+    kind = ShardedProcesses if shard == "fsdp" else SeveralProcesses
+    return two_steps(config, ALONE, uneven), two_steps(config, kind(expert_mesh(ep_size, "cpu")), uneven)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("shard", "ep_size", "router"), [("none", 2, "top-k"), ("fsdp", 1, "top-k"), ("none", 2, "hashed")]
+)
+def test_several_processes_learn_what_one_does(ranks, tmp_path, shard, ep_size, router):
+    """With one window more on one process than on the other."""
+    options = {"router": router, "router_options": {}}
+    config = text_config(tmp_path / "run", write_text(tmp_path), model=options)
+    for rank, (alone, together) in enumerate(ranks(2, both, config, shard, ep_size, 1)):
+        assert together[0] == pytest.approx(alone[0], rel=1e-5)
+        assert together[1] == pytest.approx(alone[1], rel=1e-5)
+        assert_close(together[2], alone[2])
+        if rank == 0:
+            for name, tensor in alone[3].items():
+                assert_close(together[3][name], tensor, rtol=1e-3, atol=1e-4)
