@@ -1,14 +1,16 @@
 """The records that pass between the four nouns: a list of assignments, or weights, and the sums that losses read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Self
 
 import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
+from gatewright.internals import in_forward_mode, in_transform, is_capturing, is_exporting
 from gatewright.ops import stable_sort
 from gatewright.scope import ONE_PROCESS, BatchScope
 
@@ -52,8 +54,36 @@ class RoutingSums:
         """Add the sums of two batches."""
         return type(self)(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
+    def __getattr__(self, name: str) -> Tensor:
+        """Compute a sum that nobody has read so far; see `when_read`."""
+        if name not in _SUMS or "_sources" not in self.__dict__:
+            raise AttributeError(f"RoutingSums has no {name}.")
+        sources = self.__dict__["_sources"]
+        with torch.set_grad_enabled(sources.grad_enabled):
+            value = _SUMS[name](sources)
+        object.__setattr__(self, name, value)
+        return value
+
+    def __getstate__(self) -> dict[str, Tensor]:
+        """Compute what is left, so that a copy needs nothing else."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def when_read(cls, sources: "_Sources") -> Self:
+        """Make a record that computes each sum when it is first read, since most steps read few of them.
+
+        A program that is traced, transformed or captured holds only what runs now, so there all are computed at once.
+        """
+        if torch.compiler.is_compiling() or is_exporting() or in_transform() or in_forward_mode() or is_capturing():
+            return cls(**{name: compute(sources) for name, compute in _SUMS.items()})
+        record = object.__new__(cls)
+        object.__setattr__(record, "_sources", sources)
+        return record
+
     def over(self, scope: BatchScope) -> Self:
         """Add up over the processes of a scope, in one reduction."""
+        if type(scope).sum is BatchScope.sum:  # One process, which need not compute what it does not read.
+            return self
         return type(self)(*scope.sum(*(getattr(self, field.name) for field in fields(self))))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
@@ -62,6 +92,8 @@ class RoutingSums:
 
     def detach(self) -> Self:
         """Return the same sums without their graph."""
+        if "_sources" in self.__dict__:
+            return type(self).when_read(self.__dict__["_sources"].detach())
         return self.map(Tensor.detach)
 
 
@@ -95,7 +127,7 @@ class Routing:
     @property
     def num_experts(self) -> int:
         """How many experts the router chose among."""
-        return self.sums.load.shape[0]
+        return self.sums.tokens_per_expert.shape[0]
 
     def detach(self) -> Self:
         """Return the same routing without its graph."""
@@ -114,10 +146,8 @@ class Routing:
 
     def by_expert(self) -> tuple[Self, Int[Tensor, " assignments"]]:
         """Sort by expert, arrivals in order within each and dropped assignments last; return the order as well."""
-        _, order = stable_sort(self.expert_index)
-        token_index, expert_index, weight = (
-            values.index_select(0, order) for values in (self.token_index, self.expert_index, self.weight)
-        )
+        expert_index, order = stable_sort(self.expert_index)
+        token_index, weight = (values.index_select(0, order) for values in (self.token_index, self.weight))
         grouped = replace(self, token_index=token_index, expert_index=expert_index, weight=weight, top_k=None)
         return grouped, order
 
@@ -230,26 +260,59 @@ def flat_routing(
         probs: As in `top_k_routing`.
         load: As in `top_k_routing`.
     """
-    num_tokens, num_experts = logits.shape
-    tokens_per_expert = _per_expert(torch.ones_like(expert_index), expert_index, num_experts)
-    count = partial(torch.zeros, dtype=torch.int64, device=logits.device)
-    sums = RoutingSums(
-        num_tokens=count(()) + num_tokens,
-        tokens_per_expert=tokens_per_expert,
-        importance=_per_expert(weight, expert_index, num_experts),
-        load=tokens_per_expert.to(logits.dtype) if load is None else load.sum(0),
-        probs=probs.sum(0),
-        router_z=logits.logsumexp(-1).square().sum(),
-        entropy=torch.special.entr(probs).sum(),
-        dropped=count(()),
-        group_load=logits.new_zeros(0),
-        group_tokens=count(0),
-        threshold=logits.new_zeros(()),
-    )
+    counts = _per_expert(torch.ones_like(expert_index), expert_index, logits.shape[1])
+    sources = _Sources(expert_index, weight, logits, probs, load, counts, torch.is_grad_enabled())
+    sums = RoutingSums.when_read(sources)
     return Routing(token_index, expert_index, weight, sums, logits, probs)
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """What the sums of a batch are computed from."""
+
+    expert_index: Tensor
+    weight: Tensor
+    logits: Tensor
+    probs: Tensor
+    load: Tensor | None
+    tokens_per_expert: Tensor
+    grad_enabled: bool
+
+    def detach(self) -> Self:
+        """Return the same without their graph."""
+        weight, logits, probs = (tensor.detach() for tensor in (self.weight, self.logits, self.probs))
+        load = None if self.load is None else self.load.detach()
+        return replace(self, weight=weight, logits=logits, probs=probs, load=load)
 
 
 def _per_expert(values: Tensor, expert_index: Tensor, num_experts: int) -> Num[Tensor, " experts"]:
     """Add up values by expert, without those of assignments that were not made."""
     sums = values.new_zeros(num_experts + 1).index_add(0, expert_index, values)
-    return sums[:-1].clone()  # A view would confuse torch.compile where its detached twin is kept as well.
+    # A view would confuse torch.compile where its detached twin is kept as well.
+    return sums[:-1].clone() if torch.compiler.is_compiling() else sums[:-1]
+
+
+def _load(of: _Sources) -> Float[Tensor, " experts"]:
+    return of.tokens_per_expert.to(of.logits.dtype) if of.load is None else of.load.sum(0)
+
+
+def _count(of: _Sources, *shape: int, value: int = 0) -> Int[Tensor, "*shape"]:
+    return torch.full(shape, value, dtype=torch.int64, device=of.logits.device)
+
+
+_SUMS: Mapping[str, Callable[[_Sources], Tensor]] = MappingProxyType(
+    {
+        "num_tokens": lambda of: _count(of, value=of.logits.shape[0]),
+        "tokens_per_expert": lambda of: of.tokens_per_expert,
+        "importance": lambda of: _per_expert(of.weight, of.expert_index, of.logits.shape[1]),
+        "load": _load,
+        "probs": lambda of: of.probs.sum(0),
+        "router_z": lambda of: of.logits.logsumexp(-1).square().sum(),
+        "entropy": lambda of: torch.special.entr(of.probs).sum(),
+        "dropped": _count,
+        "group_load": lambda of: of.logits.new_zeros(0),
+        "group_tokens": lambda of: _count(of, 0),
+        "threshold": lambda of: of.logits.new_zeros(()),
+    }
+)
+"""How each sum is computed."""

@@ -3,7 +3,7 @@
 The functions are those of `gatewright.kernels.plain`, which says what each takes and returns.
 """
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import triton
@@ -14,40 +14,49 @@ from gatewright.kernels import feed_forward as kernels
 SMALL, MEDIUM, LARGE = 16, 64, 128
 
 
+class Tiles(NamedTuple):
+    """How a product is cut: a program computes ``rows`` by ``columns`` of it, ``inner`` terms of each sum at a time."""
+
+    rows: int
+    columns: int
+    inner: int = 64
+    num_warps: int = 8
+    num_stages: int = 3
+
+
 def up(
-    x: Tensor, weight_in: Tensor, weight: Tensor, token_index: Tensor, ends: Tensor, activation: str, save: bool
+    x: Tensor,
+    weight_in: Tensor,
+    weight: Tensor,
+    token_index: Tensor,
+    ends: Tensor,
+    activation: str,
+    save: bool,
+    tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gather rows, multiply them by the first matrices and activate."""
     (num_experts, dim, width), num_rows = weight_in.shape, token_index.shape[0]
     ffn = width // 2 if activation == "swiglu" else width
     hidden, activated = x.new_empty(num_rows if save else 0, width), x.new_empty(num_rows, ffn)
-    tiles = _tiles(num_rows, num_experts, columns=ffn)
-    num_tiles = num_rows // tiles["BLOCK_ROWS"] + num_experts
-    kernels.up[(num_tiles * triton.cdiv(ffn, tiles["BLOCK_COLUMNS"]),)](
+    tiles = tiles or _tiles(num_rows, num_experts, ffn)
+    num_tiles = num_rows // tiles.rows + num_experts
+    kernels.up[(num_tiles * triton.cdiv(ffn, tiles.columns),)](
         x, weight_in, weight, token_index, ends, hidden, activated, num_experts, num_tiles,
-        dim=dim, ffn=ffn, ACTIVATION=activation, SAVE=save, **tiles,
+        dim=dim, ffn=ffn, ACTIVATION=activation, SAVE=save, **_options(tiles, num_experts),
     )  # fmt: skip
     return hidden, activated
 
 
-def grouped(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+def grouped(rows: Tensor, matrices: Tensor, ends: Tensor, tiles: Tiles | None = None) -> Tensor:
     """Multiply the rows of each expert by its matrix, which may be a transposed view."""
     (num_experts, inner, width), num_rows = matrices.shape, rows.shape[0]
     product = rows.new_empty(num_rows, width)
-    tiles = _tiles(num_rows, num_experts, columns=width)
-    num_tiles = num_rows // tiles["BLOCK_ROWS"] + num_experts
-    kernels.grouped[(num_tiles * triton.cdiv(width, tiles["BLOCK_COLUMNS"]),)](
-        rows,
-        matrices,
-        ends,
-        product,
-        num_experts,
-        num_tiles,
-        *matrices.stride(),
-        inner_size=inner,
-        width=width,
-        **tiles,
-    )
+    tiles = tiles or _tiles(num_rows, num_experts, width)
+    num_tiles = num_rows // tiles.rows + num_experts
+    kernels.grouped[(num_tiles * triton.cdiv(width, tiles.columns),)](
+        rows, matrices, ends, product, num_experts, num_tiles, *matrices.stride(),
+        inner_size=inner, width=width, **_options(tiles, num_experts),
+    )  # fmt: skip
     return product
 
 
@@ -71,55 +80,64 @@ def down_backward(
     token_index: Tensor,
     ends: Tensor,
     activation: str,
+    tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Go back through the second product and the activation."""
     (num_experts, ffn, dim), num_rows = weight_out.shape, hidden.shape[0]
-    tiles = _tiles(num_rows, num_experts, columns=ffn)
-    num_tiles, num_columns = num_rows // tiles["BLOCK_ROWS"] + num_experts, triton.cdiv(ffn, tiles["BLOCK_COLUMNS"])
+    tiles = tiles or _tiles(num_rows, num_experts, ffn, widest=MEDIUM)  # Wider ones do not fit in the registers.
+    num_tiles, num_columns = num_rows // tiles.rows + num_experts, triton.cdiv(ffn, tiles.columns)
     hidden_gradient, activated = torch.empty_like(hidden), hidden.new_empty(num_rows, ffn)
     partial = weight.new_empty(num_columns, num_rows)
     kernels.down_backward[(num_tiles * num_columns,)](
         gradient, weight_out, hidden, weight, token_index, ends, hidden_gradient, activated, partial,
-        num_experts, num_tiles, num_rows, dim=dim, ffn=ffn, ACTIVATION=activation, **tiles,
+        num_experts, num_tiles, num_rows, dim=dim, ffn=ffn, ACTIVATION=activation,
+        **_options(tiles, num_experts),
     )  # fmt: skip
     return hidden_gradient, activated, partial.sum(0)
 
 
-def weight_gradient(left: Tensor, right: Tensor, token_index: Tensor, ends: Tensor, gathered: str) -> Tensor:
+def weight_gradient(
+    left: Tensor, right: Tensor, token_index: Tensor, ends: Tensor, gathered: str, tiles: Tiles | None = None
+) -> Tensor:
     """Sum the outer products of each expert's rows; one side, named by `gathered`, is in the order of tokens."""
     height, width, num_experts = left.shape[1], right.shape[1], ends.shape[0]
     product = left.new_empty(num_experts, height, width)
-    block_height, block_width = _block(height), _block(width)
-    block_rows = 64 if token_index.shape[0] > 64 * num_experts else 32
-    blocks = triton.cdiv(height, block_height) * triton.cdiv(width, block_width)
+    tiles = tiles or _square_tiles(height, width, token_index.shape[0], num_experts)
+    blocks = triton.cdiv(height, tiles.rows) * triton.cdiv(width, tiles.columns)
     kernels.weight_gradient[blocks, num_experts](
         left, right, token_index, ends, product, height=height, width=width,
         GATHER_LEFT=gathered == "left", GATHER_RIGHT=gathered == "right",
-        BLOCK_HEIGHT=block_height, BLOCK_WIDTH=block_width, BLOCK_ROWS=block_rows,
-        GROUP=8, num_warps=_warps(block_height, block_width), num_stages=4,
+        BLOCK_HEIGHT=tiles.rows, BLOCK_WIDTH=tiles.columns, BLOCK_ROWS=tiles.inner,
+        GROUP=8, num_warps=tiles.num_warps, num_stages=tiles.num_stages,
     )  # fmt: skip
     return product
 
 
-def _tiles(num_rows: int, num_experts: int, columns: int) -> dict[str, Any]:
+def _tiles(num_rows: int, num_experts: int, columns: int, widest: int = LARGE) -> Tiles:
     """Choose tile sizes by the rows an expert has on average: few rows, narrow tiles, so that weights are read once."""
-    rows = triton.next_power_of_2(max(1, 3 * num_rows // (2 * num_experts)))
-    block_rows, block_columns = min(max(rows, SMALL), LARGE), _block(columns)
+    average = triton.next_power_of_2(max(1, 3 * num_rows // (2 * num_experts)))
+    rows, width = min(max(average, SMALL), LARGE), _block(columns, widest)
+    return Tiles(rows, width, MEDIUM, 8 if rows * width > MEDIUM * widest else 4, 3)
+
+
+def _square_tiles(height: int, width: int, num_rows: int, num_experts: int) -> Tiles:
+    rows, columns = _block(height), _block(width)
+    inner = MEDIUM if num_rows > MEDIUM * num_experts else 32
+    return Tiles(rows, columns, inner, 8 if rows * columns > MEDIUM * LARGE else 4, 4)
+
+
+def _options(tiles: Tiles, num_experts: int) -> dict[str, int]:
     return {
-        "BLOCK_EXPERTS": triton.next_power_of_2(num_experts),
-        "BLOCK_ROWS": block_rows,
-        "BLOCK_COLUMNS": block_columns,
-        "BLOCK_INNER": MEDIUM,
+        "BLOCK_EXPERTS": max(LARGE, triton.next_power_of_2(num_experts)),
+        "BLOCK_ROWS": tiles.rows,
+        "BLOCK_COLUMNS": tiles.columns,
+        "BLOCK_INNER": tiles.inner,
         "GROUP": 8,
-        "num_warps": _warps(block_rows, block_columns),
-        "num_stages": 3,
+        "num_warps": tiles.num_warps,
+        "num_stages": tiles.num_stages,
     }
 
 
-def _block(size: int) -> int:
+def _block(size: int, largest: int = LARGE) -> int:
     block: int = triton.next_power_of_2(size)
-    return min(max(block, SMALL), LARGE)
-
-
-def _warps(height: int, width: int) -> int:
-    return 8 if height * width > 64 * 128 else 4
+    return min(max(block, SMALL), largest)

@@ -5,6 +5,7 @@ from gatewright.ops.grouped_mm import expert_of_rows, grouped_mm
 from gatewright.ops.registry import BACKENDS, backends
 from gatewright.ops.sinkhorn import sinkhorn
 from gatewright.ops.stable_sort import stable_sort
+from gatewright.ops.wide_product import wide_product
 
 __all__ = [
     "BACKENDS",
@@ -14,4 +15,5 @@ __all__ = [
     "routed_feed_forward",
     "sinkhorn",
     "stable_sort",
+    "wide_product",
 ]

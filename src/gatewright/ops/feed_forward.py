@@ -4,6 +4,7 @@ Saved for backward are the items, the hidden values before the activation, and t
 backward needs is gathered or computed again, as in SonicMoE: https://arxiv.org/abs/2512.14080.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,7 +47,8 @@ def routed_feed_forward(
     ends = tokens_per_expert.cumsum(0, dtype=torch.int32)
     parts = (x.contiguous(), weight_in.contiguous(), weight_out.contiguous(), weight.contiguous())
     save = torch.is_grad_enabled() and any(part.requires_grad for part in parts)
-    output: Tensor = _forward(*parts, token_index, row_index, ends, activation, backend, save)[0]
+    run: Callable[..., Any] = _forward if torch.compiler.is_compiling() else _Routed.apply
+    output: Tensor = run(*parts, token_index, row_index, ends, activation, backend, save)[0]
     return output
 
 
@@ -60,8 +62,7 @@ def specification(
     return rows.new_zeros(x.shape[0], rows.shape[1]).index_add(0, token_index, rows).to(x.dtype)
 
 
-@torch.library.custom_op("gatewright::routed_feed_forward", mutates_args=())
-def _forward(
+def _run_forward(
     x: Tensor,
     weight_in: Tensor,
     weight_out: Tensor,
@@ -79,8 +80,7 @@ def _forward(
         return kernels.gather_sum(kernels.grouped(activated, weight_out, ends), row_index), hidden
 
 
-@torch.library.custom_op("gatewright::routed_feed_forward_backward", mutates_args=())
-def _gradients(
+def _run_backward(
     gradient: Tensor,
     x: Tensor,
     weight_in: Tensor,
@@ -102,6 +102,11 @@ def _gradients(
         of_in = kernels.weight_gradient(x, of_hidden, token_index, ends, "left")
         of_x = kernels.gather_sum(kernels.grouped(of_hidden, weight_in.transpose(1, 2), ends), row_index)
     return of_x, of_in, of_out, of_weight
+
+
+# Operators, so that torch.compile sees them whole; without it their wrappers would cost more than small products do.
+_forward = torch.library.custom_op("gatewright::routed_feed_forward", _run_forward, mutates_args=())
+_gradients = torch.library.custom_op("gatewright::routed_feed_forward_backward", _run_backward, mutates_args=())
 
 
 @_forward.register_fake
@@ -146,10 +151,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     *inputs, hidden = ctx.saved_tensors
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # A derivative of this one may be asked for.
+    compiling = torch.compiler.is_compiling()
+    if torch.is_grad_enabled() and not compiling:  # A derivative of this one may be asked for.
         found = _differentiable_gradients(ctx, gradient, inputs)
     else:
-        found = _gradients(gradient.contiguous(), *inputs, hidden, ctx.activation, ctx.backend)
+        run: Callable[..., Any] = _gradients if compiling else _run_backward
+        found = run(gradient.contiguous(), *inputs, hidden, ctx.activation, ctx.backend)
     return (*found, *[None] * 6)
 
 
@@ -163,3 +170,11 @@ def _differentiable_gradients(ctx: Any, gradient: Tensor, inputs: list[Tensor]) 
 
 
 _forward.register_autograd(_backward, setup_context=_save)
+
+
+class _Routed(torch.autograd.Function):
+    """The same without an operator's wrappers."""
+
+    forward = staticmethod(_run_forward)
+    setup_context = staticmethod(_save)
+    backward = staticmethod(_backward)

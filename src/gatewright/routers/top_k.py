@@ -78,4 +78,5 @@ class TopK(Router):
         weight = score_logits(top.values, self.score) if self.score_after_top_k else scores.gather(-1, top.indices)
         if self.normalize:
             weight = normalized(weight)
-        return top_k_routing(top.indices, weight, logits, normalized(scores))
+        probs = scores if self.score == "softmax" else normalized(scores)  # The softmax already sums to 1.
+        return top_k_routing(top.indices, weight, logits, probs)
