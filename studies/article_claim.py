@@ -67,19 +67,19 @@ def measure(rank: int, folder: str, ep_size: int, results: str) -> None:
     }
     os.environ.update({name: str(value) for name, value in places.items()})
     config = claim_config(folder, ep_size)
-    with join_processes(config) as processes:
+    with join_processes(config) as strategy:
         torch.manual_seed(0)
         splits = load_images(config.data)
-        engine = build_engine(config, splits, torch.device("cpu"), processes)
-        pace = Pace(engine.model, processes)
+        engine = build_engine(config, splits, torch.device("cpu"), strategy)
+        pace = Pace(engine.model, strategy)
         batches = training_batches(splits.train, config.data, seed=0, epoch=0, start=0)
         losses, crossed = [], []
         for batch in islice(batches, STEPS):
-            processes.barrier()
+            strategy.barrier()
             before = loopback_bytes()
             with pace.step():
                 losses.append(engine.step([batch]).task_loss)
-            processes.barrier()
+            strategy.barrier()
             crossed.append(loopback_bytes() - before)
         spent = pace.summary(engine.device)[rank]
         found = {"rank": rank, "losses": losses, "loopback_bytes": median(crossed), "resident": resident(), **spent}

@@ -21,8 +21,8 @@ from tests.cases import NUM_EXPERTS, ROUTER_CASES, SOFT_CASES
 from tests.parallel import parity
 from tests.ranks import Ranks
 from tests.train import test_deepspeed_engine as deepspeeds
+from tests.train.checkpoint.test_writer import resharded, save_midway, uninterrupted
 from tests.train.spread import largest_difference
-from tests.train.test_resharding import resharded, save_midway, uninterrupted
 from tests.train.test_several_processes import in_float32
 from tests.train.test_several_processes import trajectory_of as of_engine
 

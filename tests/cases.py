@@ -25,6 +25,7 @@ from gatewright import (
     NoisyTopK,
     Sinkhorn,
     Soft,
+    SoftMoE,
     TopK,
 )
 from gatewright.dispatch import DISPATCHERS
@@ -56,7 +57,7 @@ def groups_of(num_experts, top_k):
 
 
 ROUTER_CASES = {
-    **{name: router for name, router in ROUTERS.items() if not router.dense},
+    **ROUTERS,
     "biased-softmax": partial(Biased, score="softmax", normalize=False),
     "biased-unnormalized": partial(Biased, normalize=False),
     "group-limited-v2": partial(in_groups, score="softmax", group_score="max", normalize=False, bias_rate=0.0),
@@ -73,7 +74,7 @@ ROUTER_CASES = {
     "top-k-sigmoid-normalized": partial(TopK, score="sigmoid", normalize=True),
 }
 DISPATCHER_CASES = {
-    **{name: dispatcher for name, dispatcher in DISPATCHERS.items() if not dispatcher.dense},
+    **DISPATCHERS,
     "capacity-tight": partial(Capacity, 0.6, 1),
     "capacity-tight-by-weight": partial(Capacity, 0.6, 1, "largest-weight"),
 }
@@ -101,7 +102,7 @@ def two_layers(dim, ffn):
 
 
 def make_router(case, dim, num_experts, top_k):
-    """A router with random parameters: some start at zero, where every expert ties. A dense one takes no top_k."""
+    """A router with random parameters: some start at zero, where every expert ties. `Soft` takes no top_k."""
     if case in SOFT_CASES:
         router = SOFT_CASES[case](dim, num_experts)
         nn.init.constant_(router.scale, 3.0)  # Weights are then far from even.
@@ -130,8 +131,8 @@ def make_moe(
 
 
 def make_soft_moe(router="soft", experts="grouped-feed-forward", *, dim=8, num_experts=5):
-    """A layer of a dense router."""
-    return MoE(make_router(router, dim, num_experts, None), EXPERT_CASES[experts](num_experts, dim))
+    """A layer that mixes tokens into slots."""
+    return SoftMoE(make_router(router, dim, num_experts, None), EXPERT_CASES[experts](num_experts, dim))
 
 
 def make_merged(router="top-k", dim=8, num_experts=NUM_EXPERTS, top_k=2):
@@ -153,11 +154,16 @@ def features_for(router, num_tokens):
     return torch.randn(num_tokens, router.dim)
 
 
-def run(moe, x):
+def run(moe, x, mask=None):
     """Call a layer on vectors; a router by keys gets keys that are a function of each vector."""
-    if type(moe.router) in KEYED:
-        return moe(x, keys_of(x))
-    return moe(x)
+    return moe(x, keys_of(x) if type(moe.router) in KEYED else None, mask)
+
+
+def padded(x):
+    """The vectors with NaN behind the first three and behind the last, and the mask that is True where they are not."""
+    first = min(3, len(x))
+    mask = torch.tensor([True] * first + [False] * 3 + [True] * (len(x) - first) + [False] * 3)
+    return x.new_full((len(mask), *x.shape[1:]), torch.nan).index_put((mask,), x), mask
 
 
 def run_beside(moe, x, images):

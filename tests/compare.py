@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from gatewright import MergedMoE, ResidualMixture, aux_loss, moe_layers, reference
+from gatewright import MergedMoE, ResidualMixture, SoftMoE, aux_loss, moe_layers, reference
 from tests.cases import KEYED, keys_of
 from tests.references import one_by_one, reference_gates, reference_kept, reference_soft
 
@@ -30,7 +30,7 @@ def by_the_reference(layer, x, features=None):
         mixed = by_the_reference(layer.moe, x, features)
         return reference.residual(x, mixed, layer.branch(x), layer.coefficient)
     features = arguments(layer, x)[-1].flatten(1) if features is None else features
-    if layer.router.dense:
+    if isinstance(layer, SoftMoE):
         return reference_soft(layer, x, features)
     gates = reference_gates(layer.router, features)
     torch.manual_seed(SEED)

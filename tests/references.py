@@ -126,7 +126,7 @@ def reference_kept(gates, routing, dispatcher, training):
             served.append((token, len(choices[token])))
         choices[token].append(expert)  # a second choice stays one where the first was discarded
     served = reference.prioritised(served, gates, dispatcher.priority)
-    capacity = dispatcher.capacity(len(routing.weight), num_experts)
+    capacity = int(dispatcher.capacity(routing.sums.tokens_per_expert.sum(), num_experts))
     kept = torch.zeros_like(gates)
     for token, choice in reference.keep_within_capacity(choices, num_experts, capacity, served):
         kept[token, choices[token][choice]] = 1
@@ -134,7 +134,7 @@ def reference_kept(gates, routing, dispatcher, training):
 
 
 def reference_soft(moe, x, features):
-    """What the reference makes of a layer of a dense router."""
+    """What the reference makes of a `SoftMoE`."""
     router = moe.router
     group_size = router.group_size or len(x)
     weights = reference.soft(features, router.gate.weight.t(), router.scale[0], group_size)

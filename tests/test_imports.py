@@ -18,7 +18,8 @@ LEVELS = [
     {"internals", "kernels"},
     {"names", "ops", "reset", "scope"},
     {"routing"},
-    {"routers", "experts", "dispatch", "losses", "metrics"},
+    {"experts", "dispatch", "losses", "metrics"},
+    {"routers"},
     {"layers", "reference"},
     {"parallel", "surgery"},
     {"data", "models", "planner"},
@@ -26,7 +27,7 @@ LEVELS = [
     {"train", "report", "integrations"},
     {"recipes", "cli", "__main__"},
 ]
-CORE = set.union(*LEVELS[:5])
+CORE = set.union(*LEVELS[:6])
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 SIDEWAYS = {
     ("train", "report"),

@@ -15,7 +15,7 @@ from gatewright import (
     MoE,
     NoisyTopK,
     Soft,
-    SoftDispatch,
+    SoftMoE,
     TopK,
     aux_loss,
     moe_layers,
@@ -87,7 +87,6 @@ def test_the_default_dispatcher_and_losses():
     moe = MoE(NoisyTopK(8, 3), GroupedFeedForward(3, 8, 4))
     assert isinstance(moe.dispatcher, Dropless)
     assert moe.losses == {"importance": 0.1, "load": 0.1}
-    assert isinstance(MoE(Soft(8, 3), GroupedFeedForward(3, 8, 4)).dispatcher, SoftDispatch)
     assert MoE(TopK(8, 3), GroupedFeedForward(3, 8, 4)).losses == {"load_balance": 0.01}
     assert MoE(TopK(8, 3), GroupedFeedForward(3, 8, 4), losses={"router_z": 1e-3}).losses == {"router_z": 1e-3}
 
@@ -119,14 +118,6 @@ def linear(out=8):
         (
             lambda: MoE(TopK(8, 2), ModuleExperts([linear()(), nn.LSTM(8, 8)])),
             r"one tensor with one row per row .* expert 1 \(LSTM\) returns tuple",
-        ),
-        (
-            lambda: MoE(Soft(8, 3), GroupedFeedForward(3, 8, 4), dispatcher=Dropless()),
-            r"got Dropless\(\), which takes a Routing, and Soft, .* or pass SoftDispatch\(\)\.",
-        ),
-        (
-            lambda: MoE(TopK(8, 3), GroupedFeedForward(3, 8, 4), dispatcher=SoftDispatch()),
-            r"got SoftDispatch\(\), which takes a SoftRouting, and TopK, .* pass Dropless\(\) or Capacity\(\)\.",
         ),
         (
             lambda: MoE(TopK(8, 3), GroupedFeedForward(3, 8, 4), losses={"laod": 1.0}),
@@ -223,16 +214,26 @@ def test_it_prints_its_parts():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((nn.Linear(8, 4), GroupedFeedForward(4, 8, 8)), r"got Linear. Pass one, such as gatewright.TopK"),
+        (
+            (nn.Linear(8, 4), GroupedFeedForward(4, 8, 8)),
+            r"MoE takes a gatewright.Router for its router; got Linear. .* such as gatewright.TopK",
+        ),
         ((TopK(8, 4), nn.ModuleList([nn.Linear(8, 8)])), r"got ModuleList. Use gatewright.GroupedFeedForward, or wrap"),
         ((TopK(8, 4), [nn.Linear(8, 8)] * 4), r"got list."),
         ((TopK(8, 4), GroupedFeedForward(4, 8, 8), "capacity"), r"got 'capacity'. Leave it out"),
+        ((Soft(8, 4), GroupedFeedForward(4, 8, 8)), r"got Soft. SoftMoE takes gatewright.Soft"),
     ],
 )
 def test_parts_of_another_kind_are_named(unchecked, arguments, says):
     router, experts, *dispatcher = arguments
     with pytest.raises(ValueError, match=says):
         MoE(router, experts, dispatcher=dispatcher[0] if dispatcher else None)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_layer_of_soft_routing_has_no_other_router():
+    with pytest.raises(ValueError, match=r"SoftMoE takes a gatewright.Soft for its router; got TopK."):
+        SoftMoE(TopK(8, 3), GroupedFeedForward(3, 8, 4))
 
 
 def test_logits_and_probabilities_of_the_last_forward_can_be_read():

@@ -36,31 +36,15 @@ def grouped(router, dispatcher, dim, autocast, training):
 @pytest.mark.parametrize(
     ("router", "dispatcher", "dim", "autocast", "training"),
     [
-        ("noisy-top-k", "dropless", 8, False, True),
-        ("top-k", "dropless", 8, False, True),
         ("noisy-top-k", "dropless", 7, False, False),
-        ("top-k", "dropless", 8, True, True),
         ("top-k", "capacity", 7, False, True),
         ("expert-choice-normalized", "capacity", 8, True, True),
-        ("expert-choice", "dropless", 7, False, False),
         ("sinkhorn", "capacity", 7, True, True),
     ],
 )
 def test_grouped_experts_are_one_graph(run_unhooked, router, dispatcher, dim, autocast, training):
-    """Every router at one size is in `tests/test_promises.py`; here are odd sizes, autocast and gated experts."""
+    """Every router at one size is in `tests/promises`; here are odd sizes, autocast and gated experts."""
     run_unhooked(grouped, router, dispatcher, dim, autocast, training)
-
-
-def soft(router, autocast, training):
-    torch.manual_seed(0)
-    moe = make_soft_moe(router, "grouped-swiglu-bias").train(training)
-    agrees_with_eager(moe, torch.randn(12, 8), autocast, backend="aot_eager", fullgraph=True)
-
-
-@pytest.mark.parametrize("router", SOFT_CASES)
-@pytest.mark.parametrize(("autocast", "training"), [(False, True), (False, False), (True, True)])
-def test_soft_routing_is_one_graph(run_unhooked, router, autocast, training):
-    run_unhooked(soft, router, autocast, training)
 
 
 def modules(dispatcher):
@@ -88,9 +72,7 @@ def sizes(router, group_size):
     assert counter.frame_count <= 4, "a graph per batch size"
 
 
-@pytest.mark.parametrize(
-    ("router", "group_size"), [("top-k", 1), ("soft", 1), ("soft-groups", 3), ("soft-per-token", 1)]
-)
+@pytest.mark.parametrize(("router", "group_size"), [("top-k", 1), ("soft-groups", 3)])
 def test_one_graph_serves_batches_of_all_sizes(run_unhooked, router, group_size):
     """The first two sizes, one group and none: a batch of 6, 63 or 17 is compiled no more."""
     run_unhooked(sizes, router, group_size)
@@ -111,9 +93,9 @@ def test_a_capacity_that_would_warn_is_one_graph_too_and_eager_mode_says_on_whic
     assert Path(file).read_text().splitlines()[line - 1].strip() == "output = forward(*arguments(layer, x))"
 
 
-def forgotten(experts):
+def forgotten():
     torch.manual_seed(0)
-    moe = make_moe("noisy-top-k", experts)
+    moe = make_moe("noisy-top-k")
     compiled = torch.compile(copy.deepcopy(moe), backend="aot_eager")
     try:
         compiled(torch.randn(13, 8)).sum().backward()
@@ -121,9 +103,8 @@ def forgotten(experts):
         return str(error)
 
 
-@pytest.mark.parametrize("experts", ["grouped-feed-forward", "modules"])
-def test_forgetting_the_loss_fails_in_backward(run_unhooked, experts):
-    assert "backward ran before this MoE layer's auxiliary loss was taken" in run_unhooked(forgotten, experts)
+def test_forgetting_the_loss_fails_in_backward(run_unhooked):
+    assert "backward ran before this MoE layer's auxiliary loss was taken" in run_unhooked(forgotten)
 
 
 def whole_step():

@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from gatewright import Capacity, GroupedFeedForward, ModuleExperts, MoE, Soft, TopK, aux_loss
+from gatewright import Capacity, GroupedFeedForward, ModuleExperts, MoE, Soft, SoftMoE, TopK, aux_loss
 from tests.cases import make_router, two_layers
 
 
@@ -48,7 +48,7 @@ def test_a_token_whose_assignments_were_all_dropped_still_gets_it():
 
 
 def test_soft_mixtures_take_one_too():
-    moe, x = MoE(Soft(8, 3), GroupedFeedForward(3, 8, 4), shared=nn.Linear(8, 8)), torch.randn(9, 8)
+    moe, x = SoftMoE(Soft(8, 3), GroupedFeedForward(3, 8, 4), shared=nn.Linear(8, 8)), torch.randn(9, 8)
     assert_close(moe(x), without_shared(moe)(x) + moe.shared(x))
 
 

@@ -60,10 +60,6 @@ def norm(kind):
             r"Expert 0 \(Linear\) does not take items of shape \(8,\)",
         ),
         (
-            lambda: MergedMoE(Soft(8, 2), lambda: nn.Linear(8, 8), 2),
-            r"one weight per item and expert; Soft mixes items. Use another router, such as TopK",
-        ),
-        (
             lambda: MergedMoE(TopK(8, 2), lambda: nn.Linear(8, 8), 2, losses={"laod": 1.0}),
             "did you mean 'load'",
         ),
@@ -72,6 +68,12 @@ def norm(kind):
 def test_what_cannot_be_merged_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_router_that_mixes_items_is_refused():
+    with pytest.raises(ValueError, match=r"MergedMoE takes a gatewright.Router for its router; got Soft"):
+        MergedMoE(Soft(8, 2), lambda: nn.Linear(8, 8), 2)
 
 
 @pytest.mark.usefixtures("unchecked")

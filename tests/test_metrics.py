@@ -11,8 +11,7 @@ from gatewright import RoutingSums, metrics
 def sums(*tokens_per_expert, num_tokens=4, entropy=0.0, dropped=0):
     counts, zero = torch.tensor(tokens_per_expert), torch.zeros(len(tokens_per_expert))
     scalars = [torch.tensor(value) for value in (0.0, entropy, dropped)]
-    flat = torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.tensor(0.0)
-    return RoutingSums(torch.tensor(num_tokens), counts, zero, zero, zero, *scalars, *flat)
+    return RoutingSums(torch.tensor(num_tokens), counts, zero, zero, zero, *scalars)
 
 
 CASES = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from gatewright import Capacity, GroupedFeedForward, ModuleExperts, MoE, TopK, moe_layers
+from gatewright import Capacity, GroupedFeedForward, ModuleExperts, MoE, SoftMoE, TopK, moe_layers
 from tests.cases import BATCHWISE, ROUTER_CASES, make_moe
 from tests.promises.measure import (
     TOLERANCE,
@@ -19,6 +19,7 @@ from tests.promises.measure import (
     measure,
     parity,
     same_when_checkpointed,
+    same_when_padded,
     worst,
 )
 from tests.promises.page import PAGE, parse, render
@@ -40,13 +41,14 @@ def page():
 def promised(layer):
     """The answers that a layer must have."""
     moe = next(moe for _, moe in moe_layers(layer))
-    mixes_all = moe.router.dense and moe.router.group_size is None
+    mixes_all = isinstance(moe, SoftMoE) and moe.router.group_size is None
     drops = isinstance(getattr(moe, "dispatcher", None), Capacity)
     return {
         "alone_in_evaluation": not mixes_all,
         "alone_in_training": not (mixes_all or drops or type(moe.router) in BATCHWISE),
         "one_graph": not isinstance(moe.experts, ModuleExperts),
         "checkpointing": True,
+        "padding": True,
     }
 
 
@@ -79,7 +81,7 @@ def test_the_page_is_what_its_rows_make_it(page):
 
 
 def test_a_figure_beyond_its_tolerance_or_undefined_is_too_large():
-    row = Row(1e-5, 1e-5, 1e-12, 1e-12, True, True, True, True, 5e-2)
+    row = Row(1e-5, 1e-5, 1e-12, 1e-12, True, True, True, True, True, 5e-2)
     assert not row.too_large()
     assert set(replace(row, output_float32=1.1e-5, gradient_float64=math.nan).too_large()) == {
         "output_float32",
@@ -122,6 +124,14 @@ def test_a_weight_that_the_reference_does_not_know_is_found():
     layer.register_forward_hook(lambda module, inputs, output: output * (1 + 1e-4))
     output, gradient = parity(layer, x, torch.float32)
     assert min(output, gradient) > TOLERANCE["float32"]
+
+
+def test_a_router_that_counts_masked_items_is_found():
+    class Unmasked(TopK):
+        def forward(self, features, scope, mask=None):
+            return super().forward(features, scope)
+
+    assert not same_when_padded(MoE(Unmasked(8, 4, 2), GroupedFeedForward(4, 8, 16)), torch.randn(12, 8))
 
 
 def test_a_route_that_autocast_changes_is_found():

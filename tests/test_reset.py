@@ -21,7 +21,7 @@ from gatewright import (
 )
 from gatewright.reset import reset_parts
 from gatewright.routers import Router
-from tests.cases import EXPERT_CASES, ROUTER_CASES, SOFT_CASES, two_layers
+from tests.cases import EXPERT_CASES, ROUTER_CASES, SOFT_CASES, make_soft_moe, two_layers
 
 
 def normed(dim):
@@ -29,11 +29,13 @@ def normed(dim):
 
 
 def layers():
-    """Every router with every kind of experts, made as a user makes them."""
-    routers = {name: partial(make, 8, 4, 2) for name, make in ROUTER_CASES.items()}
-    for name, router in {**routers, **{name: partial(make, 8, 4) for name, make in SOFT_CASES.items()}}.items():
-        for kind, experts in EXPERT_CASES.items():
-            yield f"{name} {kind}", lambda r=router, e=experts: MoE(r(), e(4, 8), shared=two_layers(8, 4))
+    """Every router with both classes of experts, one with every case of them; made as a user makes them."""
+    for name, make in {**ROUTER_CASES, **SOFT_CASES}.items():
+        layer, sizes = (type(make_soft_moe()), (8, 4)) if name in SOFT_CASES else (MoE, (8, 4, 2))
+        router = partial(make, *sizes)
+        for kind in EXPERT_CASES if name == "top-k" else ("grouped-relu-bias", "modules"):
+            experts = partial(EXPERT_CASES[kind], 4, 8)
+            yield f"{name} {kind}", lambda a=layer, r=router, e=experts: a(r(), e(), shared=two_layers(8, 4))
     yield "merged", lambda: MergedMoE(TopK(8, 4), partial(two_layers, 8, 3), 4)
     norms = partial(ModuleExperts, partial(normed, 8), 4)
     yield "residual", lambda: ResidualMixture(MoE(TopK(8, 4), norms()), nn.Linear(8, 8))

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from torch.utils.checkpoint import checkpoint
 
 from gatewright import GroupedFeedForward, Hashed, MergedMoE, ModuleExperts, MoE, ResidualMixture, TopK, aux_loss
 from tests.cases import make_moe
@@ -94,34 +93,6 @@ def test_other_types(dtype, shares):
     layer, x = ResidualMixture(make_moe("top-k", "modules")).to(dtype), torch.randn(11, 8, dtype=dtype)
     assert layer.shares(x).dtype == shares
     assert layer(x).dtype == dtype
-
-
-def step(model, layer, x):
-    layer.zero_grad()
-    torch.manual_seed(1)
-    (model(x).square().sum() + aux_loss(layer)).backward()
-    return {name: p.grad for name, p in layer.named_parameters()}
-
-
-def test_checkpointing():
-    layer, x = ResidualMixture(make_moe("noisy-top-k"), nn.Linear(8, 8)), torch.randn(11, 8)
-    expected = step(layer, layer, x)
-    actual = step(lambda x: checkpoint(layer, x, use_reentrant=False), layer, x)
-    for name, value in actual.items():
-        assert_close(value, expected[name], msg=name)
-
-
-def compiled():
-    torch.manual_seed(0)
-    layer, x = ResidualMixture(make_moe("noisy-top-k"), nn.Linear(8, 8)), torch.randn(11, 8)
-    expected = step(layer, layer, x)
-    actual = step(torch.compile(layer, backend="aot_eager", fullgraph=True), layer, x)
-    for name, value in actual.items():
-        assert_close(value, expected[name], rtol=1e-5, atol=1e-5, msg=name)
-
-
-def test_it_compiles_to_one_graph(run_unhooked):
-    run_unhooked(compiled)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The record between the four nouns."""
 
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError
 
 import jaxtyping
 import pytest
@@ -46,11 +46,13 @@ def test_a_smooth_load_replaces_the_count():
 
 
 def test_sums_add_up_field_by_field():
-    one, other = routing().sums, routing(load=torch.rand(2, 3)).sums
+    records = routing(), routing(load=torch.rand(2, 3))
+    one, other = (record.with_sums(extra={"own": torch.rand(2)}).sums for record in records)
     total = one + other
     assert isinstance(total, RoutingSums)
-    for field in fields(RoutingSums):
-        assert_close(getattr(total, field.name), getattr(one, field.name) + getattr(other, field.name))
+    assert "own" in total.extra
+    for name, value in total.by_name().items():
+        assert_close(value, one.by_name()[name] + other.by_name()[name])
 
 
 def test_drop_keeps_the_length_and_counts_what_it_drops():
@@ -75,13 +77,14 @@ def test_detach_leaves_values_and_no_graph():
     logits = LOGITS.clone().requires_grad_()
     probs = logits.softmax(-1)
     record = top_k_routing(EXPERT_INDEX, WEIGHT * logits.sum(), logits, probs, probs)
+    record = record.with_sums(extra={"own": logits.sum()})
     bare = record.detach()
     tensors = {"weight": record.weight} | {name: getattr(record.sums, name) for name in ("importance", "load", "probs")}
     assert all(tensor.requires_grad for tensor in tensors.values())
     assert not bare.weight.requires_grad
-    assert not any(getattr(bare.sums, field.name).requires_grad for field in fields(RoutingSums))
-    for field in fields(RoutingSums):
-        assert_close(getattr(bare.sums, field.name), getattr(record.sums, field.name).detach())
+    assert not any(value.requires_grad for value in bare.sums.by_name().values())
+    for name, value in record.sums.by_name().items():
+        assert_close(bare.sums.by_name()[name], value.detach())
 
 
 def test_records_are_frozen():

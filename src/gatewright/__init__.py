@@ -4,12 +4,13 @@ The core, importable with torch alone: four nouns (`Router`, `Dispatcher`, `Expe
 (`Routing`). Start with `gatewright.reference`, which says in plain loops what all of it computes.
 """
 
-from gatewright.dispatch import Capacity, Dispatcher, Dropless, ExpertBatch, SoftDispatch
+from gatewright.dispatch import Capacity, Dispatcher, Dropless, ExpertBatch
 from gatewright.experts import Experts, GroupedFeedForward, ModuleExperts
 from gatewright.layers.base import RoutedLayer, aux_loss, end_step, moe_layers, seed_noise
 from gatewright.layers.merged import MergedMoE
 from gatewright.layers.moe import MoE
 from gatewright.layers.residual import ResidualMixture
+from gatewright.layers.soft import SoftMoE
 from gatewright.ops import backends
 from gatewright.routers import (
     Biased,
@@ -24,7 +25,7 @@ from gatewright.routers import (
     Soft,
     TopK,
 )
-from gatewright.routing import Routing, RoutingSums, SoftRouting
+from gatewright.routing import Routing, RoutingSums
 from gatewright.scope import BatchScope
 
 __version__ = "0.1.0"
@@ -54,8 +55,7 @@ __all__ = [
     "RoutingSums",
     "Sinkhorn",
     "Soft",
-    "SoftDispatch",
-    "SoftRouting",
+    "SoftMoE",
     "TopK",
     "aux_loss",
     "backends",

@@ -30,11 +30,6 @@ def is_exporting() -> bool:
     return torch.compiler._is_exporting_flag
 
 
-def is_capturing() -> bool:
-    """Whether a CUDA graph is captured, which replays what runs now and nothing that is computed later."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-
-
 def in_transform() -> bool:
     """Whether a transform of `torch.func` runs, such as ``grad``, ``jvp`` or ``vmap``."""
     return not torch.compiler.is_compiling() and _functorch.peek_interpreter_stack() is not None

@@ -1,15 +1,18 @@
 """Auxiliary losses: pure functions of the sums that a routing carries, unweighted.
 
-Registered by name in `LOSSES`; a layer multiplies each by its coefficient and `gatewright.aux_loss` adds them up.
+Registered by name in `LOSSES`; a layer multiplies each by its coefficient and `gatewright.aux_loss` adds them up. A
+loss that reads what one router alone has sums of is beside that router, in its `own_losses`.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from jaxtyping import Float
 from torch import Tensor
 
-from gatewright.routing import RoutingSums
+from gatewright.names import known
+from gatewright.routing import Loss, RoutingSums
 
 
 def cv_squared(values: Float[Tensor, " experts"]) -> Float[Tensor, ""]:
@@ -32,19 +35,7 @@ def load_loss(sums: RoutingSums) -> Float[Tensor, ""]:
     Its gradient reaches the router through the noise distribution; where a router draws no noise, or chooses every
     expert, load is a count and the loss a constant.
     """
-    return cv_squared(expert_load(sums))
-
-
-def expert_load(sums: RoutingSums) -> Float[Tensor, " experts"]:
-    """``Load(X)`` of every expert, of both levels where there are two.
-
-    ``Load_H(X)_ij = Load_primary(X)_i Load_i(X_i)_j / |X_i|``, https://arxiv.org/abs/1701.06538 appendix B: the product
-    keeps a gradient to the upper level. It is 0 in a group that no token chose.
-    """
-    if len(sums.group_load) == 0:
-        return sums.load
-    per_token = sums.load.view(len(sums.group_load), -1) / sums.group_tokens.clamp(min=1)[:, None]
-    return (sums.group_load[:, None] * per_token).flatten()
+    return cv_squared(sums.load)
 
 
 def load_balance_loss(sums: RoutingSums) -> Float[Tensor, ""]:
@@ -64,17 +55,43 @@ def router_z_loss(sums: RoutingSums) -> Float[Tensor, ""]:
     return sums.router_z / sums.num_tokens.clamp(min=1)
 
 
-def threshold_loss(sums: RoutingSums) -> Float[Tensor, ""]:
-    """``L_batchwise`` of https://arxiv.org/abs/1701.06538 appendix F, as a mean over tokens instead of a sum."""
-    return sums.threshold / sums.num_tokens.clamp(min=1)
+Coefficients = Mapping[str, float] | Mapping[str | Loss, float]
+"""What each auxiliary loss counts for, by its name or by a function of your own."""
 
-
-LOSSES: Mapping[str, Callable[[RoutingSums], Tensor]] = MappingProxyType(
+LOSSES: Mapping[str, Loss] = MappingProxyType(
     {
         "importance": importance_loss,
         "load": load_loss,
         "load_balance": load_balance_loss,
         "router_z": router_z_loss,
-        "threshold": threshold_loss,
     }
 )
+
+
+def by_name(coefficients: Coefficients, own_losses: Mapping[str, Loss]) -> tuple[dict[str, Loss], dict[str, float]]:
+    """Return functions and coefficients of auxiliary losses by name; a function given in place of one has its own.
+
+    Args:
+        coefficients: By name in `LOSSES` or ``own_losses``, or by function.
+        own_losses: Those of a router.
+
+    Raises:
+        ValueError: If a loss is unknown, two of them have one name, or a coefficient is not finite.
+    """
+    asked: dict[str | Loss, float] = dict(coefficients.items())
+    functions = {**LOSSES, **own_losses, **{_name(loss): loss for loss in asked if callable(loss)}}
+    named = {_name(loss): float(coefficient) for loss, coefficient in asked.items()}
+    if len(named) < len(asked):
+        raise ValueError(
+            f"Auxiliary losses have different names; got {', '.join(map(_name, asked))}. Give each function of your "
+            "own a name of its own."
+        )
+    for name, coefficient in named.items():
+        known(name, functions, "auxiliary loss")
+        if not math.isfinite(coefficient):
+            raise ValueError(f"The coefficient of an auxiliary loss is finite; got {coefficient} for {name}.")
+    return functions, named
+
+
+def _name(loss: str | Loss) -> str:
+    return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)

@@ -3,13 +3,16 @@
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gatewright.internals import backward_id, saves_by_hooks
 
 REPLAYED_FORWARDS = 1024
 """Checkpointed forwards of which a scope remembers the noise key until they run again."""
+
+Mask = Bool[Tensor, " tokens"] | None
+"""Which tokens are real: None where all are. The others, such as padding, count for nothing."""
 
 LOST_KEY = (
     "Activation checkpointing runs a forward of this layer again, and its noise key is not to be found: either it was "
@@ -38,8 +41,8 @@ class BatchScope:
         self.key = key
         self._replayed: dict[int, Tensor] = {}
 
-    def token_offset(self, num_tokens: int) -> int:
-        """Return how many tokens of the global batch stand before this process's."""
+    def token_offset(self, num_tokens: int | Int[Tensor, ""]) -> int:
+        """Return how many tokens of the global batch stand before this process's, of which there are so many."""
         return 0
 
     def sum(self, *values: Tensor) -> tuple[Tensor, ...]:
@@ -50,13 +53,26 @@ class BatchScope:
         """Concatenate over the processes in the order of the global batch, with a gradient."""
         return values
 
-    def uniform(self, like: Float[Tensor, "tokens columns"], stream: int = 0) -> Float[Tensor, "tokens columns"]:
-        """Draw from the open interval (0, 1), in 23-bit steps; another ``stream`` gives other numbers."""
-        return _fraction(self._bits(like, stream) >> 40, like.dtype).to(like.dtype)
+    def uniform(
+        self, like: Float[Tensor, "tokens columns"], stream: int = 0, mask: Mask = None
+    ) -> Float[Tensor, "tokens columns"]:
+        """Draw from the open interval (0, 1), in 23-bit steps.
 
-    def normal(self, like: Float[Tensor, "tokens columns"], stream: int = 0) -> Float[Tensor, "tokens columns"]:
-        """Draw from the standard normal distribution, within 5.8 deviations: the Box-Muller transform."""
-        bits = self._bits(like, stream)
+        Args:
+            like: What the numbers are for.
+            stream: Another one gives other numbers.
+            mask: True where a token is real. Only these are numbered, so that padding does not change their noise.
+        """
+        return _fraction(self._bits(like, stream, mask) >> 40, like.dtype).to(like.dtype)
+
+    def normal(
+        self, like: Float[Tensor, "tokens columns"], stream: int = 0, mask: Mask = None
+    ) -> Float[Tensor, "tokens columns"]:
+        """Draw from the standard normal distribution, within 5.8 deviations: the Box-Muller transform.
+
+        The arguments are those of `uniform`.
+        """
+        bits = self._bits(like, stream, mask)
         radius = (-2 * _fraction(bits >> 40, like.dtype).log()).sqrt()
         return (radius * (2 * math.pi * _fraction(bits >> 16, like.dtype)).cos()).to(like.dtype)
 
@@ -95,12 +111,13 @@ class BatchScope:
             raise RuntimeError(LOST_KEY)
         return self._replayed[ticket]
 
-    def _bits(self, like: Tensor, stream: int) -> Int[Tensor, "tokens columns"]:
+    def _bits(self, like: Tensor, stream: int, mask: Tensor | None) -> Int[Tensor, "tokens columns"]:
         """Hash the key and each entry's place in the global batch: splitmix64, used as a counter-based generator."""
         tokens, columns = like.shape
         key = self._forward_key(like.device)
-        first = self.token_offset(tokens) * columns
-        counter = torch.arange(first, first + tokens * columns, device=like.device).view(tokens, columns)
+        first = self.token_offset(tokens if mask is None else mask.sum())
+        place = torch.arange(tokens, device=like.device) if mask is None else mask.cumsum(0) - 1
+        counter = (first + place)[:, None] * columns + torch.arange(columns, device=like.device)
         # Exclusive or before the product: torch's inductor would fold a product of the counter alone into its loop
         # index, where C++ leaves overflow undefined.
         return splitmix64((counter ^ (key + _signed(stream * _GAMMA))) * _signed(_GAMMA))

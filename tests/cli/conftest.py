@@ -22,7 +22,8 @@ def _own_folders(tmp_path, monkeypatch):
 def trained(one_thread, tmp_path_factory):  # noqa: F811
     """The folder of a run that the command line trained."""
     folder = tmp_path_factory.mktemp("trained") / "[bold] run"  # with what shells and rich take for their own
-    assert main(["train", "digits", "--epochs", "2", "--output", str(folder), "--tracking.no-enabled"]) == 0
+    flags = "--epochs 2 --tracking.no-enabled --tracking.log-interval 1"
+    assert main(["train", "digits", "--output", str(folder), *flags.split()]) == 0
     return folder
 
 

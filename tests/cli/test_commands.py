@@ -59,13 +59,20 @@ def test_evaluating_with_flips_is_another_figure(gatewright, trained):
     assert flipped.startswith("test accuracy ")
 
 
-def test_evaluating_on_data_at_another_place(gatewright, tmp_path):
+def test_evaluating_on_data_at_another_place_and_on_data_that_do_not_fit(gatewright, tmp_path):
     data = {"name": "folder", "path": str(write_image_folder(tmp_path / "images")), "batch_size": 16, "holdout": 0.0}
     _, output = train(digits_config(tmp_path / "run", data=data))
     (tmp_path / "images").rename(tmp_path / "moved")
-    status, _, errors = gatewright("evaluate", output)
-    assert (status, errors.count("\n")) == (2, 1)
-    assert f"there is no folder {tmp_path}/images" in errors
+    write_image_folder(tmp_path / "others", num_classes=3)
+    write_image_folder(tmp_path / "larger", size=24)
+    for flags, sentence in (
+        ((), f"there is no folder {tmp_path}/images"),
+        (("--data.path", tmp_path / "others"), "has class0, class1, class2 (3)."),
+        (("--data.path", tmp_path / "larger"), "has (3, 24, 24). Set --data.image-size"),
+    ):
+        status, printed, errors = gatewright("evaluate", output, *flags)
+        assert (status, printed, errors.count("\n")) == (2, "", 1)
+        assert sentence in errors
     status, printed, _ = gatewright("evaluate", output, "--data.path", tmp_path / "moved")
     assert status == 0
     assert printed.endswith("of 8 images\n")
@@ -74,18 +81,6 @@ def test_evaluating_on_data_at_another_place(gatewright, tmp_path):
     status, printed, errors = gatewright("train", "digits", *flags)
     assert status == 0
     assert errors.startswith("resumed: epochs was 1 until the end of epoch 1, and is 2 from there on.\n")
-
-
-def test_evaluating_on_data_that_do_not_fit_is_refused(gatewright, trained, tmp_path):
-    folder = write_image_folder(tmp_path / "images", size=8, num_classes=10, num_train=40, num_test=40)
-    data = {"name": "folder", "path": str(folder), "batch_size": 16, "holdout": 0.0}
-    _, output = train(digits_config(tmp_path / "run", data=data))
-    write_image_folder(tmp_path / "fewer", size=8)
-    write_image_folder(tmp_path / "larger", size=12, num_classes=10, num_train=40, num_test=40)
-    for name, sentence in (("fewer", "has class0, class1 (2)."), ("larger", "has (3, 12, 12). Set --data.image-size")):
-        status, printed, errors = gatewright("evaluate", output, "--data.path", tmp_path / name)
-        assert (status, printed, errors.count("\n")) == (2, "", 1)
-        assert sentence in errors
 
 
 def test_a_soft_mixture_is_trained_evaluated_and_asked_like_any_other(gatewright, tmp_path):

@@ -7,9 +7,11 @@ import pytest
 
 from gatewright.cli.commands import parse_train
 from gatewright.data import BUILT_IN_NAMES
+from gatewright.data.text.config import BUILT_IN_TEXTS
 from gatewright.losses import LOSSES
 from gatewright.models import CHOOSABLE_ROUTERS, MixtureConfig
 from gatewright.recipes import RECIPES
+from gatewright.routers import ROUTERS
 
 
 @pytest.fixture
@@ -28,13 +30,19 @@ def printed(gatewright):
 
 
 def test_everything_that_can_be_chosen_is_printed_with_what_it_is(printed):
-    (dispatch,) = (item.type for item in fields(MixtureConfig) if item.name == "dispatch")
+    kinds = {item.name: item.type for item in fields(MixtureConfig)}
     assert {title: set(rows) for title, rows in printed.items()} == {
         "gatewright train RECIPE": set(RECIPES),
-        "--data.name": {*BUILT_IN_NAMES, "OWNER/NAME"},
+        "--data.name of images": {*BUILT_IN_NAMES, "OWNER/NAME"},
+        "--data.name of text": {*BUILT_IN_TEXTS, "OWNER/NAME"},
         "--model.router": set(CHOOSABLE_ROUTERS),
-        "--model.dispatch": set(get_args(dispatch)),
-        "--model.losses NAME COEFFICIENT": set(LOSSES),
+        "--model.router of text": set(ROUTERS) - set(CHOOSABLE_ROUTERS),
+        "--model.experts": set(get_args(kinds["experts"])),
+        "beside the experts": {f"--model.{name}" for name, kind in kinds.items() if kind is bool},
+        "--model.dispatch": set(get_args(kinds["dispatch"])),
+        "--model.losses NAME COEFFICIENT": set(LOSSES).union(
+            *(router.own_losses for router in CHOOSABLE_ROUTERS.values())
+        ),
     }
     summaries = [summary for rows in printed.values() for summary in rows.values()]
     assert all(len(summary) > 20 for summary in summaries)
@@ -44,10 +52,13 @@ def test_everything_that_can_be_chosen_is_printed_with_what_it_is(printed):
 def test_what_is_printed_can_be_chosen(printed):
     for flag, rows in list(printed.items())[1:]:
         for name in rows:
-            words = [flag.split()[0], name, *(["0.1"] if "COEFFICIENT" in flag else [])]
-            if name == "folder":
+            words = [flag.split()[0], name] if flag.startswith("--") else [name]
+            words += ["0.1"] if "COEFFICIENT" in flag else []
+            owners = [router for router, made in CHOOSABLE_ROUTERS.items() if name in made.own_losses]
+            words += ["--model.router", owners[0]] if owners else []
+            if name in ("folder", "text"):
                 words += ["--data.path", "."]
-            parse_train(RECIPES["digits"](), words)
+            parse_train(RECIPES["python-lm" if "of text" in flag else "digits"](), words)
 
 
 def test_its_help(gatewright):

@@ -3,7 +3,6 @@
 import copy
 import math
 import warnings
-from dataclasses import fields
 from itertools import product
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from gatewright import BatchScope
-from gatewright.losses import LOSSES, expert_load
+from gatewright.losses import LOSSES
 from gatewright.routers import ROUTERS
 from gatewright.scope import ONE_PROCESS
 from tests.cases import (
@@ -116,7 +115,7 @@ def check_sums(routing, num_tokens, training):
     assert sums.dropped == 0
     assert 0 <= sums.entropy <= num_tokens * torch.tensor(float(routing.num_experts)).log() + 1e-5
     if not training:
-        assert_close(expert_load(sums), sums.tokens_per_expert.to(sums.load.dtype))
+        assert_close(sums.load, sums.tokens_per_expert.to(sums.load.dtype))
 
 
 def test_the_record_is_well_formed_at_every_size(case):
@@ -135,8 +134,7 @@ def test_sums_of_two_batches_are_the_sums_of_the_joint_batch(case):
     router = make_router(case, DIM, NUM_EXPERTS, 2)
     features = features_for(router, 12)
     joint, parts = route(router, features).sums, route(router, features[:5]).sums + route(router, features[5:]).sums
-    for field in fields(joint):
-        assert_close(getattr(parts, field.name), getattr(joint, field.name))
+    assert_close(parts.by_name(), joint.by_name())
 
 
 def test_evaluation_draws_nothing_and_looks_at_one_token_at_a_time(case):
@@ -162,7 +160,7 @@ def test_routing_is_at_least_float32(case):
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 routing = route(router, features, training=True)
             weight = torch.float64 if torch.float64 in (module, given) else torch.float32
-            types = {field.name: getattr(routing.sums, field.name).dtype for field in fields(routing.sums)}
+            types = {name: value.dtype for name, value in routing.sums.by_name().items()}
             wanted = {name: torch.int64 if name in COUNTS else weight for name in types}
             if type(router) not in KEYED:  # routed by integers, with weights of one type
                 assert {"weight": routing.weight.dtype, **types} == {"weight": weight, **wanted}
@@ -190,6 +188,21 @@ def test_the_task_teaches_the_gate_or_a_warning_says_that_it_does_not(case):
         if taught:
             weight.mul(torch.randn_like(weight)).sum().backward()
         assert all(parameter.grad.abs().max() > 1e-4 for parameter in taught) is not bool(caught), top_k
+
+
+def test_extreme_logits_stay_finite(case):
+    """Where scores vanish, and a sigmoid of every expert is 0."""
+    router = make_router(case, 1, 4, 2)
+    for parameter in router.parameters():
+        with torch.no_grad():
+            parameter.copy_(torch.linspace(1, 0.1, parameter.numel()).view_as(parameter))
+    features = torch.tensor([[1e4], [-1e4], [0.0], [1e3]])
+    for training in MODES:
+        routing = route(router, features.long() if type(router) in KEYED else features, training=training)
+        assert routing.weight.isfinite().all()
+        if routing.weight.requires_grad:
+            (routing.weight.sum() + routing.sums.probs.sum()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in router.parameters())
 
 
 def test_every_parameter_has_a_dimension_and_a_part_in_the_output(case):
@@ -230,11 +243,11 @@ def test_copies_loaded_state_and_inference_mode_route_alike(case):
 
 def test_default_losses_exist_and_teach_the_router(case):
     router = make_router(case, DIM, NUM_EXPERTS, 2)
-    assert set(router.default_losses) <= set(LOSSES)
+    losses = {**LOSSES, **router.own_losses}
     sums = route(router, features_for(router, 9), training=True).sums
     for name, coefficient in router.default_losses.items():
         gradients = torch.autograd.grad(
-            LOSSES[name](sums), list(router.parameters()), retain_graph=True, allow_unused=True
+            losses[name](sums), list(router.parameters()), retain_graph=True, allow_unused=True
         )
         assert coefficient > 0
         assert any(gradient is not None and gradient.any() for gradient in gradients)

@@ -107,6 +107,8 @@ def budget(words, images):
     recipe, *flags = words
     epochs = "2" if "--resume" in flags else "1"
     data = ["--data.path", str(images)] if recipe.startswith("cifar10") and "--data.name" not in flags else []
+    if recipe.startswith("python-lm"):
+        return ["--epochs", epochs, "--data.epoch-batches", "2", "--data.holdout", "0", "--model.num-layers", "1"]
     large = recipe == "cifar10-resnets-article" and "40" in flags
     experts = ["--model.num-experts", "4"] if large else []  # of 13 million parameters each
     return ["--epochs", epochs, "--model.upcycle-epoch", "0", *data, *experts]
@@ -122,6 +124,7 @@ def fresh_clone(folder):
     (folder / ".venv").symlink_to(ROOT / ".venv")
     shutil.copy(folder / "deploy/article.json", folder / "settings.json")
     write_class_folders(folder / "pets", per_class=20)
+    (folder / "setup.py").write_text("def main():\n    pass\n")
     for name in ("cat.png", "cat.jpg"):
         Image.new("RGB", (32, 32), "orange").save(folder / name)
     return folder

@@ -37,15 +37,16 @@ def test_resnet18_is_that_of_the_paper_for_small_images():
 
 
 def test_every_network_takes_small_images():
-    for resnet, size in product(RESNETS, [32, 28]):
-        config = ResNetsConfig(num_experts=2, resnet=resnet)
-        for changes in ({}, {"emit": "logits"}, {"feature_size": 40}, {"stem_depth": 1}):
-            changed = replace(config, **changes)
-            ((_, layer),) = moe_layers(on_meta(changed, shape=(3, size, size)))
-            dense = on_meta(replace(changed, num_experts=1), shape=(3, size, size)).eval()
-            images = torch.empty(4, 3, size, size, device="meta")
-            assert dense(images).shape == (4, 10)
-            assert dense.mixture(dense.stem(images)).shape == (4, *layer.output_shape)
+    configs = [ResNetsConfig(num_experts=2, resnet=resnet) for resnet in RESNETS]
+    configs += [
+        replace(configs[0], **change) for change in ({"emit": "logits"}, {"feature_size": 40}, {"stem_depth": 1})
+    ]
+    for config in configs:
+        ((_, layer),) = moe_layers(on_meta(config, shape=(3, 28, 28)))
+        dense = on_meta(replace(config, num_experts=1), shape=(3, 28, 28)).eval()
+        assert dense(torch.empty(4, 3, 28, 28, device="meta")).shape == (4, 10)
+        items = dense.stem(torch.empty(4, 3, 28, 28, device="meta"))
+        assert dense.mixture(items).shape == (4, *layer.output_shape)
 
 
 def test_every_network_halves_the_image_as_often_as_it_says():

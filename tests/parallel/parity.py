@@ -18,7 +18,7 @@ from gatewright.parallel import (
     sum_in_place,
     total_gradient_norm,
 )
-from tests.cases import NUM_EXPERTS, ROUTER_CASES, make_moe, make_router, make_soft_moe, run
+from tests.cases import NUM_EXPERTS, ROUTER_CASES, make_moe, make_router, make_soft_moe, padded, run
 
 DIM = 8
 
@@ -51,12 +51,14 @@ def single(model, x, upstream):
     return output.detach(), auxiliary.detach(), gradients, norm
 
 
-def several(model, x, upstream, mesh, part):
-    """This rank's part of the batch, with its share of the experts."""
+def several(model, x, upstream, mesh, part, padding):
+    """This rank's part of the batch, with its share of the experts; ``padding`` puts masked items among it."""
     parallelize(model, mesh)
     seed_noise(model, 3, 1)
     own = slice(part.start, part.stop)
-    output = run(model, x[own])
+    items, mask = padded(x[own]) if padding else (x[own], None)
+    output = run(model, items, mask)
+    output = output if mask is None else output[mask]
     auxiliary = aux_loss(model)
     ((output * upstream[own]).sum() / len(x) * mesh.size() + auxiliary).backward()
     average_expert_gradients(model, mesh)
@@ -75,14 +77,14 @@ def difference(actual, expected):
     return float((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-3))
 
 
-def differences(build, x, ep_size, split):
+def differences(build, x, ep_size, split, padding=False):
     """Largest differences between one process and this group: of output, auxiliary loss, gradients and their norm."""
     mesh = mesh_of(ep_size)
     model = build()
     upstream = torch.randn(len(x), *model.output_shape, dtype=x.dtype)
     part = part_of(len(x), mesh.size(), dist.get_rank(), split)
     expected = single(copy.deepcopy(model), x, upstream)
-    actual = several(model, x, upstream, mesh, part)
+    actual = several(model, x, upstream, mesh, part, padding)
     runs = expert_runs(model.router.num_experts, ep_size)[mesh.get_local_rank("expert")]
     gradient = 0.0
     for name, value in actual[2].items():
@@ -99,12 +101,14 @@ def differences(build, x, ep_size, split):
     }
 
 
-def layer(router, experts, dtype, num_experts=NUM_EXPERTS, num_tokens=13, ep_size=2, split="even", top_k=2):
+def layer(
+    router, experts, dtype, num_experts=NUM_EXPERTS, num_tokens=13, ep_size=2, split="even", top_k=2, padding=False
+):
     """Differences of one layer of a combination of the contract suite."""
     torch.manual_seed(0)
     x = torch.randn(num_tokens, DIM, dtype=dtype)
     build = functools.partial(make_moe, router, experts, dim=DIM, num_experts=num_experts, top_k=top_k)
-    return differences(lambda: build().to(dtype), x, ep_size, split)
+    return differences(lambda: build().to(dtype), x, ep_size, split, padding)
 
 
 def penalty(router, experts, ep_size):
@@ -139,12 +143,12 @@ def penalty(router, experts, ep_size):
     }
 
 
-def soft(router, experts, dtype, ep_size):
+def soft(router, experts, dtype, ep_size, padding=False):
     """Differences of a layer that mixes tokens: in groups of three that no process cuts, or in one over all of them."""
     torch.manual_seed(1)  # Not one of those with which the gradient of `scale`, a sum over all entries, cancels.
     x = torch.randn(12, DIM, dtype=dtype)
     build = functools.partial(make_soft_moe, router, experts, dim=DIM)
-    return differences(lambda: build().to(dtype), x, ep_size, "even" if router == "soft-groups" else "uneven")
+    return differences(lambda: build().to(dtype), x, ep_size, "even" if router == "soft-groups" else "uneven", padding)
 
 
 def all_to_one(dtype, ep_size):

@@ -14,7 +14,7 @@ from gatewright.planner import Part, feed_forward_sizes
 from gatewright.planner.measure import saved_bytes
 from gatewright.train import OptimConfig
 from gatewright.train.optim import build_optimizers
-from gatewright.train.strategies.ddp import SeveralProcesses
+from gatewright.train.strategies.ddp import DDPStrategy
 
 DIM, FFN, TOP_K, IN, OUT = 32, 48, 2, 12, 5
 OPTIMIZERS = {"adamw": 2, "sgd": 1}
@@ -60,8 +60,8 @@ def step(ep_size, num_experts, tokens, activation, optimizer):
     """One training step of this rank; what it sent, reduced and keeps."""
     world, rank = dist.get_world_size(), dist.get_rank()
     model, items = network(num_experts, activation), tokens_of(tokens, world, rank)
-    processes = SeveralProcesses(mesh_of(ep_size))
-    wrapped = processes.spread(model)
+    strategy = DDPStrategy(mesh_of(ep_size))
+    wrapped = strategy.setup(model)
     reduced = []
     wrapped.register_comm_hook(reduced, _noting_hook)
     (optim,) = build_optimizers(model, OptimConfig(name=optimizer))
@@ -71,9 +71,9 @@ def step(ep_size, num_experts, tokens, activation, optimizer):
     routing = layer.routing
     (logits.square().sum() + auxiliary).backward()
     with patch.object(dist, "all_reduce", wraps=dist.all_reduce) as called:
-        processes.finish_gradients(model)
+        strategy.reduce_gradients(model)
     optim.step()
-    # The parameter by which DDP keeps the order of its sums, see `SeveralProcesses.spread`.
+    # The parameter by which DDP keeps the order of its sums, see `DDPStrategy.setup`.
     keeping_order = sum(parameter.nbytes for name, parameter in wrapped.named_parameters() if name == "module.unused")
     per_expert = routing.expert_index.bincount(minlength=num_experts)
     kept = [value for state in optim.state.values() for value in state.values()]
@@ -93,7 +93,7 @@ def kept(ep_size, num_experts, tokens, activation):
     """Bytes that this rank keeps for backward, and the rows that its experts got."""
     world, rank = dist.get_world_size(), dist.get_rank()
     model = network(num_experts, activation, TopK)
-    SeveralProcesses(mesh_of(ep_size)).share_out(model)
+    DDPStrategy(mesh_of(ep_size)).shard_experts(model)
     found = saved_bytes(model, tokens_of(tokens, world, rank), "2.experts")
     return found.inside + found.outside, len(found.trip[0])
 

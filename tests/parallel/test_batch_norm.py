@@ -113,6 +113,6 @@ def test_synchronised_experts_go_by_the_rule_of_their_own_and_others_are_not_cal
     assert (experts.call_idle, plain.call_idle) == (True, False)
     again = ModuleExperts(experts.experts)  # its one row is normalised by the synchronised module itself
     seen = []
-    again.experts[0].register_forward_hook(lambda norm, args, output: seen.append(norm.training))
+    again.experts[0].register_forward_pre_hook(lambda norm, args: seen.append(norm.training))
     again(torch.randn(1, 3), torch.tensor([1]))
     assert seen == [True]

@@ -1,5 +1,6 @@
 """Several processes compute what one does: outputs, gradients, their norm and the auxiliary losses."""
 
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -37,6 +38,13 @@ def test_every_layout(ranks, world, ep_size):
         for router in ("noisy-top-k", "expert-choice"):
             assert_equal(ranks(world, parity.layer, router, experts, dtype, NUM_EXPERTS, 13, ep_size), dtype)
         assert_equal(ranks(world, parity.soft, "soft", experts, dtype, ep_size), dtype)
+
+
+@pytest.mark.parametrize("router", [*ROUTER_CASES, *SOFT_CASES])
+def test_masked_items_change_nothing(ranks, router):
+    """Of every rank's part of the batch, which is packed on the one process."""
+    layer = parity.soft if router in SOFT_CASES else parity.layer
+    assert_equal(ranks(2, partial(layer, ep_size=2, padding=True), router, "modules", torch.float64), torch.float64)
 
 
 def test_second_derivatives(ranks):

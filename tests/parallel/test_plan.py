@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 
-from gatewright import GroupedFeedForward, MergedMoE, ModuleExperts, MoE, Soft, TopK
+from gatewright import GroupedFeedForward, MergedMoE, ModuleExperts, MoE, Soft, SoftMoE, TopK
 from gatewright.models import DigitsConfig, ImageClassifier, ResNetsConfig
 from gatewright.planner import feed_forward_sizes, measure_sizes, plan
 from gatewright.planner.measure import saved_bytes
@@ -192,7 +192,7 @@ def test_networks_that_a_plan_is_not_for_are_refused():
     def two():
         return MoE(TopK(4, 2), ModuleExperts(lambda: torch.nn.Linear(4, 4), 2))
 
-    soft = MoE(Soft(4, 2), ModuleExperts(lambda: torch.nn.Linear(4, 4), 2))
+    soft = SoftMoE(Soft(4, 2), ModuleExperts(lambda: torch.nn.Linear(4, 4), 2))
     for network, found in ((torch.nn.Sequential(two(), two()), "2 of them"), (soft, "routers Soft")):
         with pytest.raises(ValueError, match=found):
             measure_sizes(network, lambda count: torch.randn(count, 4), tokens=8, state=doubled)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from gatewright import Capacity, ModuleExperts, MoE
+from gatewright import Capacity, ModuleExperts, MoE, SoftMoE
 from tests.cases import DISPATCHER_CASES, ROUTER_CASES, SOFT_CASES, make_moe, make_router, make_soft_moe
 from tests.compare import by_the_layer, by_the_reference, differences, results
 
@@ -130,6 +130,6 @@ def test_images_in_soft_mixtures(router, own_features):
         return nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Flatten(), nn.Linear(9 * width, 10))
 
     experts = ModuleExperts([expert(2), expert(3)])
-    moe = MoE(SOFT_CASES[router](4 if own_features else 75, 2), experts, item_shape=(3, 5, 5))
+    moe = SoftMoE(SOFT_CASES[router](4 if own_features else 75, 2), experts, item_shape=(3, 5, 5))
     features = torch.randn(6, 4) if own_features else None
     check(moe, torch.randn(6, 3, 5, 5), torch.float64, features)

@@ -9,6 +9,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils.checkpoint import checkpoint
 
 from gatewright import moe_layers
+from tests.cases import padded
 from tests.compare import SEED, arguments, by_the_layer, by_the_reference, compiled_step, differences, results, step
 from tests.promises.places import TABLES, TOKENS, make
 
@@ -28,6 +29,7 @@ class Row:
     alone_in_training: bool
     one_graph: bool
     checkpointing: bool
+    padding: bool
     output_bfloat16: float
 
     def answers(self):
@@ -54,6 +56,7 @@ def measure(table, row, is_one_graph):
         alone_in_evaluation=alone_in_evaluation(layer, x),
         alone_in_training=alone_in_training(layer, x),
         checkpointing=same_when_checkpointed(layer, x),
+        padding=same_when_padded(layer, x),
         output_bfloat16=bfloat16(layer, x),
         one_graph=is_one_graph(),
     )
@@ -92,7 +95,7 @@ def forward(model, layer, x, seed=SEED):
 
 
 def alone_in_evaluation(layer, x):
-    """Whether an item, or a group of a dense router, has one output: alone, among others and in another order."""
+    """Whether an item, or a group of `Soft`, has one output: alone, among others and in another order."""
     layer, size = copy.deepcopy(layer).eval(), group_size(layer)
     joint, order = forward(layer, layer, x), torch.arange(TOKENS).view(-1, size).flip(0).flatten()
     alone = torch.cat([forward(layer, layer, part) for part in x.split(size)])
@@ -110,7 +113,7 @@ def alone_in_training(layer, x):
 def group_size(layer):
     """How many items are one to a layer; where a whole batch is, it should not be."""
     router = next(moe.router for _, moe in moe_layers(layer))
-    return router.group_size or 1 if router.dense else 1
+    return getattr(router, "group_size", 1) or 1
 
 
 def same(actual, expected):
@@ -141,6 +144,26 @@ def same_when_checkpointed(layer, x):
     again = partial(checkpoint, layer, use_reentrant=False)
     relative = differences(step(again, layer, x), step(layer, layer, x))
     return worst(relative.values()) <= TOLERANCE["float32"]
+
+
+def same_when_padded(layer, x):
+    """Whether masked items change nothing: outputs, sums, losses and gradients are those of the others alone."""
+    moe, (among, mask) = next(moe for _, moe in moe_layers(layer)), padded(x)
+    alone, sums = step(layer, layer, x), moe.routing.sums
+    found = step(partial(with_mask, layer, mask), layer, among)
+    zeros = [found[name][~mask].abs().max() == 0 for name in ("output", "x")]
+    found |= {name: found[name][mask] for name in ("output", "x")}
+    pairs = [(found, alone), (moe.routing.sums.by_name(), sums.by_name())]
+    figures = [figure for pair in pairs for figure in differences(*pair).values()]
+    evaluated = forward(partial(with_mask, layer.eval(), mask), layer, among)[mask]
+    answer = all(zeros) and same(evaluated, forward(layer, layer, x)) and worst(figures) <= TOLERANCE["float32"]
+    layer.train()
+    return answer
+
+
+def with_mask(layer, mask, x, features=None):
+    """Call a layer on items of which some are masked."""
+    return layer(x, features, mask)
 
 
 def bfloat16(layer, x):

@@ -20,6 +20,7 @@ COLUMNS = (
     "alone, training",
     "one graph",
     "checkpointing",
+    "padding",
     "bfloat16",
 )
 TEXT = Path(__file__).with_name("page.md").read_text(encoding="utf-8")

@@ -38,7 +38,7 @@ def tables():
             made[f"`{kind}`, `{dispatcher()!r}`"] = {
                 router: [partial(make_moe, router, experts, name) for experts in cases] for router in ROUTER_CASES
             }
-        made[f"`{kind}`, `SoftDispatch()`"] = {
+        made[f"`SoftMoE` of `{kind}`"] = {
             router: [partial(make_soft_moe, router, experts) for experts in cases] for router in SOFT_CASES
         }
     return made | {"Beside dispatch": {name: [make] for name, make in beside().items()}}

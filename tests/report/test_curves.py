@@ -42,7 +42,7 @@ def test_losses_of_training_and_of_held_out_images_share_a_panel():
     assert list(raw.get_ydata()) == list(training.values())
     assert list(smoothed.get_ydata()) == smooth(list(training.values()))
     assert raw.get_color() == smoothed.get_color() != held_out.get_color()
-    assert axes.get_legend_handles_labels()[1] == ["training", "held-out images"]
+    assert axes.get_legend_handles_labels()[1] == ["training", "held out"]
 
 
 def test_a_split_has_one_colour_in_every_panel():

@@ -37,7 +37,7 @@ class Page(HTMLParser):
             self.texts.append(data.replace("\N{NO-BREAK SPACE}", " "))
 
 
-def test_the_page_says_what_it_shows(run_folder):
+def test_the_page_says_what_it_shows_in_one_file_for_light_and_dark_and_for_phones(run_folder):
     path = write_report(run_folder)
     page = Page(path.read_text())
     assert path == run_folder / "report.html"
@@ -61,6 +61,13 @@ def test_the_page_says_what_it_shows(run_folder):
     ):
         assert text in page.texts
     assert "cat 100%, <b>dog</b> 50%, [red]fox 50%" in page.texts
+    assert len(page.drawings) == 3  # loss, learning rate, load
+    assert all(drawing["aria-label"] for drawing in page.drawings)
+    assert re.search(r"https?:|url\((?!#)|@import|src=", page.source) is None
+    assert "prefers-color-scheme: dark" in page.source
+    assert "width=device-width" in page.source
+    colours = {name for name in re.findall(r"var\((--[\w-]+)\)", page.source) if name != "--share"}
+    assert all(f"{name}:" in page.source for name in colours)
 
 
 def test_dead_experts_are_told_apart_by_the_images_that_did_not_reach_them(run_folder):
@@ -73,17 +80,6 @@ def test_dead_experts_are_told_apart_by_the_images_that_did_not_reach_them(run_f
         file.write(json.dumps(dead) + "\n")
     page = Page(write_report(run_folder).read_text())
     assert any(text.startswith("At the last logged step 1 expert of 3 got nothing.") for text in page.texts)
-
-
-def test_the_page_is_one_file_for_light_and_dark_and_for_phones(run_folder):
-    page = Page(write_report(run_folder).read_text())
-    assert len(page.drawings) == 4  # loss, accuracy, learning rate, load
-    assert all(drawing["aria-label"] for drawing in page.drawings)
-    assert re.search(r"https?:|url\((?!#)|@import|src=", page.source) is None
-    assert "prefers-color-scheme: dark" in page.source
-    assert "width=device-width" in page.source
-    colours = {name for name in re.findall(r"var\((--[\w-]+)\)", page.source) if name != "--share"}
-    assert all(f"{name}:" in page.source for name in colours)
 
 
 def test_names_in_other_scripts_are_text(run_folder, result):

@@ -181,8 +181,9 @@ def test_impossible_rates_are_refused():
             ExpertDropout(TopK(6, NUM_EXPERTS), rate)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_it_is_wrapped_once_and_around_a_sparse_router():
     with pytest.raises(ValueError, match=r"ExpertDropout already\. Wrap it once"):
         ExpertDropout(ExpertDropout(TopK(6, NUM_EXPERTS), 0.1), 0.1)
-    with pytest.raises(ValueError, match="discards assignments, and Soft mixes all tokens and makes none"):
+    with pytest.raises(ValueError, match=r"discards the assignments of .*; got Soft"):
         ExpertDropout(Soft(6, NUM_EXPERTS), 0.1)

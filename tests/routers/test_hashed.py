@@ -146,6 +146,7 @@ def test_weights_and_counts_do_not_follow_the_default_type():
     assert routing.weight.dtype == routing.sums.probs.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_counts_are_exact_beyond_what_float32_holds():
     num_tokens = 2**24 + 5
     sums = Hashed(1, 1)(torch.zeros(num_tokens, 1, dtype=torch.int64)).sums

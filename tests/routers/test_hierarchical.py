@@ -2,14 +2,15 @@
 
 import math
 import warnings
-from dataclasses import fields
+from itertools import product
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from gatewright import BatchScope, Hierarchical, NoisyTopK, reference
-from gatewright.losses import expert_load, importance_loss, load_loss
+from gatewright.losses import importance_loss
+from gatewright.routers.hierarchical import expert_load, load_loss
 from tests.cases import dense_weights
 from tests.references import levels
 
@@ -62,40 +63,41 @@ def test_training_is_the_references():
         sums = routing.sums
         assert_close(dense_weights(routing), gates, rtol=0, atol=1e-12)
         assert_close(sums.importance, gates.sum(0), rtol=0, atol=1e-12)
-        assert_close(sums.group_load, reference.load_probability(*primary, top_k_groups).sum(0), rtol=0, atol=1e-12)
+        assert_close(
+            sums.extra["group_load"], reference.load_probability(*primary, top_k_groups).sum(0), rtol=0, atol=1e-12
+        )
         sent = (gates.view(21, num_groups, -1) > 0).any(-1)
-        assert_close(sums.group_tokens, sent.long().sum(0))
+        assert_close(sums.extra["group_tokens"], sent.long().sum(0))
         assert_close(expert_load(sums), load, rtol=0, atol=1e-12)
         assert_close(load_loss(sums), reference.cv_squared(load), rtol=0, atol=1e-12)
 
 
-@shapes
-@pytest.mark.parametrize("loss", [importance_loss, load_loss])
-def test_gradients_of_the_losses_are_the_references(shape, loss):
+def test_gradients_of_the_losses_are_the_references():
     """And they reach the gates and the noise of every level that chooses."""
-    router, features = make(shape).double(), torch.randn(21, 6, dtype=torch.float64)
-    num_experts, top_k, num_groups, top_k_groups = shape
-    of = reference.hierarchical if loss is importance_loss else reference.hierarchical_load
-    values = of(*parts(router, features), top_k_groups, top_k)
-    expected = reference.cv_squared(values.sum(0) if loss is importance_loss else values)
-    names, parameters = zip(*router.named_parameters(), strict=True) if num_experts > 1 else ((), ())
-    assert bool(parameters) == (num_experts > 1)
-    if not expected.requires_grad:
-        assert num_experts == 1 or (loss is load_loss and top_k == num_experts)
-        return
-    actual = torch.autograd.grad(loss(route(router, features).sums), parameters, allow_unused=True)
-    wanted = torch.autograd.grad(expected, parameters, allow_unused=True)
-    for name, gradient, other in zip(names, actual, wanted, strict=True):
-        choices, chosen = {"primary": (num_groups, top_k_groups)}.get(
-            name.split(".")[0], (num_experts // num_groups, top_k // top_k_groups)
-        )
-        if loss is load_loss and choices == chosen:  # certain, whatever the noise
-            assert gradient is None
-            assert other is None
+    for shape, loss in product(SHAPES, [importance_loss, load_loss]):
+        router, features = make(shape).double(), torch.randn(21, 6, dtype=torch.float64)
+        num_experts, top_k, num_groups, top_k_groups = shape
+        of = reference.hierarchical if loss is importance_loss else reference.hierarchical_load
+        values = of(*parts(router, features), top_k_groups, top_k)
+        expected = reference.cv_squared(values.sum(0) if loss is importance_loss else values)
+        names, parameters = zip(*router.named_parameters(), strict=True) if num_experts > 1 else ((), ())
+        assert bool(parameters) == (num_experts > 1)
+        if not expected.requires_grad:
+            assert num_experts == 1 or (loss is load_loss and top_k == num_experts)
             continue
-        assert_close(gradient, other, rtol=0, atol=1e-12)
-        assert chosen == 1 or gradient.abs().max() > 1e-4
-        assert loss is importance_loss or gradient.abs().max() > 1e-4
+        actual = torch.autograd.grad(loss(route(router, features).sums), parameters, allow_unused=True)
+        wanted = torch.autograd.grad(expected, parameters, allow_unused=True)
+        for name, gradient, other in zip(names, actual, wanted, strict=True):
+            choices, chosen = {"primary": (num_groups, top_k_groups)}.get(
+                name.split(".")[0], (num_experts // num_groups, top_k // top_k_groups)
+            )
+            if loss is load_loss and choices == chosen:  # certain, whatever the noise
+                assert gradient is None
+                assert other is None
+                continue
+            assert_close(gradient, other, rtol=0, atol=1e-12)
+            assert chosen == 1 or gradient.abs().max() > 1e-4
+            assert loss is importance_loss or gradient.abs().max() > 1e-4
 
 
 def test_evaluation_has_no_noise():
@@ -107,7 +109,7 @@ def test_evaluation_has_no_noise():
         counts = (gates > 0).float().sum(0)
         assert_close(routing.sums.load, counts)
         assert_close(expert_load(routing.sums), counts)
-        assert_close(routing.sums.group_load, routing.sums.group_tokens.to(counts.dtype))
+        assert_close(routing.sums.extra["group_load"], routing.sums.extra["group_tokens"].to(counts.dtype))
 
 
 def test_groups_are_chosen_first_and_experts_within_them():
@@ -131,8 +133,8 @@ def test_one_group_is_the_flat_gate():
         routing, expected = route(router, features), route(flat, features)
         assert torch.equal(routing.expert_index, expected.expert_index)
         assert_close(routing.weight, expected.weight)
-        for field in {field.name for field in fields(routing.sums)} - {"group_load", "group_tokens"}:
-            assert_close(getattr(routing.sums, field), getattr(expected.sums, field))
+        for name, value in expected.sums.by_name().items():
+            assert_close(routing.sums.by_name()[name], value)
         assert_close(expert_load(routing.sums), expected.sums.load)
 
 
@@ -159,8 +161,7 @@ def test_sums_are_additive_however_a_batch_is_split():
         joint = router(features, BatchScope(key))
         first, second = router(features[:8], BatchScope(key)), router(features[8:], Later(key))
         assert_close(torch.cat([dense_weights(first), dense_weights(second)]), dense_weights(joint))
-        for field in fields(joint.sums):
-            assert_close(getattr(first.sums + second.sums, field.name), getattr(joint.sums, field.name))
+        assert_close((first.sums + second.sums).by_name(), joint.sums.by_name())
 
 
 def test_a_group_that_no_token_chose_has_load_0():
@@ -168,7 +169,7 @@ def test_a_group_that_no_token_chose_has_load_0():
     with torch.no_grad():
         router.primary.gate.weight[1] = -50.0
     sums = route(router, torch.ones(9, 1)).sums
-    assert sums.group_tokens.tolist() == [9, 0, 9]
+    assert sums.extra["group_tokens"].tolist() == [9, 0, 9]
     assert expert_load(sums)[2:4].tolist() == [0, 0]
     (importance_loss(sums) + load_loss(sums)).backward()
     assert all(parameter.grad.isfinite().all() for parameter in router.parameters())
@@ -213,13 +214,13 @@ def test_loads_are_how_often_a_choice_is_kept_under_fresh_noise_of_its_own():
                 assert within_5_standard_errors(kept, probability[choice].detach(), draws)
 
         with torch.no_grad():
-            check(*upper, top_k_groups, routing.sums.group_load)
+            check(*upper, top_k_groups, routing.sums.extra["group_load"])
             for group, load in enumerate(routing.sums.load.view(num_groups, size)):
-                if routing.sums.group_tokens[group]:
+                if routing.sums.extra["group_tokens"][group]:
                     check(*(part[group * size : (group + 1) * size] for part in lower), top_k // top_k_groups, load)
                 else:
                     assert not load.any()
-        assert routing.sums.group_tokens.sum() == top_k_groups
+        assert routing.sums.extra["group_tokens"].sum() == top_k_groups
 
 
 def test_the_first_batches_are_routed_evenly():
@@ -276,10 +277,10 @@ def test_two_groups_and_two_experts_in_each_are_the_default(recwarn):
 
 def test_sizes_that_do_not_fit_are_refused():
     for num_groups, top_k_groups, message in [
-        (0, 1, "num_groups divides num_experts; got num_groups=0 for 8 experts"),
-        (3, 1, "num_groups divides num_experts; got num_groups=3 for 8 experts"),
-        (4, 0, r"top_k_groups is between 1 and num_groups \(4\); got 0"),
-        (4, 5, r"top_k_groups is between 1 and num_groups \(4\); got 5"),
+        (0, 1, "num_groups must divide num_experts into groups of equal size; got 0 groups of 8"),
+        (3, 1, "num_groups must divide num_experts into groups of equal size; got 3 groups of 8"),
+        (4, 0, r"top_k_groups is from 1 to num_groups \(4\); got 0"),
+        (4, 5, r"top_k_groups is from 1 to num_groups \(4\); got 5"),
         (4, 3, "top_k is a multiple of top_k_groups up to 6; got 4"),
         (4, 1, "of 2 that there are, from each of 1 groups: top_k is a multiple of top_k_groups up to 2; got 4"),
     ]:
@@ -291,5 +292,5 @@ def test_a_float64_gate_makes_a_float64_record_of_float32_features():
     for shape in [(9, 4, 3, 2), (5, 2, 1, 1), (5, 2, 5, 2)]:
         routing = make(shape).double()(torch.randn(4, 6))
         assert routing.weight.dtype == torch.float64
-        types = {getattr(routing.sums, field.name).dtype for field in fields(routing.sums)}
+        types = {value.dtype for value in routing.sums.by_name().values()}
         assert types == {torch.float64, torch.int64}  # sums and counts

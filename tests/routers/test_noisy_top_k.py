@@ -139,12 +139,6 @@ def test_evaluation_has_no_noise():
     assert_close(routing.sums.load, (gates > 0).float().sum(0))
 
 
-def test_both_matrices_start_at_zero():
-    router = NoisyTopK(6, 5, 2)
-    assert not router.gate.weight.any()
-    assert not router.noise.weight.any()
-
-
 def test_the_first_batches_are_routed_evenly():
     """At step 0 every expert has the same chance of top_k / experts per token: within 5 standard errors."""
     for num_experts, top_k in [(4, 1), (16, 2), (40, 4)]:
@@ -193,13 +187,3 @@ def test_where_there_is_nothing_to_balance_the_load_loss_is_0():
         sums = make_router("noisy-top-k", 6, num_experts, top_k)(torch.randn(num_tokens, 6)).sums
         assert load_loss(sums) == 0
         assert_close(sums.load, torch.full((num_experts,), float(num_tokens) if top_k == num_experts else 0.0))
-
-
-def test_top_1_is_warned_of():
-    with pytest.warns(UserWarning, match="NoisyTopK with top_k=1 normalises .* no gradient from the task"):
-        NoisyTopK(4, 3, 1)
-
-
-def test_top_2_is_the_default(recwarn):
-    assert NoisyTopK(4, 3).top_k == 2
-    assert not recwarn

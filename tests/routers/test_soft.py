@@ -1,24 +1,42 @@
-"""Soft routing: its logits, its groups, and what it does not go with."""
+"""Soft routing: its weights, its groups, and the rows that they make of tokens."""
 
-from itertools import product
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from gatewright import Soft, aux_loss
+from gatewright import BatchScope, Soft
 from gatewright.losses import LOSSES, router_z_loss
-from tests.cases import make_soft_moe
+from gatewright.routers.soft import SlotWeights
+from gatewright.scope import ONE_PROCESS
+from tests.cases import SOFT_CASES, dense_weights, make_router
+
+cases = pytest.mark.parametrize("case", SOFT_CASES)
 
 
-def test_directions_decide_and_lengths_do_not():
-    router, features = Soft(4, 3, slots_per_expert=2), torch.randn(7, 4)
-    expected = router(features)
-    with torch.no_grad():
-        router.gate.weight *= torch.rand(6, 1) + 1
-    scaled = router(features * (torch.rand(7, 1) + 1))
-    assert_close(scaled.dispatch, expected.dispatch, rtol=1e-4, atol=1e-6)
-    assert_close(scaled.combine, expected.combine, rtol=1e-4, atol=1e-6)
+def soft(case, num_experts=5):
+    return make_router(case, 8, num_experts, None)
+
+
+@cases
+@pytest.mark.parametrize("num_tokens", [0, 3, 12])
+def test_weights_sum_to_one_and_the_record_agrees_with_them(case, num_tokens):
+    weights = soft(case)(torch.randn(num_tokens, 8))
+    groups, group_tokens, experts, slots = weights.dispatch.shape
+    assert (groups * group_tokens, experts) == (num_tokens, 5)
+    if num_tokens:
+        assert_close(weights.dispatch.sum(1), torch.ones(groups, experts, slots))
+    assert_close(weights.combine.sum((2, 3)), torch.ones(groups, group_tokens))
+    routing = weights.routing
+    by_expert = weights.combine.sum(3).flatten(0, 1)
+    assert_close(dense_weights(routing), by_expert)
+    assert_close(routing.probs, routing.logits.softmax(-1))
+    for per_expert in (routing.sums.tokens_per_expert, routing.sums.importance, routing.sums.load, routing.sums.probs):
+        assert_close(per_expert, by_expert.sum(0))
+    assert_close(routing.sums.entropy, -(by_expert * by_expert.log()).sum())
+    assert (routing.sums.num_tokens, routing.sums.dropped) == (num_tokens, 0)
 
 
 def test_logits_are_cosines_times_the_scale():
@@ -28,10 +46,92 @@ def test_logits_are_cosines_times_the_scale():
         router.gate.weight.copy_(torch.tensor([[5.0, 0.0], [0.0, 0.1]]))
         router.scale.fill_(2.0)
     logits = torch.tensor([[2.0, 0.0], [2**0.5, 2**0.5], [0.0, 0.0]])
-    routing = router(torch.tensor([[3.0, 0.0], [7.0, 7.0], [0.0, 0.0]]))
-    assert_close(routing.combine[0, :, :, 0], logits.softmax(1), rtol=1e-5, atol=1e-5)
-    assert_close(routing.dispatch[0, :, :, 0], logits.softmax(0), rtol=1e-5, atol=1e-5)
-    assert_close(router_z_loss(routing.sums), logits.logsumexp(1).square().mean(), rtol=1e-5, atol=1e-5)
+    weights = router(torch.tensor([[3.0, 0.0], [7.0, 7.0], [0.0, 0.0]]))
+    assert_close(weights.combine[0, :, :, 0], logits.softmax(1), rtol=1e-5, atol=1e-5)
+    assert_close(weights.dispatch[0, :, :, 0], logits.softmax(0), rtol=1e-5, atol=1e-5)
+    assert_close(router_z_loss(weights.routing.sums), logits.logsumexp(1).square().mean(), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_and_outputs_by_hand():
+    """Two groups of two tokens, two experts of one slot: the rows of the first expert come first."""
+    dispatch = torch.tensor([[[0.5, 1.0], [0.5, 0.0]], [[0.25, 0.0], [0.75, 1.0]]])[..., None]
+    combine = torch.tensor([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.25, 0.75]]])[..., None]
+    weights = SlotWeights(dispatch, combine, ONE_PROCESS, Soft(1, 2)(torch.zeros(4, 1)).routing)
+    assert weights.fill(torch.tensor([[10.0], [20.0], [40.0], [80.0]])).flatten().tolist() == [15, 70, 10, 80]
+    assert weights.of_slots().expert_index.tolist() == [0, 0, 1, 1]
+    assert weights.spread(torch.tensor([[1.0], [2.0], [3.0], [4.0]])).flatten().tolist() == [1, 2, 4, 3.5]
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_rows_are_weighted_and_added_in_at_least_float32(dtype, autocast):
+    """Sixty times 1 / 64 and a bit that a weight of the rows' type would lose, and that shows in the sum."""
+    weight = torch.full((1, 60, 1, 1), (1 + 0.45 * torch.finfo(dtype).eps) / 64)
+    record = Soft(1, 1)(torch.zeros(60, 1)).routing
+    gather, spread = (SlotWeights(each, each, ONE_PROCESS, record) for each in (weight, weight.view(1, 1, 60, 1)))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = gather.fill(torch.ones(60, 3, dtype=dtype)), spread.spread(torch.ones(60, 3, dtype=dtype))
+    for values in found:
+        assert values.dtype == dtype
+        assert_close(values, weight.double().sum().to(dtype).expand(1, 3), rtol=0, atol=1e-12)
+
+
+class Process(BatchScope):
+    """One of several threads that have a batch between them, in place of processes."""
+
+    def __init__(self, place, shared, barrier):
+        super().__init__()
+        self.place, self.shared, self.barrier = place, shared, barrier
+
+    def gather(self, values):
+        self.shared[self.place] = values
+        self.barrier.wait()
+        gathered = torch.cat(self.shared)
+        self.barrier.wait()
+        return gathered
+
+    def sum(self, *values):
+        return tuple(self.gather(value[None]).sum(0) for value in values)
+
+
+@cases
+@pytest.mark.parametrize("sizes", [(12,), (3, 9), (0, 12), (6, 0, 6)])
+def test_rows_and_outputs_do_not_depend_on_how_the_batch_is_split(case, sizes):
+    """Each process has its part of the dispatch weights; those that share a group fill its slots together."""
+    router, features, upstream = soft(case), torch.randn(12, 8), torch.randn(12, 8)
+    shared, barrier = [None] * len(sizes), threading.Barrier(len(sizes), timeout=60)
+
+    def run(place, part):
+        scope = ONE_PROCESS if place is None else Process(place, shared, barrier)
+        weights = router(part, scope)
+        return weights.spread(weights.fill(part).sin())
+
+    with ThreadPoolExecutor(len(sizes)) as pool:
+        actual = torch.cat(list(pool.map(run, range(len(sizes)), features.split(sizes))))
+    expected = run(None, features)
+    assert_close(actual, expected)
+    found, gradients = (torch.autograd.grad((y * upstream).sum(), [*router.parameters()]) for y in (actual, expected))
+    for each, gradient in zip(found, gradients, strict=True):
+        assert_close(each, gradient, rtol=1e-4, atol=1e-6)
+
+
+@cases
+@pytest.mark.parametrize(
+    ("module", "features", "weight"),
+    [
+        (torch.float64, torch.float64, torch.float64),
+        (torch.float32, torch.float64, torch.float64),
+        (torch.bfloat16, torch.bfloat16, torch.float32),
+        (torch.float32, torch.float16, torch.float32),
+    ],
+)
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
+def test_routing_is_at_least_float32(case, module, features, weight, autocast):
+    router = soft(case).to(module)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        weights = router(torch.randn(9, 8, dtype=features))
+    sums = weights.routing.sums
+    assert {t.dtype for t in (weights.dispatch, weights.combine, sums.load, sums.router_z)} == {weight}
 
 
 def test_a_state_from_when_the_scale_was_a_number_is_taken():
@@ -42,75 +142,52 @@ def test_a_state_from_when_the_scale_was_a_number_is_taken():
     assert state["0.scale"].shape == ()
 
 
-def test_extreme_logits_and_tokens_without_a_direction_stay_finite():
-    for group_size, scale in product([None, 1, 2], [1e4, -1e4, 0.0]):
-        router = Soft(4, 3, group_size=group_size)
-        torch.nn.init.constant_(router.scale, scale)
-        features = torch.cat([torch.randn(3, 4), torch.zeros(1, 4)]).requires_grad_()
-        routing = router(features)
-        (routing.dispatch.square().sum() + routing.combine.square().sum()).backward()
-        assert_close(routing.dispatch.sum(1), torch.ones_like(routing.dispatch.sum(1)), rtol=0, atol=2e-3)
-        for gradient in (features.grad, router.gate.weight.grad, router.scale.grad):
-            assert gradient.isfinite().all()
+@pytest.mark.parametrize("group_size", [None, 1, 2])
+@pytest.mark.parametrize("scale", [1e4, -1e4, 0.0])
+def test_extreme_logits_and_tokens_without_a_direction_stay_finite(group_size, scale):
+    router = Soft(4, 3, group_size=group_size)
+    torch.nn.init.constant_(router.scale, scale)
+    features = torch.cat([torch.randn(3, 4), torch.zeros(1, 4)]).requires_grad_()
+    weights = router(features)
+    (weights.dispatch.square().sum() + weights.combine.square().sum()).backward()
+    assert_close(weights.dispatch.sum(1), torch.ones_like(weights.dispatch.sum(1)), rtol=0, atol=2e-3)
+    for gradient in (features.grad, router.gate.weight.grad, router.scale.grad):
+        assert gradient.isfinite().all()
 
 
 def test_a_group_is_a_run_of_tokens():
-    """Groups of 3 are three batches, with the first tokens in the first."""
+    """Groups of 3 are three batches, with the first tokens in the first; a token alone goes everywhere whole."""
     router, features = Soft(4, 2, slots_per_expert=2, group_size=3), torch.randn(9, 4)
     whole = Soft(4, 2, slots_per_expert=2)
     whole.load_state_dict(router.state_dict())
-    routing = router(features)
+    weights = router(features)
     for group in range(3):
         alone = whole(features[3 * group : 3 * group + 3])
-        assert_close(routing.dispatch[group], alone.dispatch[0])
-        assert_close(routing.combine[group], alone.combine[0])
-    assert_close(routing.weight, whole(features).weight)
+        assert_close(weights.dispatch[group], alone.dispatch[0])
+        assert_close(weights.combine[group], alone.combine[0])
+    assert torch.equal(Soft(4, 3, group_size=1)(features).dispatch, torch.ones(9, 1, 3, 1))
 
 
-def test_a_token_of_its_own_goes_everywhere_whole():
-    assert torch.equal(Soft(4, 3, group_size=1)(torch.randn(5, 4)).dispatch, torch.ones(5, 1, 3, 1))
-
-
-def test_a_sequence_is_independent_of_its_batch():
-    """Groups of a sequence's length, in a batch of sequences: each is what it is alone."""
-    moe = make_soft_moe("soft-groups").eval()
-    sequences = torch.randn(4, 3, 8)
-    assert_close(moe(sequences)[2], moe(sequences[2]), rtol=0, atol=1e-6)
-
-
-def test_it_needs_no_losses():
-    moe = make_soft_moe()
-    assert moe.losses == {}
-    moe(torch.randn(5, 8)).sum().backward()
-    assert aux_loss(moe) == 0
-
-
-def test_losses_that_are_wanted_teach_it():
-    router = Soft(8, 4)
-    sums = router(torch.randn(9, 8)).sums
+def test_the_task_and_losses_that_are_wanted_teach_it():
+    router = soft("soft")
+    weights = router(torch.randn(9, 8))
+    weights.combine.mul(torch.randn_like(weights.combine)).sum().backward(retain_graph=True)
+    assert all(parameter.grad.abs().max() > 1e-4 for parameter in router.parameters())
     for name in ("importance", "load", "load_balance", "router_z"):
-        (gradient,) = torch.autograd.grad(LOSSES[name](sums), router.gate.weight, retain_graph=True)
+        (gradient,) = torch.autograd.grad(LOSSES[name](weights.routing.sums), router.gate.weight, retain_graph=True)
         assert gradient.any(), name
 
 
-def test_tokens_come_in_whole_groups():
-    for num_tokens, group_size in [(10, 4), (1, 2), (3, 2)]:
-        message = rf"multiple of group_size \({group_size}\); got {num_tokens}. Pass whole groups"
-        with pytest.raises(ValueError, match=message):
-            Soft(4, 3, group_size=group_size)(torch.randn(num_tokens, 4))
+@pytest.mark.parametrize(("num_tokens", "group_size"), [(10, 4), (1, 2)])
+def test_tokens_come_in_whole_groups(num_tokens, group_size):
+    message = rf"multiple of group_size \({group_size}\); got {num_tokens}. Pass whole groups"
+    with pytest.raises(ValueError, match=message):
+        Soft(4, 3, group_size=group_size)(torch.randn(num_tokens, 4))
 
 
-def test_impossible_sizes_are_refused():
-    for sizes, options, message in [
-        ((0, 3), {}, "at least 1; got 0, 3 and 3"),
-        ((4, 0), {}, "at least 1; got 4, 0 and 0"),
-        ((4, 3), {"slots_per_expert": 0}, "slots_per_expert and group_size are at least 1; got 0 and None"),
-        ((4, 3), {"group_size": 0}, "slots_per_expert and group_size are at least 1; got 1 and 0"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            Soft(*sizes, **options)
-
-
-def test_it_prints_its_sizes():
-    text = repr(Soft(6, 5, slots_per_expert=2, group_size=7))
-    assert "dim=6, num_experts=5, slots_per_expert=2, group_size=7" in text
+@pytest.mark.parametrize(
+    ("sizes", "options"), [((0, 3), {}), ((4, 0), {}), ((4, 3), {"slots_per_expert": 0}), ((4, 3), {"group_size": 0})]
+)
+def test_impossible_sizes_are_refused(sizes, options):
+    with pytest.raises(ValueError, match=r"Sizes are at least 1; got .*=0"):
+        Soft(*sizes, **options)

@@ -50,29 +50,6 @@ def test_sigmoid_probabilities_sum_to_1_per_token():
     assert_close(router(features).sums.probs, (scores / scores.sum(-1, keepdim=True)).sum(0))
 
 
-def test_extreme_logits_stay_finite():
-    for score, normalize in product(["softmax", "sigmoid"], [False, True]):
-        router = TopK(1, 4, 2, score=score, normalize=normalize)
-        with torch.no_grad():
-            router.gate.weight.copy_(torch.tensor([[1.0], [0.5], [0.25], [0.125]]))
-        routing = router(torch.tensor([[1e4], [-1e4]]))  # of the second token, every sigmoid is 0
-        (routing.weight.sum() + load_balance_loss(routing.sums)).backward()
-        assert routing.weight.isfinite().all()
-        assert router.gate.weight.grad.isfinite().all()
-
-
-def test_a_weight_that_is_always_1_is_warned_of():
-    for variant in [{"normalize": True}, {"score_after_top_k": True}, {"score": "sigmoid", "normalize": True}]:
-        with pytest.warns(UserWarning, match="TopK with top_k=1 normalises .* no gradient from the task"):
-            TopK(4, 3, 1, **variant)
-
-
-def test_other_top_1_weights_are_not_warned_of(recwarn):
-    for variant in [{}, {"score": "sigmoid"}, {"score": "sigmoid", "score_after_top_k": True}]:
-        TopK(4, 3, 1, **variant)
-        assert not recwarn
-
-
 def test_jitter_multiplies_features_in_training_only():
     """One-dimensional features of 1 and a gate of 1 make the largest logit the noise itself."""
     for dtype in [torch.float32, torch.bfloat16]:

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +16,9 @@ from gatewright.tasks import LanguageModel, generate, task_named
 from gatewright.tasks.spans import typical_spans
 from gatewright.train import evaluate, load_config, load_run, train
 from gatewright.train.build import build_engine
-from gatewright.train.strategies.base import ALONE
-from gatewright.train.strategies.ddp import SeveralProcesses
-from gatewright.train.strategies.fsdp import ShardedProcesses
+from gatewright.train.strategies.ddp import DDPStrategy
+from gatewright.train.strategies.fsdp import FSDPStrategy
+from gatewright.train.strategies.single import ALONE
 from tests.train.runs import logged, text_config, write_text
 
 
@@ -68,7 +69,7 @@ def test_what_the_experts_do_is_told_by_kind_of_byte_and_by_spans(trained):
     assert any(spans for layer in result["layers"].values() for spans in layer["spans"])
     assert {path.name for path in output.glob("*.png")} >= {"classes-blocks.0.ffn.png", "load-blocks.1.ffn.png"}
     assert "bits per byte" in (output / "report.html").read_text()
-    assert (output / "examples" / "test.txt").read_bytes() == test.content[:4096].numpy().tobytes()
+    assert (output / "examples" / "test.txt").read_bytes() == test.content[: test.starts[1]].numpy().tobytes()
 
 
 def test_the_spans_of_an_expert_are_what_goes_to_it_whenever_it_occurs():
@@ -88,6 +89,14 @@ def test_a_resumed_run_sees_the_same_text_or_is_refused(trained, tmp_path):
     assert len(losses) == len(expected) == 12
     with pytest.raises(ValueError, match=r"data.context was 16 and is 8, but it decides which data there are"):
         train(replace(half, data=replace(half.data, context=8)), resume=True)
+
+
+def test_a_dense_language_model_becomes_a_mixture_of_its_copies(trained, tmp_path):
+    model = {"upcycle_epoch": 1, "router_options": {"score_after_top_k": True}}
+    result, output = train(text_config(tmp_path / "run", Path(trained[0].data.path), model=model))
+    bits = [line["values"]["holdout/bits_per_byte"] for line in logged(output) if "holdout/loss" in line["values"]]
+    assert bits[1] < bits[0] < 8
+    assert len(result["layers"]) == 2
 
 
 def test_generation_goes_on_with_a_prompt_and_is_a_function_of_its_seed(trained):
@@ -112,22 +121,22 @@ def test_the_loss_is_the_mean_over_the_bytes_of_the_batch():
     assert_close(mean, F.cross_entropy(logits.flatten(0, 1), torch.tensor(list(b"helloworld, all"))))
 
 
-def two_steps(config, processes, uneven):
+def two_steps(config, strategy, uneven):
     """Losses of two steps, the bits of the test text, who saw which bytes, and the weights."""
     torch.manual_seed(0)
     task = task_named(config.task)
     splits = task.load(config.data, config.model)
-    engine = build_engine(config, splits, torch.device("cpu"), processes)
+    engine = build_engine(config, splits, torch.device("cpu"), strategy)
     batches = task.training_batches(splits.train, config.data, seed=0, epoch=0, start=0)
     losses = [engine.step([tuple(part[uneven:] for part in next(batches))]).task_loss for _ in range(2)]
-    processes.equalize(engine.evaluated)
-    found = evaluate(task, engine.evaluated, splits.test, batch_size=5, processes=processes)
+    strategy.average_buffers(engine.evaluated)
+    found = evaluate(task, engine.evaluated, splits.test, batch_size=5, strategy=strategy)
     state = engine.state_dict()["model"]
     return losses, found.bits_per_byte, [use.class_by_expert for use in found.layers.values()], state
 
 
 def both(config, shard, ep_size, uneven):
-    kind = ShardedProcesses if shard == "fsdp" else SeveralProcesses
+    kind = FSDPStrategy if shard == "fsdp" else DDPStrategy
     return two_steps(config, ALONE, uneven), two_steps(config, kind(expert_mesh(ep_size, "cpu")), uneven)
 
 

@@ -12,8 +12,8 @@ from gatewright.recipes import RECIPES
 from gatewright.tasks import TASKS
 from gatewright.train import load_config, load_run, train
 from gatewright.train.build import build_engine
-from gatewright.train.strategies.base import ALONE
-from gatewright.train.strategies.ddp import SeveralProcesses
+from gatewright.train.strategies.ddp import DDPStrategy
+from gatewright.train.strategies.single import ALONE
 from tests.tasks.table import Regression, RegressorConfig, regression
 from tests.train.runs import logged
 
@@ -60,12 +60,12 @@ def test_a_model_of_another_task_is_refused(tmp_path):
         replace(regression(tmp_path), task="regresion")
 
 
-def losses(processes):
+def losses(strategy):
     """Losses of a batch of which each process has other real rows, and the weights after it."""
     TASKS["regression"] = Regression()
     torch.manual_seed(0)
     config = regression("unused")
-    engine = build_engine(config, Regression().load(config.data, None), torch.device("cpu"), processes)
+    engine = build_engine(config, Regression().load(config.data, None), torch.device("cpu"), strategy)
     batch = next(
         Regression().training_batches(Regression().load(config.data, None).train, config.data, seed=0, epoch=0, start=0)
     )
@@ -75,7 +75,7 @@ def losses(processes):
 
 
 def both():
-    return losses(ALONE), losses(SeveralProcesses(expert_mesh(1, "cpu")))
+    return losses(ALONE), losses(DDPStrategy(expert_mesh(1, "cpu")))
 
 
 @pytest.mark.distributed

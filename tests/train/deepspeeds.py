@@ -17,7 +17,7 @@ from gatewright.parallel import expert_mesh
 from gatewright.recipes import RECIPES
 from gatewright.train import OptimConfig, RunConfig
 from gatewright.train.config import DeepSpeedConfig, ParallelConfig
-from gatewright.train.strategies.ddp import SeveralProcesses
+from gatewright.train.strategies.ddp import DDPStrategy
 from tests.cases import EXPERT_CASES, make_router, run_beside
 
 STEPS = 12
@@ -47,7 +47,7 @@ class Network(nn.Module):
 
 @functools.cache
 def several(ep_size):
-    return SeveralProcesses(expert_mesh(ep_size))
+    return DDPStrategy(expert_mesh(ep_size))
 
 
 def config_of(ep_size=2, optim=ADAMW, settings=None, folder=None, trust=False, **changes):
@@ -74,7 +74,7 @@ def engine_of(
 ):
     torch.manual_seed(0)
     model = Network(router, experts, dense=dense).to(dtype) if model is None else model
-    options |= {"device": torch.device("cpu"), "steps_per_epoch": STEPS, "processes": several(config.parallel.ep_size)}
+    options |= {"device": torch.device("cpu"), "steps_per_epoch": STEPS, "strategy": several(config.parallel.ep_size)}
     return kind(model, config, **options)
 
 

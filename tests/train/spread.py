@@ -12,8 +12,8 @@ from gatewright.parallel import expert_mesh
 from gatewright.train import OptimConfig, RunConfig
 from gatewright.train.phases import upcycled
 from gatewright.train.step import TorchEngine
-from gatewright.train.strategies.ddp import SeveralProcesses
-from gatewright.train.strategies.fsdp import ShardedProcesses
+from gatewright.train.strategies.ddp import DDPStrategy
+from gatewright.train.strategies.fsdp import FSDPStrategy
 from tests.cases import EXPERT_CASES, NUM_EXPERTS, make_router, run_beside
 
 STEPS, SAVED, FURTHER = 20, 10, 20
@@ -50,8 +50,8 @@ def mesh_of(ep_size):
     return expert_mesh(ep_size)
 
 
-def several(ep_size, shard="none"):
-    return (ShardedProcesses if shard == "fsdp" else SeveralProcesses)(mesh_of(ep_size))
+def several(ep_size, shard="none", *, background=False):
+    return (FSDPStrategy if shard == "fsdp" else DDPStrategy)(mesh_of(ep_size), background=background)
 
 
 def network_of(router="noisy-top-k", experts="modules", norm=nn.BatchNorm1d, dtype=torch.float64, *, dense=False):
@@ -59,7 +59,7 @@ def network_of(router="noisy-top-k", experts="modules", norm=nn.BatchNorm1d, dty
     return Network(router, experts, norm, dense=dense).to(dtype)
 
 
-def engine_for(model, processes, optimizer="adamw", **optim):
+def engine_for(model, strategy, optimizer="adamw", **optim):
     config = RunConfig(
         recipe="test",
         model=CnnConfig(),  # whatever: the engine is given its network
@@ -67,18 +67,18 @@ def engine_for(model, processes, optimizer="adamw", **optim):
         optim=OptimConfig(name=optimizer, lr=0.02, clip_norm=0.5, warmup_epochs=0, schedule="constant", **optim),
         channels_last=False,
     )
-    return TorchEngine(model, config, device=torch.device("cpu"), steps_per_epoch=STEPS, processes=processes)
+    return TorchEngine(model, config, device=torch.device("cpu"), steps_per_epoch=STEPS, strategy=strategy)
 
 
-def engine_of(processes, router="noisy-top-k", experts="modules", norm=nn.BatchNorm1d, dtype=torch.float64, **optim):
-    return engine_for(network_of(router, experts, norm, dtype), processes, **optim)
+def engine_of(strategy, router="noisy-top-k", experts="modules", norm=nn.BatchNorm1d, dtype=torch.float64, **optim):
+    return engine_for(network_of(router, experts, norm, dtype), strategy, **optim)
 
 
-def train_phases(processes, upcycle_at, router="noisy-top-k", experts="modules", **optim):
+def train_phases(strategy, upcycle_at, router="noisy-top-k", experts="modules", **optim):
     """Train a dense network, and from a step on the mixture of its copies."""
-    engine = engine_for(network_of(router, experts, dense=True), processes, **optim)
+    engine = engine_for(network_of(router, experts, dense=True), strategy, **optim)
     reports = train(engine, 0, upcycle_at)
-    engine = upcycled(engine, network_of(router, experts), lambda model: engine_for(model, processes, **optim))
+    engine = upcycled(engine, network_of(router, experts), lambda model: engine_for(model, strategy, **optim))
     return reports + train(engine, upcycle_at), engine
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from gatewright import Capacity, GroupedFeedForward, ModuleExperts, MoE, Soft, TopK
+from gatewright import Capacity, GroupedFeedForward, ModuleExperts, MoE, Soft, SoftMoE, TopK
 from gatewright.data import ImageSet, as_floats
 from gatewright.models import DigitsConfig, ImageClassifier
 from gatewright.tasks import Classification, ClassificationEvaluation, class_by_expert, mirrored_too
@@ -156,7 +156,7 @@ def test_dropped_assignments_are_not_seen_by_an_expert():
 def test_weights_of_a_soft_mixture_are_added_up_by_class(batch_size):
     """Rows of an image that are a group of 8 tokens: looked up one image at a time."""
     model = Patches()
-    model.rows = MoE(Soft(8, 3, slots_per_expert=2, group_size=8), GroupedFeedForward(3, 8, 8))
+    model.rows = SoftMoE(Soft(8, 3, slots_per_expert=2, group_size=8), GroupedFeedForward(3, 8, 8))
     use = evaluate(model, IMAGES, batch_size=batch_size).layers["rows"]
     expected = torch.zeros(4, 3)
     for image, label in zip(as_floats(IMAGES.images), IMAGES.labels, strict=True):

@@ -14,7 +14,7 @@ from gatewright.train.folder import own_folder
 from gatewright.train.launch.elastic import needs_launch
 from gatewright.train.launch.join import join_processes
 from gatewright.train.launch.watchdog import LostProcess
-from gatewright.train.strategies.ddp import SeveralProcesses
+from gatewright.train.strategies.ddp import DDPStrategy
 
 TWO = replace(RECIPES["digits"](), processes=2)
 
@@ -49,8 +49,8 @@ def test_a_process_that_never_joins_is_said(monkeypatch):
 
 def names(folder):
     """The folder that each process has for a run that names none, where its first name is another run's."""
-    processes, config = SeveralProcesses(expert_mesh(1)), RECIPES["digits"]()
-    with chdir(folder), own_folder(config, False, processes) as first, own_folder(config, False, processes) as second:
+    strategy, config = DDPStrategy(expert_mesh(1)), RECIPES["digits"]()
+    with chdir(folder), own_folder(config, False, strategy) as first, own_folder(config, False, strategy) as second:
         return str(first), str(second)
 
 

@@ -10,8 +10,8 @@ from torch import nn
 from gatewright import ModuleExperts, MoE, TopK, aux_loss
 from gatewright.parallel import expert_mesh
 from gatewright.train.pace import Pace, peak_memory
-from gatewright.train.strategies.base import ALONE
-from gatewright.train.strategies.ddp import SeveralProcesses
+from gatewright.train.strategies.ddp import DDPStrategy
+from gatewright.train.strategies.single import ALONE
 
 pytestmark = pytest.mark.distributed
 DIM, TOKENS = 8, 6
@@ -30,14 +30,14 @@ def model_of(num_experts=4):
 
 def one_step(ep_size, late=None):
     """A step in which every token goes to the last expert, and one process may come late."""
-    processes = SeveralProcesses(mesh_of(ep_size))
+    strategy = DDPStrategy(mesh_of(ep_size))
     model = model_of()
-    processes.share_out(model)
+    strategy.shard_experts(model)
     model[1].router.gate.weight.data.zero_()[-1] = 1.0
-    pace = Pace(model, processes)
-    processes.barrier()
+    pace = Pace(model, strategy)
+    strategy.barrier()
     with pace.step():
-        if processes.rank == late:
+        if strategy.rank == late:
             torch.randn(400, 400) @ torch.randn(400, 400)
             busy = time.perf_counter()
             while time.perf_counter() - busy < 0.3:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gatewright import GroupedFeedForward, MergedMoE, ModuleExperts, MoE, ResidualMixture, Soft, TopK
+from gatewright import GroupedFeedForward, MergedMoE, ModuleExperts, MoE, ResidualMixture, Soft, SoftMoE, TopK
 from gatewright.experts import Experts
 from gatewright.routers import ROUTERS
 from gatewright.train.launch.roles import parameter_roles
@@ -60,7 +60,7 @@ CASES = {
         {f"experts.0.{name}": role for name, role in LINEAR.items()},
     ),
     "mixture": (
-        lambda: MoE(Soft(8, 4), GroupedFeedForward(4, 8, 16), shared=nn.Linear(8, 8, bias=False)),
+        lambda: SoftMoE(Soft(8, 4), GroupedFeedForward(4, 8, 16), shared=nn.Linear(8, 8, bias=False)),
         {
             "router.gate.weight": "gate",
             "router.scale": "bias",

@@ -14,9 +14,9 @@ from gatewright.tasks import Classification
 from gatewright.train import evaluate
 from gatewright.train.config import ParallelConfig
 from gatewright.train.step import TorchEngine
-from gatewright.train.strategies.base import ALONE
-from gatewright.train.strategies.ddp import SeveralProcesses
-from gatewright.train.strategies.fsdp import ShardedProcesses
+from gatewright.train.strategies.ddp import DDPStrategy
+from gatewright.train.strategies.fsdp import FSDPStrategy
+from gatewright.train.strategies.single import ALONE
 from tests.cases import ROUTER_CASES, make_router
 from tests.train.spread import STEPS, batches, engine_of, largest_difference, mesh_of, several, train, train_phases
 
@@ -24,11 +24,11 @@ pytestmark = pytest.mark.distributed
 
 
 def trajectory(ep_size, upcycle_at=0, shard="none", **options):
-    processes = ALONE, several(ep_size, shard)
+    strategies = ALONE, several(ep_size, shard)
     if upcycle_at:
-        (expected, alone), (actual, spread) = (train_phases(which, upcycle_at, **options) for which in processes)
+        (expected, alone), (actual, spread) = (train_phases(which, upcycle_at, **options) for which in strategies)
     else:
-        alone, spread = (engine_of(which, **options) for which in processes)
+        alone, spread = (engine_of(which, **options) for which in strategies)
         expected, actual = train(alone), train(spread)
     state = spread.state_dict()
     reports = max(
@@ -43,10 +43,10 @@ def trajectory(ep_size, upcycle_at=0, shard="none", **options):
 def in_float32(ep_size, shard, norm, optimizer):
     """Largest difference of the weights after 20 steps, and the largest that only the order of the rows makes."""
     options = {"router": "top-k", "norm": norm, "optimizer": optimizer, "dtype": torch.float32}
-    processes = [ALONE, several(ep_size, shard), ALONE, ALONE]
+    strategies = [ALONE, several(ep_size, shard), ALONE, ALONE]
     orders = [slice(None), slice(None), torch.arange(12, -1, -1), torch.randperm(13, generator=torch.manual_seed(1))]
     states = []
-    for which, order in zip(processes, orders, strict=True):
+    for which, order in zip(strategies, orders, strict=True):
         engine = engine_of(which, **options)
         train(engine, accumulate=False, order=order)
         states.append(engine.state_dict()["model"])
@@ -106,7 +106,7 @@ def test_twenty_steps_are_those_of_one_process(ranks, world, ep_size, options):
 
 def statistics(ep_size, shard, batch_norm):
     """Every process's BatchNorm statistics after a few steps and a word between them; and whether any has a graph."""
-    processes = (ShardedProcesses if shard == "fsdp" else SeveralProcesses)(
+    strategy = (FSDPStrategy if shard == "fsdp" else DDPStrategy)(
         mesh_of(ep_size), parallel=ParallelConfig(batch_norm=batch_norm)
     )
     torch.manual_seed(0)
@@ -114,11 +114,11 @@ def statistics(ep_size, shard, batch_norm):
     layers = nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), MoE(make_router("top-k", 8, 4, 2), experts)
     model = _Double(nn.Sequential(*layers)).double()
     config = engine_of(ALONE).config
-    engine = TorchEngine(model, config, device=torch.device("cpu"), steps_per_epoch=STEPS, processes=processes)
+    engine = TorchEngine(model, config, device=torch.device("cpu"), steps_per_epoch=STEPS, strategy=strategy)
     train(engine, stop=3, accumulate=False)
     buffers = {name: buffer for name, buffer in engine.model.named_buffers() if "running" in name}
     before = {name: buffer.tolist() for name, buffer in buffers.items()}
-    processes.equalize(engine.model)
+    strategy.average_buffers(engine.model)
     after = {name: buffer.tolist() for name, buffer in buffers.items()}
     return before, after, any(buffer.requires_grad for buffer in buffers.values())
 
@@ -160,8 +160,8 @@ def uneven_evaluation(ep_size):
     labels = torch.randint(3, (10,), generator=generator)
     splits = ImageSet(images, labels, ("a", "b", "c"))
     found = [
-        evaluate(Classification(), engine_of(processes).evaluated, splits, batch_size=4, processes=processes)
-        for processes in (ALONE, several(ep_size))
+        evaluate(Classification(), engine_of(strategy).evaluated, splits, batch_size=4, strategy=strategy)
+        for strategy in (ALONE, several(ep_size))
     ]
     uses = [evaluation.layers["mixture"] for evaluation in found]
     return (
@@ -188,11 +188,11 @@ def different_experts(ep_size):
         nn.init.normal_(expert[0].running_mean)
     config = engine.config
     engine = TorchEngine(
-        _Double(model), config, device=torch.device("cpu"), steps_per_epoch=STEPS, processes=several(ep_size)
+        _Double(model), config, device=torch.device("cpu"), steps_per_epoch=STEPS, strategy=several(ep_size)
     )
     for images, labels in batches(3):
         engine.step([(images, labels)])
-    own = expert_runs(4, ep_size)[engine.processes.mesh.get_local_rank("expert")]
+    own = expert_runs(4, ep_size)[engine.strategy.mesh.get_local_rank("expert")]
     state = {name: tensor.tolist() for name, tensor in engine.model.state_dict().items() if ".experts." in name}
     return [*own], state, sorted(name for name, _ in expert_parameters(engine.model))
 
@@ -227,8 +227,8 @@ def local_options():
     """The first step's auxiliary loss and gradient norm with each process's own statistics, and the global batch's."""
     reports = []
     for parallel in (ParallelConfig(balance="local", batch_norm="local"), ParallelConfig()):
-        processes = SeveralProcesses(several(2).mesh, parallel=parallel)
-        engine = engine_of(processes)
+        strategy = DDPStrategy(several(2).mesh, parallel=parallel)
+        engine = engine_of(strategy)
         report = train(engine, 0, 1)[0]
         reports.append((report.aux_loss, report.gradient_norm))
     return reports

@@ -52,16 +52,16 @@ class EvaluateArguments:
 
 @dataclass(frozen=True)
 class PredictArguments:
-    """Classify image files, and name the experts that saw them.
+    """Classify image files and name the experts that saw them, or say how well text files are predicted.
 
     Args:
         run: The run's folder.
-        images: Image files, and folders of them; sub-folders are searched too.
-        top: How many of the likeliest classes to name.
-        json: Print one JSON object per image, each on a line of its own.
+        files: Files, and folders of them; sub-folders are searched too.
+        top: How many of the likeliest classes of an image to name.
+        json: Print one JSON object per file, each on a line of its own.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE")]
+    files: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FILE")]
     top: int = 3
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

@@ -18,6 +18,7 @@ from gatewright.cli.arguments import EvaluateArguments, TrainArguments
 from gatewright.cli.completion import completion_command
 from gatewright.cli.export import export_command
 from gatewright.cli.flags import flags_of, parse, refuse_unknown_flags, with_options, without_options
+from gatewright.cli.generate import generate_command
 from gatewright.cli.listing import list_command
 from gatewright.cli.plan import plan_command
 from gatewright.cli.predict import predict_command
@@ -25,7 +26,7 @@ from gatewright.names import known
 from gatewright.recipes import RECIPES, with_epochs
 from gatewright.report import confusion_table, expert_table, result_table
 from gatewright.report.facts import class_names_of
-from gatewright.tasks import ClassificationEvaluation, check_same_images, mirrored_too
+from gatewright.tasks import Classification, ClassificationEvaluation, check_same_images, mirrored_too
 from gatewright.train import (
     RunConfig,
     evaluate,
@@ -111,15 +112,19 @@ def _parse_run(config: RunConfig, words: list[str]) -> TrainArguments:
 
 
 def evaluate_command(words: list[str]) -> None:
-    """Print accuracy, accuracy per class and the experts of a run, on the whole test set."""
+    """Print the figure that a run is judged by, its experts and its classes, on the whole test set."""
     refuse_unknown_flags(words, ["--flip", "--no-flip", "--data.path"])
     arguments = parse(EvaluateArguments, words, prog="gatewright evaluate")
     trained = load_run(arguments.run)
+    of_images = isinstance(trained.task, Classification)
+    if arguments.flip and not of_images:
+        raise ValueError(f"--flip mirrors images; the run was trained on {trained.task.item}s. Leave it out.")
     data: Any = trained.config.data
     if arguments.data.path is not None:
         data = replace(data, path=arguments.data.path)
     part = trained.task.load(data, trained.config.model).test
-    check_same_images(trained.task.fingerprint(part), trained.fingerprint)
+    if of_images:
+        check_same_images(trained.task.fingerprint(part), trained.fingerprint)
     found = evaluate(
         trained.task,
         trained.model,
@@ -128,17 +133,21 @@ def evaluate_command(words: list[str]) -> None:
         precision=trained.config.precision,
         forward=mirrored_too if arguments.flip else nn.Module.__call__,
     )
-    assert isinstance(found, ClassificationEvaluation)
     console = Console(markup=False)  # A name may hold brackets.
     for name, use in found.layers.items():
-        tokens = use.sums.tokens_per_expert.to(use.class_by_expert.dtype)
-        console.print(expert_table(name, tokens, use.class_by_expert, use.tokens_per_class, found.class_names))
+        tokens, classes = use.sums.tokens_per_expert.to(use.class_by_expert.dtype), trained.task.class_names(part)
+        console.print(expert_table(name, tokens, use.class_by_expert, use.tokens_per_class, classes, trained.task.item))
+    if isinstance(found, ClassificationEvaluation):
+        _print_classes(console, found)
+    print(f"test {' '.join(found.headline)} of {trained.task.size(part):,} {trained.task.item}s")
+
+
+def _print_classes(console: Console, found: ClassificationEvaluation) -> None:
     table = Table("class", "accuracy")
     for name, accuracy in zip(found.class_names, found.accuracy_per_class.tolist(), strict=True):
         table.add_row(name, f"{accuracy:.2%}")
     console.print(table)
     console.print(confusion_table(found.confusion, found.class_names))
-    print(f"test accuracy {found.accuracy:.2%} of {int(found.confusion.sum())} images")
 
 
 def _print_experts(console: Console, result: dict[str, Any]) -> None:
@@ -146,15 +155,23 @@ def _print_experts(console: Console, result: dict[str, Any]) -> None:
     for name, layer in result["layers"].items():
         keys = ("tokens_per_expert", "class_by_expert", "tokens_per_class")
         load, seen, tokens = (torch.tensor(layer[key]) for key in keys)
-        console.print(expert_table(name, load, seen, tokens, class_names))
+        console.print(expert_table(name, load, seen, tokens, class_names, result["item"]))
 
 
 def _next_commands(config: RunConfig, output: Path) -> str:
     call, run = program(), shlex.quote(str(output))
-    example = next(map(str, sorted((output / "examples").glob("*.png"))), "IMAGE.png")
+    of_text = config.task == "language_model"
+    example = next(map(str, sorted((output / "examples").glob("*.*"))), "FILE.txt" if of_text else "IMAGE.png")
     commands = {
         f"evaluate {run} --flip": "with test-time augmentation",
         f"predict {run} {shlex.quote(example)}": "classify a file, and see which experts it goes to",
+    }
+    if of_text:
+        commands = {
+            f"generate {run} --prompt 'import '": "have it write on",
+            f"predict {run} {shlex.quote(example)}": "the bits per byte of any file",
+        }
+    commands |= {
         f"train {config.recipe} --model.num-experts 16": "more experts",
         "list": "other recipes, CIFAR-10 among them",
     }
@@ -166,6 +183,7 @@ COMMANDS: Mapping[str, Callable[[list[str]], int | None]] = MappingProxyType(
         "completion": completion_command,
         "evaluate": evaluate_command,
         "export": export_command,
+        "generate": generate_command,
         "list": list_command,
         "plan": plan_command,
         "predict": predict_command,

@@ -8,6 +8,7 @@ import tyro
 from gatewright.cli.arguments import EvaluateArguments, PredictArguments, TrainArguments
 from gatewright.cli.export import ExportArguments
 from gatewright.cli.flags import parse, registry, without_options
+from gatewright.cli.generate import GenerateArguments
 from gatewright.cli.listing import ListArguments
 from gatewright.cli.plan import RecipeArguments
 from gatewright.recipes import RECIPES
@@ -41,6 +42,7 @@ def completion_command(words: list[str]) -> None:
             "completion": CompletionArguments,
             "evaluate": EvaluateArguments,
             "export": ExportArguments,
+            "generate": GenerateArguments,
             "list": ListArguments,
             "plan": plan,
             "predict": PredictArguments,

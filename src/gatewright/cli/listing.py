@@ -10,6 +10,7 @@ from rich.table import Table
 from gatewright.cli.flags import parse
 from gatewright.models import CHOOSABLE_ROUTERS
 from gatewright.recipes import RECIPES
+from gatewright.routers import Hashed
 
 DATA_SETS: Mapping[str, str] = MappingProxyType(
     {
@@ -18,6 +19,26 @@ DATA_SETS: Mapping[str, str] = MappingProxyType(
         "digits": "1,797 handwritten digits of 8 x 8, which scikit-learn brings.",
         "folder": "Your own images under --data.path, sorted by split and class or by class alone.",
         "OWNER/NAME": "Any image data set of the Hugging Face hub.",
+    }
+)
+EXPERTS: Mapping[str, str] = MappingProxyType(
+    {
+        "grouped": "Feed-forward networks with stacked weights, in place of the model's own experts.",
+        "merged": "The model's own, merged into one for each item by the router's weights.",
+        "modules": "The model's own, each with its rows.",
+    }
+)
+BESIDE: Mapping[str, str] = MappingProxyType(
+    {
+        "--model.residual": "One more expert takes every item, with a learned share of it and of the mixture.",
+        "--model.shared": "One more expert is applied to every item, and added with weight 1.",
+    }
+)
+TEXTS: Mapping[str, str] = MappingProxyType(
+    {
+        "python": "The sources of Python's own standard library, which are where Python is.",
+        "text": "Your own text under --data.path: a file, or a folder of files.",
+        "OWNER/NAME": "Any data set of the Hugging Face hub with a column of text.",
     }
 )
 DISPATCHERS: Mapping[str, str] = MappingProxyType(
@@ -39,7 +60,7 @@ LOSSES: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class ListArguments:
-    """Print recipes, data sets, routers, dispatchers and losses, each with what it is."""
+    """Print recipes, data sets, routers, experts, dispatchers and losses, each with what it is."""
 
 
 def list_command(words: list[str]) -> None:
@@ -50,8 +71,12 @@ def list_command(words: list[str]) -> None:
     console = Console()
     for title, choices in {
         "gatewright train RECIPE": {name: _summary(recipe) for name, recipe in RECIPES.items()},
-        "--data.name": DATA_SETS,
+        "--data.name of images": DATA_SETS,
+        "--data.name of text": TEXTS,
         "--model.router": {name: _summary(router) for name, router in CHOOSABLE_ROUTERS.items()},
+        "--model.router of text": {"hashed": _summary(Hashed)},
+        "--model.experts": EXPERTS,
+        "beside the experts": BESIDE,
         "--model.dispatch": DISPATCHERS,
         "--model.losses NAME COEFFICIENT": LOSSES,
     }.items():

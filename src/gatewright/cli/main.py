@@ -16,7 +16,8 @@ gatewright {__version__}: train mixtures of experts, and see what the experts do
   gatewright train RECIPE [--output RUN] [--epochs N] [--seed N] ...   train; RECIPE --help lists every setting
   gatewright train RECIPE --output RUN --resume                        go on with a run that was stopped
   gatewright evaluate RUN [--flip] [--data.path FOLDER]                evaluate a run on the whole test set
-  gatewright predict RUN IMAGE-OR-FOLDER ... [--top N] [--json]        classify images, and name their experts
+  gatewright predict RUN FILE-OR-FOLDER ... [--top N] [--json]         classify images; the bits per byte of texts
+  gatewright generate RUN [--prompt TEXT] [--length N] ...             have a language model write on
   gatewright export RUN FILE.safetensors                               the evaluated model's weights, as one file
   gatewright plan [RECIPE] [--processes N] [--parallel.ep-size N] ...  predict memory, bytes and time per process
   gatewright completion SHELL                                          have bash, zsh or fish complete all of this

@@ -1,4 +1,4 @@
-"""What ``gatewright predict`` does: classify image files, and name the experts that saw them."""
+"""What ``gatewright predict`` does: classify images and name their experts, or say how well texts are predicted."""
 
 import json
 import sys
@@ -11,27 +11,31 @@ from torch import Tensor
 
 from gatewright.cli.arguments import PredictArguments
 from gatewright.cli.flags import parse, refuse_unknown_flags
-from gatewright.data import as_floats, decode_image, find_images
+from gatewright.data import TextSet, as_floats, decode_image, files_below, find_images
 from gatewright.layers.base import moe_layers
-from gatewright.routing import Routing, SoftRouting
-from gatewright.train import Trained, load_run
+from gatewright.routing import Routing
+from gatewright.tasks import LanguageModel
+from gatewright.train import Trained, evaluate, load_run
 
 
 def predict_command(words: list[str]) -> int:
-    """Print each image's likeliest classes and the experts that it went to, and name the files that are no images.
+    """Print what the run's model makes of each file, and name the files that cannot be read.
+
+    Of an image that is its likeliest classes and the experts that it went to; of a text, the bits per byte.
 
     Returns:
         The exit status: 2 if a file could not be read, though all others were answered.
     """
     refuse_unknown_flags(words, ["--top", "--json"])
     arguments = parse(PredictArguments, words, prog="gatewright predict")
-    if not arguments.images:
-        raise ValueError("predict needs at least one image file or folder: gatewright predict RUN IMAGE.")
+    if not arguments.files:
+        raise ValueError("predict needs at least one file or folder: gatewright predict RUN FILE.")
     if arguments.top < 1:
         raise ValueError(f"--top is the number of classes to name, 1 or more; got {arguments.top}.")
-    files = _image_files(arguments.images)
     trained = load_run(arguments.run)
-    answered = [_answer(trained, file, arguments) for file in files]
+    of_text = isinstance(trained.task, LanguageModel)
+    files = _text_files(arguments.files) if of_text else _image_files(arguments.files)
+    answered = [(_answer_text if of_text else _answer)(trained, file, arguments) for file in files]
     return 0 if all(answered) else 2
 
 
@@ -45,6 +49,21 @@ def _answer(trained: Trained, file: Path, arguments: PredictArguments) -> bool:
         return False
     found = {"file": str(file), **prediction(trained, image, arguments.top)}
     print(json.dumps(found, ensure_ascii=False) if arguments.json else _sentence(found), flush=True)
+    return True
+
+
+def _answer_text(trained: Trained, file: Path, arguments: PredictArguments) -> bool:
+    """Print how well the model predicts a file, or why it cannot be read; tell whether it could."""
+    try:
+        text = TextSet.pack([file.read_bytes()], trained.fingerprint["context"])
+    except OSError as error:
+        print(f"error: {file}: {error.strerror}.", file=sys.stderr)
+        return False
+    batch_size, precision = trained.config.data.eval_batch_size, trained.config.precision
+    found = evaluate(trained.task, trained.model, text, batch_size=batch_size, precision=precision)
+    said = {"file": str(file), "bits_per_byte": found.metrics["bits_per_byte"], "bytes": len(text)}
+    line = f"{file}: {' '.join(reversed(found.headline))}, {len(text):,} bytes"
+    print(json.dumps(said, ensure_ascii=False) if arguments.json else line, flush=True)
     return True
 
 
@@ -62,14 +81,11 @@ def prediction(trained: Trained, image: UInt8[Tensor, "channels height width"], 
     }
 
 
-def expert_weights(routing: Routing | SoftRouting) -> list[dict[str, Any]]:
+def expert_weights(routing: Routing) -> list[dict[str, Any]]:
     """List the experts that tokens went to, with the weight of each: the mean over all tokens."""
-    if isinstance(routing, SoftRouting):
-        means, chosen = routing.weight.mean(0), list(range(routing.num_experts))
-    else:
-        sums = routing.weight.new_zeros(routing.num_experts + 1).index_add(0, routing.expert_index, routing.weight)
-        means = sums / routing.sums.num_tokens
-        chosen = sorted({*routing.expert_index.tolist()} - {routing.num_experts})
+    sums = routing.weight.new_zeros(routing.num_experts + 1).index_add(0, routing.expert_index, routing.weight)
+    means = sums / routing.sums.num_tokens
+    chosen = sorted({*routing.expert_index.tolist()} - {routing.num_experts})
     return [{"expert": index, "weight": float(means[index])} for index in chosen]
 
 
@@ -84,6 +100,11 @@ def _image_files(paths: tuple[Path, ...]) -> list[Path]:
         if not files:
             raise FileNotFoundError(f"there is no image file in the folder {path}: name another")
     return [file for path in paths for file in found[path]]
+
+
+def _text_files(paths: tuple[Path, ...]) -> list[Path]:
+    """Put the files of a folder in its place."""
+    return [file for path in paths for file in (files_below(path) if path.is_dir() else [path])]
 
 
 def _sentence(found: dict[str, Any]) -> str:

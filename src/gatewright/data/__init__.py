@@ -12,6 +12,7 @@ from gatewright.data.images.load import load_images, local_files
 from gatewright.data.text.batches import TextBatch, evaluation_windows, num_text_batches, text_batches
 from gatewright.data.text.config import TextConfig
 from gatewright.data.text.load import load_text, local_text_files
+from gatewright.data.text.sources import files_below
 from gatewright.data.text.text_set import BEGIN, NUM_INPUTS, NUM_OUTPUTS, TextSet, TextSplits
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "decode_image",
     "evaluation_batches",
     "evaluation_windows",
+    "files_below",
     "find_images",
     "load_images",
     "load_text",

@@ -6,13 +6,11 @@ from types import MappingProxyType
 from gatewright.dispatch.base import Dispatcher, ExpertBatch
 from gatewright.dispatch.capacity import Capacity, Priority
 from gatewright.dispatch.dropless import Dropless
-from gatewright.dispatch.soft import SoftDispatch
 
 DISPATCHERS: Mapping[str, type[Dispatcher]] = MappingProxyType(
     {
         "capacity": Capacity,
         "dropless": Dropless,
-        "soft": SoftDispatch,
     }
 )
 """Every dispatcher by name. The contract suite runs over all of them."""
@@ -24,5 +22,4 @@ __all__ = [
     "Dropless",
     "ExpertBatch",
     "Priority",
-    "SoftDispatch",
 ]

@@ -2,13 +2,12 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gatewright.routing import Routing, SoftRouting
+from gatewright.routing import Routing
 
 
 @dataclass(frozen=True)
@@ -18,25 +17,22 @@ class ExpertBatch:
     It carries all that `combine` needs, so a dispatcher keeps no state and can be used again in between.
 
     Args:
-        rows: One row per assignment, or per slot of a dense routing.
+        rows: One row per assignment.
         tokens_per_expert: How many rows each expert has; their sum is less than the rows where some were dropped.
-        routing: The assignments, in the same order as the rows; or the dense routing as it was.
+        routing: The assignments, in the same order as the rows.
     """
 
     rows: Float[Tensor, "assignments *item"]
     tokens_per_expert: Int[Tensor, " experts"]
-    routing: Routing | SoftRouting
+    routing: Routing
 
 
 class Dispatcher(ABC):
     """Brings tokens to experts and their outputs back. Not a module: it has no parameters and keeps no state."""
 
-    dense: ClassVar[bool] = False
-    """Whether it takes a `SoftRouting` in place of a `Routing`."""
-
     @abstractmethod
-    def dispatch(self, x: Float[Tensor, "tokens *item"], routing: Any, *, training: bool) -> ExpertBatch:
-        """Make the experts' rows of the tokens, grouped by expert: one per assignment, or per slot of a dense routing.
+    def dispatch(self, x: Float[Tensor, "tokens *item"], routing: Routing, *, training: bool) -> ExpertBatch:
+        """Make the experts' rows of the tokens, one per assignment, grouped by expert.
 
         With `training` false nothing may be dropped: a prediction never depends on what else is in the batch.
         """
@@ -53,7 +49,6 @@ class Dispatcher(ABC):
         self, rows: Float[Tensor, "assignments *out"], batch: ExpertBatch, num_tokens: int
     ) -> Float[Tensor, "num_tokens *out"]:
         """Add up each token's rows, times their weights, in at least float32."""
-        assert isinstance(batch.routing, Routing)
         weight = batch.routing.weight.reshape(-1, *[1] * (rows.dim() - 1))
         weighted = rows * weight
         total = weighted.new_zeros(num_tokens, *rows.shape[1:])

@@ -3,7 +3,8 @@
 import math
 import sys
 import warnings
-from typing import Literal, get_args
+from fractions import Fraction
+from typing import Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +13,7 @@ from torch import Tensor
 from gatewright.dispatch.base import Dispatcher, ExpertBatch, group_by_expert
 from gatewright.routing import Routing
 
+Count = TypeVar("Count", int, Tensor)
 Priority = Literal["arrival", "largest-weight", "total-weight"]
 
 PRIORITY_BITS = 16
@@ -49,19 +51,21 @@ class Capacity(Dispatcher):
         if priority not in get_args(Priority):
             raise ValueError(f"priority is 'arrival', 'largest-weight' or 'total-weight'; got {priority!r}.")
         self.capacity_factor, self.min_capacity, self.priority = capacity_factor, min_capacity, priority
+        # Capacities are counted in whole numbers, because 20 / 3 * 1.05 comes to 7.000000000000001.
+        self._ratio = Fraction(capacity_factor).limit_denominator(10**6).as_integer_ratio()
         self._warned = False
 
-    def capacity(self, num_assignments: int, num_experts: int) -> int:
+    def capacity(self, num_assignments: Count, num_experts: int) -> Count:
         """Return how many rows each expert takes."""
-        rows = num_assignments / num_experts * self.capacity_factor
-        return max(self.min_capacity, math.ceil(rows - 1e-9))  # 20 / 3 * 1.05 comes to 7.000000000000001
+        factor, divisor = self._ratio
+        rows = -(-num_assignments * factor // (num_experts * divisor))
+        return rows.clamp(min=self.min_capacity) if isinstance(rows, Tensor) else max(rows, self.min_capacity)
 
     def dispatch(self, x: Float[Tensor, "tokens *item"], routing: Routing, *, training: bool) -> ExpertBatch:
         """Drop what exceeds the capacity, in training only, and group the rest by expert."""
         if training:
-            num_assignments = routing.weight.shape[0]
-            capacity = self.capacity(num_assignments, routing.num_experts)
-            self._warn_of_one_row(capacity, num_assignments, routing.num_experts)
+            self._warn_of_one_row(routing.weight.shape[0], routing.num_experts)
+            capacity = self.capacity(routing.sums.tokens_per_expert.sum(), routing.num_experts)
             routing = routing.drop(self._over(routing, capacity, x.shape[0]))
         return group_by_expert(x, routing)
 
@@ -69,7 +73,7 @@ class Capacity(Dispatcher):
         """Evaluation drops nothing."""
         return not training
 
-    def _over(self, routing: Routing, capacity: int, num_tokens: int) -> Bool[Tensor, " assignments"]:
+    def _over(self, routing: Routing, capacity: Int[Tensor, ""], num_tokens: int) -> Bool[Tensor, " assignments"]:
         """Mark every assignment that finds its expert full."""
         served = self._served(routing, num_tokens)
         order = served[routing.expert_index[served].argsort(stable=True)]
@@ -93,9 +97,11 @@ class Capacity(Dispatcher):
         served: Tensor = priority.argsort(descending=True, stable=True)
         return served[choice[served].argsort(stable=True)]
 
-    def _warn_of_one_row(self, capacity: int, num_assignments: int, num_experts: int) -> None:
+    def _warn_of_one_row(self, num_assignments: int, num_experts: int) -> None:
         # A warning cannot be traced, and would break a graph that was to be one.
-        if capacity > 1 or num_assignments < 2 or torch.compiler.is_compiling() or self._warned:
+        if torch.compiler.is_compiling() or self._warned or num_assignments < 2:
+            return
+        if self.capacity(num_assignments, num_experts) > 1:
             return
         self._warned = True
         factor = math.ceil(20 * num_experts / num_assignments) / 10

@@ -2,38 +2,34 @@
 
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from gatewright.experts.base import Shape
+from gatewright.experts.base import Experts, Shape, check_experts, check_output_shape
 from gatewright.internals import backward_id, in_transform, is_exporting, outside_transforms, without_transforms
+from gatewright.layers.items import check_items
 from gatewright.layers.untaken import Mark, Untaken
-from gatewright.losses import LOSSES
-from gatewright.names import known
+from gatewright.losses import Coefficients, by_name
 from gatewright.reset import reset_parts
-from gatewright.routers import Router
-from gatewright.routing import Routing, RoutingSums, SoftRouting
-from gatewright.scope import BatchScope, noise_key
-
-Loss = Callable[[RoutingSums], Tensor]
-"""An auxiliary loss: a function of a batch's sums, unweighted."""
-
-Coefficients = Mapping[str, float] | Mapping[str | Loss, float]
-
-TRACED = (
-    "torch.jit.trace would keep the routes of its example for ever, and give other inputs wrong outputs. Use "
-    "torch.export.export, or torch.onnx.export(..., dynamo=True)."
-)
+from gatewright.routers import Router, Soft
+from gatewright.routing import Routing, RoutingSums, real_only
+from gatewright.scope import BatchScope, Mask, noise_key
 
 NO_WEIGHT = (
     "{name} has no {attribute}: every expert has its own. If torch.nn.TransformerEncoderLayer asks, whose fast path "
     "reads it in evaluation, call torch.backends.mha.set_fastpath_enabled(False) first."
+)
+
+WRONG_ROUTER = (
+    "{} takes a gatewright.{} for its router; got {}. SoftMoE takes gatewright.Soft(dim, num_experts), which mixes "
+    "items into slots, and other layers a router that chooses experts, such as gatewright.TopK(dim, num_experts, "
+    "top_k=2), which has a linear layer of its own."
 )
 
 REENTRANT = (
@@ -53,39 +49,31 @@ class RoutedLayer(nn.Module):
         item_shape: Shape of one item; an int stands for one dimension, None for ``(router.dim,)``.
 
     Raises:
-        ValueError: If the router is none, a loss is unknown, or its coefficient not finite.
+        ValueError: If the router is of another kind, a loss is unknown, or its coefficient not finite.
     """
 
+    router_kind: ClassVar[type[nn.Module]] = Router
+    """What its router is."""
     item_shape: Shape
     """Shape of one item."""
     output_shape: Shape
     """Shape of what becomes of one item, known once the layer has its experts."""
 
-    routing: Routing | SoftRouting | None
+    routing: Routing | None
     """The last forward's routing without its graph, grouped by expert and with what was dropped; a view for metrics."""
 
     def __init__(
-        self, router: Router, losses: Coefficients | None, item_shape: int | Sequence[int] | None = None
+        self, router: Router | Soft, losses: Coefficients | None, item_shape: int | Sequence[int] | None = None
     ) -> None:
         super().__init__()
-        check_router(router)
+        if not isinstance(router, self.router_kind):
+            found = type(router).__name__
+            raise ValueError(WRONG_ROUTER.format(type(self).__name__, self.router_kind.__name__, found))
         self.router = router
         shape = (router.dim,) if item_shape is None else item_shape
         self.item_shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        given = router.default_losses if losses is None else losses
-        asked: dict[str | Loss, float] = dict(given.items())
-        own = {_name(loss): loss for loss in asked if callable(loss)}
-        self._loss_functions: dict[str, Loss] = {**LOSSES, **own}
-        self.losses = {_name(loss): float(coefficient) for loss, coefficient in asked.items()}
-        if len(self.losses) < len(asked):
-            raise ValueError(
-                f"Auxiliary losses have different names; got {', '.join(map(_name, asked))}. Give each function of "
-                "your own a name of its own."
-            )
-        for name, coefficient in self.losses.items():
-            known(name, self._loss_functions, "auxiliary loss")
-            if not math.isfinite(coefficient):
-                raise ValueError(f"The coefficient of an auxiliary loss is finite; got {coefficient} for {name}.")
+        coefficients = router.default_losses if losses is None else losses
+        self._loss_functions, self.losses = by_name(coefficients, router.own_losses)
         self.scope, self.local_balance = BatchScope(), False
         self.routing = None
         self.loss_values: dict[str, Tensor] = {}
@@ -127,50 +115,57 @@ class RoutedLayer(nn.Module):
                 "Give both the same num_experts."
             )
 
-    def flat_items(self, x: Tensor) -> Float[Tensor, "tokens *item"]:
-        """Merge the leading dimensions into one.
+    def fit(self, experts: Experts, shared: nn.Module | None) -> Shape:
+        """Return the shape of an output of experts, and of the one that every item goes through, that fit the layer.
 
         Raises:
-            ValueError: If these are not floating-point items of ``item_shape``.
+            ValueError: If the experts are none, are not as many as the router chooses among, do not take the items or
+                return different shapes, or if the shared expert does not fit them.
+        """
+        check_experts(experts)
+        self.check_num_experts(experts.num_experts)
+        output_shape = experts.output_shape(self.item_shape)
+        if shared is not None:
+            check_output_shape("the shared expert", shared, self.item_shape, output_shape)
+        return output_shape
+
+    def flat_items(self, x: Tensor, mask: Tensor | None = None) -> Float[Tensor, "tokens *item"]:
+        """Merge the leading dimensions into one, with zeros in place of masked items.
+
+        Raises:
+            ValueError: If these are not floating-point items of ``item_shape``, or the mask is not theirs.
             RuntimeError: If the layer is traced by `torch.jit.trace`.
         """
-        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            raise RuntimeError(TRACED)
-        if not x.is_floating_point():
-            raise ValueError(
-                f"{type(self).__name__} takes floating-point items; got {x.dtype}. Convert with x.float() first."
-            )
-        if x.dim() <= len(self.item_shape) or tuple(x.shape[x.dim() - len(self.item_shape) :]) != self.item_shape:
-            raise ValueError(
-                f"{type(self).__name__} takes items of shape {self.item_shape} behind one or more batch dimensions; "
-                f"got {tuple(x.shape)}. Reshape the input, or set item_shape."
-            )
-        return x.reshape(-1, *self.item_shape)
+        check_items(x, mask, self.item_shape, type(self).__name__)
+        return real_only(x.reshape(-1, *self.item_shape), flat(mask))
 
     def batch_shape(self, x: Tensor) -> torch.Size:
         """Return the dimensions of an input in front of an item's."""
         return x.shape[: x.dim() - len(self.item_shape)]
 
-    def like_batch(self, output: Float[Tensor, "tokens *out"], x: Tensor) -> Float[Tensor, "*batch_and_out"]:
-        """Give outputs the leading dimensions of the input."""
-        return output.reshape(*self.batch_shape(x), *self.output_shape)
+    def like_batch(
+        self, output: Float[Tensor, "tokens *out"], x: Tensor, mask: Tensor | None = None
+    ) -> Float[Tensor, "*batch_and_out"]:
+        """Give outputs the leading dimensions of the input, and masked items zeros."""
+        return real_only(output, flat(mask)).reshape(*self.batch_shape(x), *self.output_shape)
 
-    def route_features(self, features: Tensor, batch: Sequence[int]) -> Routing | SoftRouting:
-        """Route items by features of any trailing shape behind the items' batch dimensions.
+    def route(self, x: Tensor, features: Tensor | None = None, mask: Tensor | None = None) -> Any:
+        """Return what the router makes of items, or of features of any shape behind their batch dimensions.
 
         Raises:
             ValueError: If there are not ``router.dim`` numbers per item.
         """
+        features, batch, dim = x if features is None else features, self.batch_shape(x), self.router.dim
         num_tokens = math.prod(batch)
-        if tuple(features.shape[: len(batch)]) != tuple(batch) or features.numel() != num_tokens * self.router.dim:
+        if features.shape[: len(batch)] != batch or features.numel() != num_tokens * dim:
             raise ValueError(
-                f"The router looks at {self.router.dim} numbers per item, for {num_tokens} items; got features of "
-                f"shape {tuple(features.shape)}. Make router.dim and the features agree."
+                f"The router looks at {dim} numbers per item, for {num_tokens} items; got features of shape "
+                f"{tuple(features.shape)}. Make router.dim and the features agree."
             )
-        routing: Routing | SoftRouting = self.router(features.reshape(num_tokens, self.router.dim), self.scope)
-        return routing
+        features = real_only(features.reshape(num_tokens, dim), flat(mask))
+        return self.router(features, self.scope) if mask is None else self.router(features, self.scope, flat(mask))
 
-    def record(self, routing: Routing | SoftRouting, output: Tensor) -> None:
+    def record(self, routing: Routing, output: Tensor) -> None:
         """Keep what losses and metrics read; a forward that runs again inside backward records nothing.
 
         Args:
@@ -224,6 +219,10 @@ class RoutedLayer(nn.Module):
         self.watch()
         return self
 
+    def extra_repr(self) -> str:
+        """Show the losses when a model is printed."""
+        return f"losses={self.losses}"
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave the last batch out of copies and pickles."""
         return {**self.__dict__, "routing": None, "loss_values": {}, "_untaken": [], "_watching": [], "_lost": False}
@@ -238,20 +237,6 @@ class RoutedLayer(nn.Module):
         """Watch the copy's parameters as the original's are watched."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.watch()
-
-
-def check_router(router: object) -> None:
-    """Refuse what is not a router.
-
-    Raises:
-        ValueError: If it is not a `gatewright.Router`.
-    """
-    if not isinstance(router, Router):
-        raise ValueError(
-            "A router is a gatewright.Router, a module that chooses experts for every token and says how much each "
-            f"counts; got {type(router).__name__}. Pass one, such as gatewright.TopK(dim, num_experts, top_k=2), which "
-            "has a linear layer of its own."
-        )
 
 
 def moe_layers(model: nn.Module) -> Iterator[tuple[str, RoutedLayer]]:
@@ -308,8 +293,9 @@ def _refuse_untaken_losses(layer: "weakref.ref[RoutedLayer]", gradient: Tensor) 
         )
 
 
-def _name(loss: str | Loss) -> str:
-    return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+def flat(mask: Tensor | None) -> Mask:
+    """Merge the dimensions of a mask into one."""
+    return None if mask is None else mask.reshape(-1)
 
 
 def _zero() -> Float[Tensor, ""]:

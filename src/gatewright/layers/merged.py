@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from gatewright.experts.base import make_modules, output_shape_of
-from gatewright.layers.base import Coefficients, RoutedLayer
+from gatewright.layers.base import RoutedLayer
+from gatewright.losses import Coefficients
 from gatewright.routers import Router
 from gatewright.routing import Routing
 
@@ -35,7 +36,7 @@ class MergedMoE(RoutedLayer):
 
     Raises:
         ValueError: If router and experts disagree on their number, experts differ in architecture, have buffers or no
-            parameters, do not take the items, a loss is unknown, or the router mixes items (`Router.dense`).
+            parameters, do not take the items, a loss is unknown, or the router is none.
     """
 
     def __init__(
@@ -48,11 +49,6 @@ class MergedMoE(RoutedLayer):
         losses: Coefficients | None = None,
     ) -> None:
         super().__init__(router, losses, item_shape)
-        if router.dense:
-            raise ValueError(
-                f"MergedMoE mixes parameters by one weight per item and expert; {type(router).__name__} mixes items. "
-                "Use another router, such as TopK(dim, num_experts, top_k=num_experts), or MoE."
-            )
         modules = make_modules(experts, num_experts)
         self.check_num_experts(len(modules))
         for index, module in enumerate(modules):
@@ -62,7 +58,10 @@ class MergedMoE(RoutedLayer):
         self.watch()
 
     def forward(
-        self, x: Float[Tensor, "*batch_and_item"], features: Num[Tensor, "*batch_and_features"] | None = None
+        self,
+        x: Float[Tensor, "*batch_and_item"],
+        features: Num[Tensor, "*batch_and_features"] | None = None,
+        mask: Bool[Tensor, "*batch"] | None = None,
     ) -> Float[Tensor, "*batch_and_out"]:
         """Mix the experts' parameters for each item, and run one expert with them.
 
@@ -70,15 +69,15 @@ class MergedMoE(RoutedLayer):
             x: Items, ``(*batch, *item_shape)``.
             features: What the router looks at, ``(*batch, ...)`` with ``router.dim`` numbers per item; by default the
                 items themselves, flattened.
+            mask: Which items are real, as in `MoE`.
 
         Raises:
             ValueError: If a shape or dtype does not fit.
         """
-        items = self.flat_items(x)
-        routing = self.route_features(x if features is None else features, self.batch_shape(x))
-        assert isinstance(routing, Routing)
+        items = self.flat_items(x, mask)
+        routing: Routing = self.route(x, features, mask)
         output = self._run(items, self.mixed_parameters(routing, items.shape[0]))
-        output = self.like_batch(output, x)
+        output = self.like_batch(output, x, mask)
         self.record(routing, output)
         return output
 
@@ -104,10 +103,6 @@ class MergedMoE(RoutedLayer):
     def _run_one(self, item: Tensor, parameters: dict[str, Tensor]) -> Tensor:
         output: Tensor = functional_call(self.experts[0], parameters, (item[None],))
         return output[0]
-
-    def extra_repr(self) -> str:
-        """Show the losses when a model is printed."""
-        return f"losses={self.losses}"
 
 
 def _dense_weights(routing: Routing, num_tokens: int) -> Float[Tensor, "tokens experts"]:

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
-from gatewright.dispatch import Dispatcher, Dropless, SoftDispatch
+from gatewright.dispatch import Dispatcher, Dropless
 from gatewright.experts import Experts
-from gatewright.experts.base import check_experts, check_output_shape
 from gatewright.internals import has_hooks
-from gatewright.layers.base import Coefficients, RoutedLayer
+from gatewright.layers.base import RoutedLayer
+from gatewright.losses import Coefficients
 from gatewright.routers import Router
-from gatewright.routing import Routing, SoftRouting
+from gatewright.routing import Routing
 
 
 class MoE(RoutedLayer):
@@ -29,8 +29,7 @@ class MoE(RoutedLayer):
         router: Who goes where.
         experts: What they do there.
         item_shape: Shape of what is dispatched; an int stands for one dimension. By default ``(router.dim,)``.
-        dispatcher: How tokens travel; by default `Dropless`, or `SoftDispatch` for a dense router. Evaluation drops
-            nothing, whatever the dispatcher.
+        dispatcher: How tokens travel; by default `Dropless`. Evaluation drops nothing, whatever the dispatcher.
         losses: Coefficient per auxiliary loss, by its name in `gatewright.losses.LOSSES` or by a function of your own
             from `RoutingSums` to a scalar; by default the router's own (``router.default_losses``). An empty mapping
             turns them off.
@@ -38,9 +37,9 @@ class MoE(RoutedLayer):
             wider module: https://arxiv.org/abs/2401.06066 section 3.2.
 
     Raises:
-        ValueError: If router, experts or dispatcher are something else; router and experts disagree on their number, or
-            router and dispatcher on the kind of routing; experts do not take the items or return different shapes; the
-            shared expert does not fit them, or a loss is unknown.
+        ValueError: If router, experts or dispatcher are something else; router and experts disagree on their number;
+            experts do not take the items or return different shapes; the shared expert does not fit them, or a loss is
+            unknown.
     """
 
     def __init__(
@@ -54,16 +53,19 @@ class MoE(RoutedLayer):
         shared: nn.Module | None = None,
     ) -> None:
         super().__init__(router, losses, item_shape)
-        check_experts(experts)
-        self.check_num_experts(experts.num_experts)
-        self.experts, self.shared, self.dispatcher = experts, shared, _dispatcher_for(router, dispatcher)
-        self.output_shape = experts.output_shape(self.item_shape)
-        if shared is not None:
-            check_output_shape("the shared expert", shared, self.item_shape, self.output_shape)
+        self.experts, self.shared, self.output_shape = experts, shared, self.fit(experts, shared)
+        self.dispatcher = Dropless() if dispatcher is None else dispatcher
+        if not isinstance(self.dispatcher, Dispatcher):
+            raise ValueError(
+                f"A dispatcher is a gatewright.Dispatcher; got {dispatcher!r}. Leave it out, or pass Capacity()."
+            )
         self.watch()
 
     def forward(
-        self, x: Float[Tensor, "*batch_and_item"], features: Num[Tensor, "*batch_and_features"] | None = None
+        self,
+        x: Float[Tensor, "*batch_and_item"],
+        features: Num[Tensor, "*batch_and_features"] | None = None,
+        mask: Bool[Tensor, "*batch"] | None = None,
     ) -> Float[Tensor, "*batch_and_out"]:
         """Send each item to its experts and add up what they return.
 
@@ -71,28 +73,31 @@ class MoE(RoutedLayer):
             x: Items, ``(*batch, *item_shape)``.
             features: What the router looks at, ``(*batch, ...)`` with ``router.dim`` numbers per item; by default the
                 items themselves, flattened.
+            mask: ``(*batch,)``, True where an item is real; the opposite of torch's ``key_padding_mask``. The others,
+                such as padding, are not routed and not counted, take no capacity and draw no noise, and their outputs
+                are zeros: the real ones get what they would get without them. A shared expert is called on zeros in
+                their place.
 
         Raises:
             ValueError: If a shape or dtype does not fit.
         """
-        items = self.flat_items(x)
-        routing = self.route_features(x if features is None else features, self.batch_shape(x))
+        items = self.flat_items(x, mask)
+        routing: Routing = self.route(x, features, mask)
         output, routing = self._forward_routed(items, routing) or self._forward_rows(items, routing)
-        output = self.like_batch(output, x)
+        output = self.like_batch(output, x, mask)
         self.record(routing, output)
         return output
 
-    def _forward_routed(self, items: Tensor, routing: Routing | SoftRouting) -> tuple[Tensor, Routing] | None:
+    def _forward_routed(self, items: Tensor, routing: Routing) -> tuple[Tensor, Routing] | None:
         """Let the experts go the whole way, unless somebody is to see their rows: other processes, or hooks."""
         if not self.dispatcher.keeps_all(training=self.training) or has_hooks(self.experts):
             return None
-        assert isinstance(routing, Routing)
         routed = self.experts.forward_routed(items, routing)
         if routed is None or self.shared is None:
             return routed
         return routed[0] + self.shared(items), routed[1]
 
-    def _forward_rows(self, items: Tensor, routing: Routing | SoftRouting) -> tuple[Tensor, Routing | SoftRouting]:
+    def _forward_rows(self, items: Tensor, routing: Routing) -> tuple[Tensor, Routing]:
         """Dispatch, experts, combine: what the fused way computes too."""
         batch = self.dispatcher.dispatch(items, routing, training=self.training)
         beside = None if self.shared is None else self.shared(items)  # while the rows travel
@@ -103,21 +108,4 @@ class MoE(RoutedLayer):
 
     def extra_repr(self) -> str:
         """Show the dispatcher and the losses when a model is printed."""
-        return f"dispatcher={self.dispatcher}, losses={self.losses}"
-
-
-def _dispatcher_for(router: Router, dispatcher: Dispatcher | None) -> Dispatcher:
-    """Choose a dispatcher that takes what the router makes, or refuse one that does not."""
-    if dispatcher is None:
-        return SoftDispatch() if router.dense else Dropless()
-    if not isinstance(dispatcher, Dispatcher):
-        raise ValueError(
-            f"A dispatcher is a gatewright.Dispatcher; got {dispatcher!r}. Leave it out, or pass Capacity()."
-        )
-    if dispatcher.dense != router.dense:
-        takes, fits = ("Routing", "SoftDispatch()") if router.dense else ("SoftRouting", "Dropless() or Capacity()")
-        raise ValueError(
-            f"The dispatcher takes the record that the router makes; got {dispatcher}, which takes a {takes}, and "
-            f"{type(router).__name__}, which makes the other kind. Leave the dispatcher out, or pass {fits}."
-        )
-    return dispatcher
+        return f"dispatcher={self.dispatcher}, {super().extra_repr()}"

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
 from gatewright.experts.base import check_output_shape
@@ -43,20 +43,24 @@ class ResidualMixture(nn.Module):
         reset_parts(self)
 
     def forward(
-        self, x: Float[Tensor, "*batch_and_item"], features: Num[Tensor, "*batch_and_features"] | None = None
+        self,
+        x: Float[Tensor, "*batch_and_item"],
+        features: Num[Tensor, "*batch_and_features"] | None = None,
+        mask: Bool[Tensor, "*batch"] | None = None,
     ) -> Float[Tensor, "*batch_and_out"]:
         """Weigh what the mixture and the branch make of each item.
 
         Args:
             x: Items, ``(*batch, *item_shape)``.
             features: What the mixture's router looks at, as in `MoE`; the coefficient looks at the items.
+            mask: Which items are real, as in `MoE`; the branch is called on zeros in place of the others.
         """
-        items = self.moe.flat_items(x)
+        items = self.moe.flat_items(x, mask)
         num_tokens = items.shape[0]
-        mixed, kept = self.moe(x, features).reshape(num_tokens, *self.moe.output_shape), self.branch(items)
+        mixed, kept = self.moe(x, features, mask).reshape(num_tokens, *self.moe.output_shape), self.branch(items)
         shares = self.shares(items).view(num_tokens, 2, *[1] * len(self.moe.output_shape))
         output = shares[:, 0] * mixed + shares[:, 1] * kept
-        return self.moe.like_batch(output.to(torch.promote_types(mixed.dtype, kept.dtype)), x)
+        return self.moe.like_batch(output.to(torch.promote_types(mixed.dtype, kept.dtype)), x, mask)
 
     def shares(self, items: Float[Tensor, "tokens *item"]) -> Float[Tensor, "tokens 2"]:
         """Return the shares of mixture and branch, which add up to 1."""

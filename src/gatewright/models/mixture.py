@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -10,8 +10,9 @@ from typing import Any, Literal, cast
 from torch import nn
 
 from gatewright.dispatch import Capacity, Dispatcher, Priority
-from gatewright.experts import ModuleExperts
-from gatewright.layers.moe import MoE
+from gatewright.experts import Experts, GroupedFeedForward, ModuleExperts
+from gatewright.experts.base import output_shape_of
+from gatewright.layers import MergedMoE, MoE, ResidualMixture, RoutedLayer, SoftMoE
 from gatewright.models.deepspeed_moe import DeepSpeedMoE
 from gatewright.models.options import check_options
 from gatewright.names import known
@@ -19,7 +20,9 @@ from gatewright.routers import ROUTERS, ExpertDropout, Hashed, Router, Soft
 
 RouterOption = bool | int | float | str | None
 
-CHOOSABLE_ROUTERS = MappingProxyType({name: make for name, make in ROUTERS.items() if make is not Hashed})
+CHOOSABLE_ROUTERS: Mapping[str, type[Router] | type[Soft]] = MappingProxyType(
+    {name: make for name, make in ROUTERS.items() if make is not Hashed} | {"soft": Soft}
+)
 """The routers that a ready-made model can have, by name: those that route by features."""
 
 HASHED_NEEDS_KEYS = (
@@ -35,6 +38,11 @@ class MixtureConfig:
     Args:
         num_experts: How many experts; 1 makes the dense twin: the expert alone, without a router.
         top_k: Experts per item, where the router chooses some.
+        experts: ``"modules"``, the model's own; ``"grouped"``, feed-forward networks with stacked weights in their
+            place (`GroupedFeedForward`); or ``"merged"``, whose parameters are mixed for each item (`MergedMoE`).
+        shared: Whether one more expert is applied to every item, and added with weight 1.
+        residual: Whether the mixture stands beside one more expert that takes every item, with a learned share of each
+            (`ResidualMixture`).
         router: A name in `gatewright.models.CHOOSABLE_ROUTERS`; ``gatewright list`` prints them.
         router_options: Further keyword arguments of the router, by their names in its signature.
         expert_dropout: Probability of discarding an assignment in training (`ExpertDropout`).
@@ -52,6 +60,9 @@ class MixtureConfig:
 
     num_experts: int = 8
     top_k: int = 2
+    experts: Literal["modules", "grouped", "merged"] = "modules"
+    shared: bool = False
+    residual: bool = False
     router: str = "noisy-top-k"
     router_options: dict[str, RouterOption] = field(default_factory=dict)
     expert_dropout: float = 0.0
@@ -63,7 +74,7 @@ class MixtureConfig:
     upcycle_epoch: int = 0
     layer: Literal["gatewright", "deepspeed"] = "gatewright"
 
-    def build_router(self, dim: int) -> Router:
+    def build_router(self, dim: int) -> Router | Soft:
         """Make the router for features of a size.
 
         Raises:
@@ -71,14 +82,15 @@ class MixtureConfig:
         """
         if self.router == "hashed":
             raise ValueError(HASHED_NEEDS_KEYS)
-        make = CHOOSABLE_ROUTERS[known(self.router, CHOOSABLE_ROUTERS, "router")]
+        make: Any = CHOOSABLE_ROUTERS[known(self.router, CHOOSABLE_ROUTERS, "router")]
         sizes = {"top_k": self.top_k} if "top_k" in inspect.signature(make).parameters else {}
         given = ("dim", "num_experts", *sizes)
         check_options(make, self.router_options, f"the router {self.router}", given=given)
         # A ready-made model routes images: mixed with each other, one's class would depend on the rest of its batch.
         ungrouped = {"group_size": 1} if make is Soft else {}
-        router = make(dim, self.num_experts, **sizes, **ungrouped | cast(dict[str, Any], self.router_options))
-        return ExpertDropout(router, self.expert_dropout) if self.expert_dropout else router
+        made = make(dim, self.num_experts, **sizes, **ungrouped | cast(dict[str, Any], self.router_options))
+        router: Router | Soft = ExpertDropout(made, self.expert_dropout) if self.expert_dropout else made
+        return router
 
     def build_dispatcher(self) -> Dispatcher | None:
         """Make the dispatcher; None is the router's own, which drops nothing.
@@ -88,7 +100,7 @@ class MixtureConfig:
         """
         if self.dispatch == "dropless":
             return None
-        if CHOOSABLE_ROUTERS[known(self.router, CHOOSABLE_ROUTERS, "router")].dense:
+        if self.router == "soft":
             raise ValueError(
                 f"A capacity bounds what tokens send to an expert, and the router {self.router} mixes all tokens into "
                 "slots of a fixed number; got dispatch='capacity'. Use dispatch='dropless'."
@@ -99,17 +111,58 @@ class MixtureConfig:
         self, make_expert: Callable[[], nn.Module], *, router_dim: int, item_shape: tuple[int, ...]
     ) -> nn.Module:
         """Make the mixture, or with one expert that expert itself."""
+        if self.experts == "grouped":
+            make_expert = _feed_forward_like(make_expert, item_shape)
         if self.num_experts == 1:
             return make_expert()
         if self.layer == "deepspeed":
             return self._build_theirs(make_expert, router_dim, item_shape)
-        return MoE(
-            self.build_router(router_dim),
-            ModuleExperts(make_expert, self.num_experts),
-            item_shape=item_shape,
-            dispatcher=self.build_dispatcher(),
-            losses=self.losses,
-        )
+        router = self.build_router(router_dim)
+        if self.experts == "grouped":
+            size = item_shape[0]
+            grouped = GroupedFeedForward(self.num_experts, size, size, activation="relu", bias=True)
+            return self.assemble(router, grouped, make_expert, item_shape)
+        return self.assemble(router, None, make_expert, item_shape)
+
+    def assemble(
+        self,
+        router: Router | Soft,
+        experts: Experts | None,
+        make_expert: Callable[[], nn.Module],
+        item_shape: tuple[int, ...],
+    ) -> nn.Module:
+        """Put a router and experts together as the settings say; without experts, make them.
+
+        Raises:
+            ValueError: If settings exclude each other.
+        """
+        self._refuse_upcycling()
+        dispatcher = self.build_dispatcher()
+        common: dict[str, Any] = {"item_shape": item_shape, "losses": self.losses}
+        if self.experts == "merged":
+            if isinstance(router, Soft) or dispatcher is not None or self.shared:
+                raise ValueError(
+                    "Merged experts run once for each item, with mixed parameters: they have no slots, no capacity and "
+                    f"no shared expert; got router={self.router!r}, dispatch={self.dispatch!r}, shared={self.shared}. "
+                    "Use experts='modules', or another router with dispatch='dropless' and shared=False."
+                )
+            return self._beside(MergedMoE(router, make_expert, self.num_experts, **common), make_expert)
+        experts = experts or ModuleExperts(make_expert, self.num_experts)
+        common["shared"] = make_expert() if self.shared else None
+        if isinstance(router, Soft):
+            return self._beside(SoftMoE(router, experts, **common), make_expert)
+        return self._beside(MoE(router, experts, dispatcher=dispatcher, **common), make_expert)
+
+    def _beside(self, layer: RoutedLayer, make_expert: Callable[[], nn.Module]) -> nn.Module:
+        return ResidualMixture(layer, make_expert()) if self.residual else layer
+
+    def _refuse_upcycling(self) -> None:
+        if self.upcycle_epoch and (self.experts != "modules" or self.shared or self.residual):
+            raise ValueError(
+                "At upcycle_epoch the model's own expert is copied, so that every part of the mixture is a copy; got "
+                f"upcycle_epoch={self.upcycle_epoch}, experts={self.experts!r}, shared={self.shared} and "
+                f"residual={self.residual}. Use upcycle_epoch=0, or experts='modules' alone."
+            )
 
     def _build_theirs(
         self, make_expert: Callable[[], nn.Module], router_dim: int, item_shape: tuple[int, ...]
@@ -127,3 +180,15 @@ class MixtureConfig:
         return DeepSpeedMoE(
             make_expert, self.num_experts, self.top_k, item_shape=item_shape, losses=self.losses, options=options
         )
+
+
+def _feed_forward_like(make_expert: Callable[[], nn.Module], item_shape: tuple[int, ...]) -> Callable[[], nn.Module]:
+    """Return what makes one feed-forward network such as `GroupedFeedForward` stacks, in place of a model's expert."""
+    shape = output_shape_of("the model's expert", make_expert(), item_shape)
+    if len(item_shape) != 1 or shape != item_shape:
+        raise ValueError(
+            "Grouped experts are feed-forward networks from vectors to vectors of the same size; this model's experts "
+            f"take items of shape {item_shape} and return {shape}. Use experts='modules'."
+        )
+    size = item_shape[0]
+    return lambda: nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, size))

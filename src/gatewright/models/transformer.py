@@ -1,7 +1,8 @@
 """A small language model: a causal transformer whose feed-forward layers are mixtures of experts."""
 
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gatewright.experts import GroupedFeedForward
-from gatewright.layers.moe import MoE
 from gatewright.models.mixture import MixtureConfig
 from gatewright.models.options import check_options
-from gatewright.routers import ExpertDropout, Hashed, Router
+from gatewright.routers import ExpertDropout, Hashed, Router, Soft
 
 ROTARY_BASE = 10_000.0
 
@@ -25,6 +25,7 @@ class TransformerConfig(MixtureConfig):
     twin, the gate apart. With an `upcycle_epoch` it is ``ffn`` wide, as wide as the dense layer that it is a copy of.
 
     Args:
+        experts: As in any mixture, but that ``"grouped"`` with an `upcycle_epoch` are modules, which can be copied.
         router: As in any mixture; or ``"hashed"``, which sends every token to the experts of its own identity.
         num_layers: Blocks of attention and feed-forward.
         dim: Width of the residual stream.
@@ -33,6 +34,7 @@ class TransformerConfig(MixtureConfig):
     """
 
     router: str = "top-k"
+    experts: Literal["modules", "grouped", "merged"] = "grouped"
     num_layers: int = 4
     dim: int = 192
     num_heads: int = 6
@@ -66,9 +68,19 @@ class TransformerConfig(MixtureConfig):
         return Transformer(self, num_inputs, num_outputs, begin)
 
     def build_router(self, dim: int) -> Router:
-        """Make the router for features of a size, or the one that hashes tokens."""
+        """Make the router for features of a size, or the one that hashes tokens.
+
+        Raises:
+            ValueError: If the router is ``"soft"``, which mixes tokens with those after them.
+        """
         if self.router != "hashed":
-            return super().build_router(dim)
+            router = super().build_router(dim)
+            if isinstance(router, Soft):
+                raise ValueError(
+                    "The router soft mixes every token with those after it, of which a causal language model must not "
+                    "know. Choose another router, such as top-k."
+                )
+            return router
         check_options(Hashed, self.router_options, "the router hashed", given=("dim", "num_experts", "top_k"))
         router = Hashed(1, self.num_experts, self.top_k, **cast(dict[str, Any], self.router_options))
         return ExpertDropout(router, self.expert_dropout) if self.expert_dropout else router
@@ -77,13 +89,12 @@ class TransformerConfig(MixtureConfig):
         """Make one feed-forward layer: a mixture, or the dense one."""
         copied = self.num_experts == 1 or self.upcycle_epoch > 0
         hidden = self.hidden if copied else self.hidden // self.top_k
-        if copied or self.layer != "gatewright":
-            return self.build_mixture(
-                lambda: _feed_forward(self.dim, hidden), router_dim=self.dim, item_shape=(self.dim,)
-            )
+        make_expert = partial(_feed_forward, self.dim, hidden)
+        if copied or self.layer != "gatewright" or self.experts != "grouped":
+            kind = replace(self, experts="modules") if self.experts == "grouped" else self
+            return kind.build_mixture(make_expert, router_dim=self.dim, item_shape=(self.dim,))
         experts = GroupedFeedForward(self.num_experts, self.dim, hidden)
-        router = self.build_router(self.dim)
-        return MoE(router, experts, item_shape=self.dim, dispatcher=self.build_dispatcher(), losses=self.losses)
+        return self.assemble(self.build_router(self.dim), experts, make_expert, (self.dim,))
 
 
 class Transformer(nn.Module):

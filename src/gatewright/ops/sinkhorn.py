@@ -1,7 +1,5 @@
 """Sinkhorn's iteration: scale a matrix's rows and columns until both sum to what they should."""
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,7 +17,7 @@ def sinkhorn(
     factor of ``exp(tolerance)`` where the iteration ended by itself. It has no gradient. Without tokens it is zero.
 
     Args:
-        logits: Of all tokens that share the experts.
+        logits: Of all tokens that share the experts. A row of minus infinities is no token's, and counts for nothing.
         tolerance: The iteration ends where no entry of ``log v`` changes by more.
         max_iterations: The iteration ends here at the latest.
     """
@@ -33,12 +31,14 @@ def _sinkhorn(logits: Tensor, tolerance: float, max_iterations: int) -> Tensor:
     log_v = torch.zeros_like(logits[:0].sum(0))
     if num_tokens == 0:
         return log_v
-    log_share = math.log(num_tokens / num_experts)
+    absent = logits.isneginf().all(-1, keepdim=True)
+    log_share = ((~absent).sum().to(logits) / num_experts).log()
+    logits = logits.masked_fill(absent, 0.0)
     # The device knows whether it has ended, and to ask is to wait for it: rounds after the end change nothing.
     may_ask = logits.device.type == "cpu" and not is_batched(logits)
     running = torch.ones((), dtype=torch.bool, device=logits.device)
     for _ in range(max_iterations):
-        change = log_share - (logits + log_v).log_softmax(-1).logsumexp(0)
+        change = log_share - (logits + log_v).log_softmax(-1).masked_fill(absent, -torch.inf).logsumexp(0)
         log_v = torch.where(running, log_v + change, log_v)
         running = running & (change.abs().max() > tolerance)
         if may_ask and not running:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from gatewright.layers import ExpertLayer
 from gatewright.layers.base import moe_layers
-from gatewright.layers.moe import MoE
 from gatewright.parallel.collectives import waiting
 from gatewright.parallel.dispatcher import ExpertParallel, expert_runs
 from gatewright.parallel.scope import ProcessScope
@@ -72,7 +72,7 @@ def parallelize(model: nn.Module, mesh: DeviceMesh, *, local_balance: bool = Fal
         _refuse_mixtures_in_experts(model)
     for name, layer in moe_layers(model):
         layer.scope, layer.local_balance = ProcessScope(everyone, device=mesh.device_type), local_balance
-        if isinstance(layer, MoE) and ep_group.size() > 1:
+        if isinstance(layer, ExpertLayer) and ep_group.size() > 1:
             _spread(name, layer, ep_group, rank)
     return model
 
@@ -80,7 +80,7 @@ def parallelize(model: nn.Module, mesh: DeviceMesh, *, local_balance: bool = Fal
 def expert_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield name and parameter of every expert that is spread over processes."""
     for name, layer in moe_layers(model):
-        if isinstance(layer, MoE) and isinstance(layer.dispatcher, ExpertParallel):
+        if isinstance(layer, ExpertLayer) and isinstance(layer.dispatcher, ExpertParallel):
             prefix = f"{name}.experts" if name else "experts"
             yield from ((f"{prefix}.{inner}", parameter) for inner, parameter in layer.experts.named_parameters())
 
@@ -148,7 +148,7 @@ def sum_in_place(tensors: Iterable[Tensor], group: dist.ProcessGroup) -> None:
 def _refuse_mixtures_in_experts(model: nn.Module) -> None:
     """Refuse a mixture that some processes would call and others, whose expert has no rows, not."""
     for name, layer in moe_layers(model):
-        inner = next(moe_layers(layer.experts), None) if isinstance(layer, MoE) else None
+        inner = next(moe_layers(layer.experts), None) if isinstance(layer, ExpertLayer) else None
         if inner is not None:
             raise ValueError(
                 f"An expert of layer {name or 'MoE'} has a mixture inside it ({inner[0]}). Processes whose tokens do "
@@ -157,7 +157,7 @@ def _refuse_mixtures_in_experts(model: nn.Module) -> None:
             )
 
 
-def _spread(name: str, layer: MoE, group: dist.ProcessGroup, rank: int) -> None:
+def _spread(name: str, layer: ExpertLayer, group: dist.ProcessGroup, rank: int) -> None:
     num_experts = layer.router.num_experts
     if num_experts < group.size():
         raise ValueError(

@@ -23,9 +23,9 @@ class ProcessScope(BatchScope):
         super().__init__(key)
         self.group, self.device = group, device
 
-    def token_offset(self, num_tokens: int) -> int:
+    def token_offset(self, num_tokens: int | Int[Tensor, ""]) -> int:
         """Return how many tokens the processes before this one have."""
-        counts = gather_counts(torch.tensor([num_tokens], device=self.device), self.group)
+        counts = gather_counts(torch.as_tensor(num_tokens, device=self.device).view(1), self.group)
         return int(counts[: self.group.rank()].sum())
 
     def sum(self, *values: Tensor) -> tuple[Tensor, ...]:

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from gatewright.layers import ExpertLayer
 from gatewright.layers.base import moe_layers
-from gatewright.layers.moe import MoE
 from gatewright.parallel.dispatcher import ExpertParallel, expert_runs
 
 
@@ -124,12 +124,12 @@ def own_state(tensors: Mapping[str, Tensor | Rows], model: nn.Module, mesh: Devi
     return whole_state(own)
 
 
-def _spread_layers(model: nn.Module) -> dict[str, MoE]:
+def _spread_layers(model: nn.Module) -> dict[str, ExpertLayer]:
     """Every layer whose experts are spread over processes, by the prefix of their names."""
-    layers = ((name, layer) for name, layer in moe_layers(model) if isinstance(layer, MoE))
+    layers = ((name, layer) for name, layer in moe_layers(model) if isinstance(layer, ExpertLayer))
     spread = ((name, layer) for name, layer in layers if isinstance(layer.dispatcher, ExpertParallel))
     return {f"{name}.experts." if name else "experts.": layer for name, layer in spread}
 
 
-def _prefix_of(name: str, spread: dict[str, MoE]) -> str | None:
+def _prefix_of(name: str, spread: dict[str, ExpertLayer]) -> str | None:
     return next((prefix for prefix in spread if name.startswith(prefix)), None)

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gatewright.dispatch import Dropless
 from gatewright.experts import ModuleExperts
+from gatewright.layers import ExpertLayer, SoftMoE
 from gatewright.layers.base import aux_loss, moe_layers
-from gatewright.layers.moe import MoE
 from gatewright.planner.sizes import Part, Sizes
 
 FEW = 8
@@ -163,9 +163,9 @@ def measure_sizes(
     )
 
 
-def _only_mixture(network: nn.Module) -> tuple[str, MoE | None]:
-    layers = [(name, layer) for name, layer in moe_layers(network) if isinstance(layer, MoE)]
-    if len(layers) > 1 or any(layer.router.dense for _, layer in layers):
+def _only_mixture(network: nn.Module) -> tuple[str, ExpertLayer | None]:
+    layers = [(name, layer) for name, layer in moe_layers(network) if isinstance(layer, ExpertLayer)]
+    if len(layers) > 1 or any(isinstance(layer, SoftMoE) for _, layer in layers):
         raise ValueError(
             f"A plan is for one mixture whose router chooses experts; got {len(layers)} of them, with routers "
             f"{', '.join(type(layer.router).__name__ for _, layer in layers)}. Give sizes in place of a recipe."
@@ -173,7 +173,7 @@ def _only_mixture(network: nn.Module) -> tuple[str, MoE | None]:
     return layers[0] if layers else ("", None)
 
 
-def _keep_first(layer: MoE) -> nn.Module:
+def _keep_first(layer: ExpertLayer) -> nn.Module:
     """Let one expert, with memory, stand for all, and drop no row."""
     assert isinstance(layer.experts, ModuleExperts)
     layer.dispatcher = Dropless()

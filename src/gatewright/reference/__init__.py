@@ -11,6 +11,7 @@ from gatewright.reference.dispatch import (
 from gatewright.reference.layers import (
     merged,
     mixture,
+    of_real_items,
     residual,
     soft_mixture,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "mixture",
     "moved_bias",
     "noisy_top_k",
+    "of_real_items",
     "prioritised",
     "residual",
     "sinkhorn",

@@ -1,9 +1,9 @@
 """Layers in plain loops: what a mixture of experts computes. Read this first."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 
@@ -27,6 +27,15 @@ def mixture(
                 outputs[token] = outputs[token] + gates[token, index] * row
     mixed = torch.stack(torch.broadcast_tensors(*outputs))
     return mixed if shared is None else mixed + shared(x)
+
+
+def of_real_items(
+    layer: Callable[[Tensor], Tensor], x: Float[Tensor, "tokens *item"], mask: Bool[Tensor, " tokens"]
+) -> Float[Tensor, "tokens *out"]:
+    """What a layer makes of the items where the mask is True, as if there were no others, and zeros elsewhere."""
+    outputs = layer(x[mask])
+    rows = iter(outputs)
+    return torch.stack([next(rows) if real else torch.zeros_like(outputs[0]) for real in mask.tolist()])
 
 
 def merged(

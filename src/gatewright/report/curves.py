@@ -23,10 +23,11 @@ Curves = dict[str, dict[int, float]]
 PANELS = {
     "loss": r"(\w+[/.])?((task|train|val|test|holdout)_)?(loss|cross_entropy)",
     "accuracy (%)": r"(\w+[/.])?((train|val|test|holdout)_)?(accuracy|acc)",
+    "bits per byte": r"(\w+[/.])?bits_per_byte",
     "learning rate": r"(\w+[/.])?(lr|learning_rate)",
 }
 # A metric's first word, as a legend says it; each has its colour, the same in every panel.
-SPLITS = {"train": "training", "holdout": "held-out images", "test": "test images"}
+SPLITS = {"train": "training", "holdout": "held out", "test": "test set"}
 # With fewer points than the first a line is not smoothed; with more than the second its points are not marked.
 MIN_SMOOTHED = 12
 MAX_MARKED = 40
@@ -69,6 +70,12 @@ def smooth(values: Sequence[float]) -> list[float]:
             total, weight = keep * total + value, keep * weight + 1
         averages.append(total / weight if weight else math.nan)
     return averages
+
+
+def panels_of(curves: Curves) -> list[str]:
+    """Return the quantities of `PANELS` of which something was logged; of nothing at all, the loss."""
+    logged = [quantity for quantity, names in PANELS.items() if any(re.fullmatch(names, name) for name in curves)]
+    return logged or ["loss"]
 
 
 def draw_panel(axes: "Axes", quantity: str, curves: Curves) -> None:

@@ -11,7 +11,6 @@ NUM_FAVOURITES = 3
 NO_BREAK = "\N{NO-BREAK SPACE}"
 # What the columns are called.
 LOAD = "share of the load"
-FAVOURITES = "favourite classes, and the share of their images that reaches it"
 # What a layer is, by the name of its class.
 KINDS = {"MergedMoE": "Merged experts", "DeepSpeedMoE": "DeepSpeed's mixture of experts"}
 
@@ -46,6 +45,11 @@ class ExpertFacts:
         """The favourites in one line, which does not break within one of them."""
         said = (f"{class_label(name)} {share:.0%}".replace(" ", NO_BREAK) for name, share in self.favourites)
         return ", ".join(said)
+
+
+def favourites_heading(item: str) -> str:
+    """Return what the column of the favourites is called, where the classes are classes of these items."""
+    return f"favourite {'kinds' if item == 'byte' else 'classes'}, and the share of their {item}s that reaches it"
 
 
 def class_label(name: str) -> str:
@@ -134,18 +138,18 @@ def layer_kind(layer: Mapping[str, Any]) -> str:
     return KINDS.get(layer.get("layer", "MoE"), "Mixture of experts")
 
 
-def routing_summary(layer: Mapping[str, Any], num_images: int) -> str:
+def routing_summary(layer: Mapping[str, Any], num_items: int, item: str = "image") -> str:
     """Say what a layer's router does, where the result names the router."""
     if "router" not in layer:
         return ""
-    num_tokens = sum(layer["tokens_per_class"] or [0]) // max(num_images, 1)
-    item = "image" if num_tokens <= 1 else f"token, of which an image has {num_tokens}"
+    num_tokens = sum(layer["tokens_per_class"] or [0]) // max(num_items, 1)
+    routed = item if num_tokens <= 1 or not num_items else f"token, of which each {item} has {num_tokens}"
     num_experts = count(len(layer["tokens_per_expert"]), "expert")
-    return f"Router {layer['router']}: {layer['top_k']} of {num_experts} for each {item}."
+    return f"Router {layer['router']}: {layer['top_k']} of {num_experts} for each {routed}."
 
 
 def layer_summary(layer: Mapping[str, Any]) -> str:
-    """Say in one line how evenly the test images use a layer's experts."""
+    """Say in one line how evenly the test set uses a layer's experts."""
     num_experts, num_dead = len(layer["tokens_per_expert"]), len(layer["dead_experts"])
     return (
         f"{count(num_experts, 'expert')}, {num_dead or 'none'} dead on the test set; the busiest has "

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gatewright.extras import require
-from gatewright.report.curves import PANELS, Curves, draw_load, draw_panel, load_curves, read_metrics
+from gatewright.report.curves import Curves, draw_load, draw_panel, load_curves, panels_of, read_metrics
 from gatewright.report.facts import (
-    FAVOURITES,
     LOAD,
     class_label,
     class_names_of,
     count,
     expert_facts,
+    favourites_heading,
     layer_kind,
     layer_summary,
     result_facts,
@@ -60,13 +60,16 @@ def _render(result: Mapping[str, Any], curves: Curves) -> str:
     )
     class_names, hardware = class_names_of(result), result["hardware"]
     page: str = environment.get_template("report.html").render(
-        {"count": count, "LOAD": LOAD, "FAVOURITES": FAVOURITES},
+        {"count": count, "LOAD": LOAD, "FAVOURITES": favourites_heading(result.get("item", "image"))},
         result=result,
+        item=result.get("item", "image"),
         title=f"{result['recipe']}, seed {result['seed']}",
         headline=test_headline(result),
         summary=_summary(result),
         num_images=_num_images(result),
-        curves=[_chart(name, partial(draw_panel, quantity=name, curves=curves), 2.9) for name in PANELS if curves],
+        curves=[
+            _chart(name, partial(draw_panel, quantity=name, curves=curves), 2.9) for name in panels_of(curves) if curves
+        ],
         layers=[_layer(name, layer, result, curves) for name, layer in result["layers"].items()],
         class_names=class_names,
         labels=[class_label(name) for name in class_names],
@@ -94,9 +97,10 @@ def _layer(name: str, layer: Mapping[str, Any], result: Mapping[str, Any], curve
     return {
         "name": name,
         "kind": layer_kind(layer),
-        "routing": routing_summary(layer, _num_images(result)),
+        "routing": routing_summary(layer, _num_images(result), result.get("item", "image")),
         "summary": layer_summary(layer),
         "experts": expert_facts(torch.tensor(layer["tokens_per_expert"]), by_class, tokens, class_names_of(result)),
+        "spans": layer.get("spans"),
         "shares": shares,
         "texts": [[f"{100 * share:.0f}" for share in row] for row in shares],
         **_load_in_training(name, curves),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float, Int, Real
 from torch import Tensor
 
-from gatewright.report.curves import PANELS, draw_load, draw_panel, read_metrics
+from gatewright.report.curves import draw_load, draw_panel, panels_of, read_metrics
 from gatewright.report.figure import (
     COLOURS,
     MAX_ANNOTATED_COLUMNS,
@@ -120,16 +120,17 @@ def plot_confusion(matrix: Int[Tensor, "classes classes"], class_names: Sequence
 
 
 def plot_training_curves(metrics_path: Path, path: Path) -> Path:
-    """Draw the losses, accuracies and the learning rate against the optimizer step.
+    """Draw what was logged of losses, accuracies, bits per byte and the learning rate against the optimizer step.
 
     Args:
         metrics_path: The run's `metrics.jsonl`.
         path: The PNG to write.
     """
     curves = read_metrics(metrics_path)
-    figure = new_figure(9, 7.5)
-    panels = figure.subplots(len(PANELS), 1, sharex=True, height_ratios=(3, 3, 2))
-    for axes, quantity in zip(panels, PANELS, strict=True):
+    quantities = panels_of(curves)
+    figure = new_figure(9, max(4.0, 2.5 * len(quantities)))
+    panels = figure.subplots(len(quantities), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, quantity in zip(panels, quantities, strict=True):
         draw_panel(axes, quantity, curves)
         label(axes, y=quantity)
         legend_beside(axes)

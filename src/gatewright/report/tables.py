@@ -7,7 +7,7 @@ from jaxtyping import Int, Real
 from torch import Tensor
 
 from gatewright.extras import require
-from gatewright.report.facts import FAVOURITES, LOAD, expert_facts, result_facts
+from gatewright.report.facts import LOAD, expert_facts, favourites_heading, result_facts
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,6 +21,7 @@ def expert_table(
     class_by_expert: Real[Tensor, "classes experts"] | None,
     tokens_per_class: Int[Tensor, " classes"] | None,
     class_names: Sequence[str],
+    item: str = "image",
 ) -> "Table":
     """Return a row per expert: its share of the load, and its favourite classes.
 
@@ -30,14 +31,15 @@ def expert_table(
         class_by_expert: Assignments of each class's images, where the classes are known.
         tokens_per_class: Tokens of each class's images; the images themselves where they are routed as a whole.
         class_names: In the order of the rows of `class_by_expert`.
+        item: What the classes are classes of.
     """
     text = require("rich.text", "train").Text
     table: Table = require("rich.table", "train").Table(
-        title=text(f"Experts of {name}, by the test images"), title_justify="left"
+        title=text(f"Experts of {name}, by the test {item}s"), title_justify="left"
     )
     table.add_column("expert", justify="right")
     table.add_column(LOAD)
-    table.add_column(FAVOURITES)
+    table.add_column(favourites_heading(item))
     facts = expert_facts(tokens_per_expert, class_by_expert, tokens_per_class, class_names)
     highest = max(expert.share for expert in facts) or 1
     for expert in facts:

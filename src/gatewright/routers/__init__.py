@@ -24,11 +24,10 @@ ROUTERS: Mapping[str, type[Router]] = MappingProxyType(
         "hierarchical": Hierarchical,
         "noisy-top-k": NoisyTopK,
         "sinkhorn": Sinkhorn,
-        "soft": Soft,
         "top-k": TopK,
     }
 )
-"""Every router by name. The contract suite runs over all of them."""
+"""Every router of `gatewright.MoE` by name. The contract suite runs over all of them."""
 
 __all__ = [
     "ROUTERS",

@@ -1,11 +1,11 @@
-"""What every router is: a module that maps tokens to a `Routing`, or to its dense twin."""
+"""What every router is: a module that maps tokens to a `Routing`."""
 
 import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from gatewright.ops import stable_sort, wide_product
 from gatewright.reset import refuse_unknown_start, reset_parts
-from gatewright.routing import Routing, RoutingSums, SoftRouting
-from gatewright.scope import ONE_PROCESS, BatchScope
+from gatewright.routing import Loss, Routing, RoutingSums
+from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
 Score = Literal["softmax", "sigmoid"]
 
@@ -50,9 +50,9 @@ class Router(nn.Module, ABC):
     """
 
     default_losses: Mapping[str, float] = MappingProxyType({})
-    """Auxiliary losses and their coefficients where a layer names none; the names are keys of `LOSSES`."""
-    dense: ClassVar[bool] = False
-    """Whether its record is a `SoftRouting`, which needs a dispatcher that is dense too."""
+    """Auxiliary losses and their coefficients where a layer names none."""
+    own_losses: Mapping[str, Loss] = MappingProxyType({})
+    """Losses that read what this router alone has sums of, by name; they come before those of `LOSSES`."""
 
     def __init__(self, dim: int, num_experts: int, top_k: int) -> None:
         super().__init__()
@@ -66,10 +66,18 @@ class Router(nn.Module, ABC):
         self.dim, self.num_experts, self.top_k = dim, num_experts, top_k
 
     @abstractmethod
-    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing | SoftRouting:
+    def forward(
+        self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None
+    ) -> Routing:
         """Route every token. Computes in at least float32, also under autocast.
 
         What depends on more than the token itself (noise, other tokens) comes from the scope.
+
+        Args:
+            features: What tokens are routed by.
+            scope: The batch that they are part of.
+            mask: True where a token is real. The others are sent nowhere, have no part in the sums, and change neither
+                where the real ones are sent nor their noise.
         """
 
     def reset_parameters(self) -> None:
@@ -84,10 +92,16 @@ class Router(nn.Module, ABC):
         reset_parts(self)
 
     def record(self, sums: RoutingSums) -> None:
-        """Take note of what a training forward routed; not called again where activation checkpointing repeats it."""
+        """Let parts that adapt note what a training forward routed; one that checkpointing repeats is noted once."""
+        for part in self.children():
+            if isinstance(part, Router | ExpertBias):
+                part.record(sums)
 
     def end_step(self, scope: BatchScope = ONE_PROCESS) -> None:
-        """Adapt to what was noted since the last optimizer step; called through `gatewright.end_step`."""
+        """Let them adapt to what was noted since the last optimizer step; called through `gatewright.end_step`."""
+        for part in self.children():
+            if isinstance(part, Router | ExpertBias):
+                part.end_step(scope)
 
     def extra_repr(self) -> str:
         """Show the sizes when a model is printed."""
@@ -257,6 +271,22 @@ def selected_weight(
     """Take the scores of chosen experts, divided by their sum where they are to add up to the scale."""
     weight = scores.gather(-1, expert_index)
     return scale * (normalized(weight) if normalize else weight)
+
+
+def size_of_groups(num_experts: int, num_groups: int, top_k_groups: int) -> int:
+    """Return how many experts are in each group.
+
+    Raises:
+        ValueError: If the groups are not of equal size, or fewer than are chosen.
+    """
+    if num_groups < 1 or num_experts % num_groups:
+        raise ValueError(
+            f"num_groups must divide num_experts into groups of equal size; got {num_groups} groups of {num_experts} "
+            "experts. Change one of them."
+        )
+    if not 1 <= top_k_groups <= num_groups:
+        raise ValueError(f"top_k_groups is from 1 to num_groups ({num_groups}); got {top_k_groups}.")
+    return num_experts // num_groups
 
 
 def check_score(score: str) -> None:

@@ -19,8 +19,8 @@ from gatewright.routers.base import (
     score_logits,
     selected_weight,
 )
-from gatewright.routing import Routing, RoutingSums, top_k_routing
-from gatewright.scope import ONE_PROCESS, BatchScope
+from gatewright.routing import Routing, top_k_routing
+from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
 
 class Biased(Router):
@@ -73,18 +73,12 @@ class Biased(Router):
         self.gate = EvenGate(dim, num_experts, bias=gate_bias)
         self.expert_bias = ExpertBias(num_experts, bias_rate)
 
-    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
+    def forward(
+        self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None
+    ) -> Routing:
         """Route every token; nothing is random, and the scope has its part in `end_step` alone."""
         logits = gate_logits(features, self.gate)
         scores = score_logits(logits, self.score)
         expert_index = largest(self.expert_bias(scores), self.top_k)
         weight = selected_weight(scores, expert_index, normalize=self.normalize, scale=self.scale)
-        return top_k_routing(expert_index, weight, logits, normalized(scores))
-
-    def record(self, sums: RoutingSums) -> None:
-        """Note the load of a training forward."""
-        self.expert_bias.record(sums)
-
-    def end_step(self, scope: BatchScope = ONE_PROCESS) -> None:
-        """Move the bias against the load noted since the last step."""
-        self.expert_bias.end_step(scope)
+        return top_k_routing(expert_index, weight, logits, normalized(scores), mask=mask)

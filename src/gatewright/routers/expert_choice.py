@@ -1,15 +1,22 @@
 """Expert choice: each expert takes its best tokens of a batch, and learns a threshold for single ones."""
 
-from dataclasses import replace
 from types import MappingProxyType
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gatewright.routers.base import EvenGate, Router, gate_logits, normalized
-from gatewright.routing import Routing, flat_routing
-from gatewright.scope import ONE_PROCESS, BatchScope
+from gatewright.routing import Routing, RoutingSums, flat_routing, real_only
+from gatewright.scope import ONE_PROCESS, BatchScope, Mask
+
+Count = TypeVar("Count", int, Tensor)
+
+
+def threshold_loss(sums: RoutingSums) -> Float[Tensor, ""]:
+    """``L_batchwise`` of https://arxiv.org/abs/1701.06538 appendix F, as a mean over tokens instead of a sum."""
+    return sums.extra["threshold"] / sums.num_tokens.clamp(min=1)
 
 
 class ExpertChoice(Router):
@@ -37,6 +44,7 @@ class ExpertChoice(Router):
     """
 
     default_losses = MappingProxyType({"threshold": 0.1})
+    own_losses = MappingProxyType({"threshold": threshold_loss})
 
     def __init__(
         self, dim: int, num_experts: int, top_k: int = 2, *, normalize: bool = False, gate_bias: bool = False
@@ -51,53 +59,51 @@ class ExpertChoice(Router):
         super().reset_parameters()
         nn.init.constant_(self.threshold, 1 / self.num_experts)
 
-    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
+    def forward(
+        self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None
+    ) -> Routing:
         """Let every expert choose: the best of the batch in training, what is above its threshold in evaluation."""
         logits = gate_logits(features, self.gate)
         scores = logits.softmax(-1)
         margin = scores.detach() - self.threshold.to(scores.dtype)
-        if not self.training:
-            everyone = torch.arange(scores.shape[0], device=scores.device)[:, None].expand_as(scores)
-            return self._routing(logits, scores, margin > 0, everyone)
-        every = scope.gather(scores.detach())
-        num_tokens, first = scores.shape[0], scope.token_offset(scores.shape[0])
-        count = even_share(every.shape[0], self.num_experts, self.top_k)
-        chosen_mask = largest_mask(every, count)[first : first + num_tokens]
-        best = scores.detach().masked_fill(~chosen_mask, -1.0).topk(min(count, num_tokens), dim=0).indices
-        routing = self._routing(logits, scores, chosen_mask, best)
-        return replace(routing, sums=replace(routing.sums, threshold=threshold_miss(margin, chosen_mask)))
-
-    def _routing(
-        self,
-        logits: Float[Tensor, "tokens experts"],
-        scores: Float[Tensor, "tokens experts"],
-        chosen_mask: Bool[Tensor, "tokens experts"],
-        token_index: Int[Tensor, "rows experts"],
-    ) -> Routing:
-        """List one token for every expert, then another for every one; mark those that it did not choose."""
+        chosen_mask, token_index = margin > 0, torch.arange(scores.shape[0], device=scores.device)[:, None]
+        if self.training:
+            chosen_mask, token_index = self._best(real_only(scores.detach(), mask, -1.0), scope)
         weight = normalized(scores * chosen_mask) if self.normalize else scores
         # Only its loss teaches the threshold. Without a part in the output, be it 0, DDP would take it for unused.
         weight = weight + 0 * self.threshold.to(weight.dtype)
-        expert_index = torch.arange(self.num_experts, device=scores.device).expand_as(token_index)
+        token_index = token_index.expand(-1, self.num_experts)
         not_chosen = ~chosen_mask.gather(0, token_index)
-        return flat_routing(
-            token_index.flatten(),
-            expert_index.masked_fill(not_chosen, self.num_experts).flatten(),
-            weight.gather(0, token_index).masked_fill(not_chosen, 0.0).flatten(),
-            logits,
-            scores,
-        )
+        expert_index = torch.arange(self.num_experts, device=scores.device).expand_as(token_index)
+        expert_index = expert_index.masked_fill(not_chosen, self.num_experts).flatten()
+        weight = weight.gather(0, token_index).masked_fill(not_chosen, 0.0).flatten()
+        routing = flat_routing(token_index.flatten(), expert_index, weight, logits, scores, mask=mask)
+        return routing.with_sums(extra={"threshold": threshold_miss(real_only(margin, mask), chosen_mask)})
+
+    def _best(
+        self, scores: Float[Tensor, "tokens experts"], scope: BatchScope
+    ) -> tuple[Bool[Tensor, "tokens experts"], Int[Tensor, "rows experts"]]:
+        """Mark each expert's share of the global batch, and list the tokens that are in it; no token scores below 0."""
+        every, num_tokens, first = scope.gather(scores), scores.shape[0], scope.token_offset(scores.shape[0])
+        count = even_share((every[:, 0] >= 0).sum(), self.num_experts, self.top_k)
+        most = even_share(every.shape[0], self.num_experts, self.top_k)
+        chosen_mask = largest_mask(every, count, most)[first : first + num_tokens]
+        return chosen_mask, scores.masked_fill(~chosen_mask, -1.0).topk(min(most, num_tokens), dim=0).indices
 
 
-def even_share(num_tokens: int, num_experts: int, top_k: int) -> int:
+def even_share(num_tokens: Count, num_experts: int, top_k: int) -> Count:
     """Return how many tokens each expert takes: ``tokens * top_k / experts``, rounded half up, and at least 1."""
     share = (2 * num_tokens * top_k + num_experts) // (2 * num_experts)
-    return min(max(share, 1), num_tokens)
+    return share + (share == 0) * (num_tokens > 0)
 
 
-def largest_mask(scores: Float[Tensor, "tokens experts"], count: int) -> Bool[Tensor, "tokens experts"]:
-    """Mark the ``count`` largest scores of every column; of equal ones the first, on every device."""
-    least = scores.topk(count, dim=0).values[-1:]
+def largest_mask(
+    scores: Float[Tensor, "tokens experts"], count: Int[Tensor, ""], most: int
+) -> Bool[Tensor, "tokens experts"]:
+    """Mark the ``count`` (up to ``most``) largest scores of every column; of equal ones the first, on every device."""
+    if most == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    least = scores.topk(most, dim=0).values.index_select(0, (count - 1).clamp(min=0).view(1))
     above, level = scores > least, scores == least
     room: Tensor = count - above.sum(0)
     return above | (level & (level.cumsum(0) <= room))

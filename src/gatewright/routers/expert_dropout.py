@@ -1,4 +1,4 @@
-"""Expert dropout: in training any sparse router's assignments are discarded at random."""
+"""Expert dropout: in training any router's assignments are discarded at random."""
 
 from dataclasses import replace
 
@@ -7,8 +7,8 @@ from jaxtyping import Num
 from torch import Tensor
 
 from gatewright.routers.base import Router
-from gatewright.routing import Routing, RoutingSums
-from gatewright.scope import ONE_PROCESS, BatchScope
+from gatewright.routing import Routing
+from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
 STREAM = 0x64726F70
 """Noise of its own, apart from whatever streams the router it wraps draws from."""
@@ -25,21 +25,21 @@ class ExpertDropout(Router):
     first, keeps the weights, and scales outputs by ``1 - rate`` in evaluation instead. It is not Switch's expert
     dropout, which is dropout inside the experts: see `gatewright.GroupedFeedForward`.
 
-    Sizes and default losses are the router's, and so are the sums that losses read: they see what it chose.
+    Sizes and losses are the router's, and so are the sums that losses read: they see what it chose.
 
     Args:
-        router: Any sparse router but another of these.
+        router: Any router but another of these.
         rate: Probability of discarding an assignment, at least 0 and below 1.
 
     Raises:
-        ValueError: If the rate is outside ``[0, 1)`` or the router is dense or wrapped already.
+        ValueError: If the rate is outside ``[0, 1)`` or the router is none, or is wrapped already.
     """
 
     def __init__(self, router: Router, rate: float) -> None:
-        if router.dense:
+        if not isinstance(router, Router):
             raise ValueError(
-                f"ExpertDropout discards assignments, and {type(router).__name__} mixes all tokens and makes none. Use "
-                "dropout inside the experts."
+                f"ExpertDropout discards the assignments of a gatewright.Router; got {type(router).__name__}, which "
+                "makes none. Use dropout inside the experts."
             )
         if isinstance(router, ExpertDropout):
             raise ValueError(
@@ -49,25 +49,19 @@ class ExpertDropout(Router):
         if not 0 <= rate < 1:
             raise ValueError(f"rate is at least 0 and below 1; got {rate}. 0.1 drops one assignment in ten.")
         self.router, self.rate = router, rate
-        self.default_losses = dict(router.default_losses)
+        self.default_losses, self.own_losses = dict(router.default_losses), dict(router.own_losses)
 
-    def forward(self, features: Num[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
+    def forward(
+        self, features: Num[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None
+    ) -> Routing:
         """Route every token, and in training discard some assignments, whatever else is in the batch or the list."""
-        routing: Routing = self.router(features, scope)
+        routing: Routing = self.router(features, scope) if mask is None else self.router(features, scope, mask)
         if not self.training or self.rate == 0:
             return routing
-        noise = scope.uniform(routing.weight.new_empty(features.shape[0], self.num_experts), STREAM)
+        noise = scope.uniform(routing.weight.new_empty(features.shape[0], self.num_experts), STREAM, mask)
         # An assignment that was not made is not discarded either.
         dropped_mask = F.pad(noise, (0, 1), value=1.0)[routing.token_index, routing.expert_index] < self.rate
         return replace(routing, weight=routing.weight / (1 - self.rate)).drop(dropped_mask)
-
-    def record(self, sums: RoutingSums) -> None:
-        """Let the router take note."""
-        self.router.record(sums)
-
-    def end_step(self, scope: BatchScope = ONE_PROCESS) -> None:
-        """Let the router adapt."""
-        self.router.end_step(scope)
 
     def extra_repr(self) -> str:
         """Show the sizes when a model is printed."""

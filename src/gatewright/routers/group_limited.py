@@ -21,9 +21,10 @@ from gatewright.routers.base import (
     normalized,
     score_logits,
     selected_weight,
+    size_of_groups,
 )
-from gatewright.routing import Routing, RoutingSums, top_k_routing
-from gatewright.scope import ONE_PROCESS, BatchScope
+from gatewright.routing import Routing, top_k_routing
+from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
 GroupScore = Literal["max", "two-largest"]
 
@@ -87,22 +88,16 @@ class GroupLimited(Router):
         self.gate = EvenGate(dim, num_experts, bias=gate_bias)
         self.expert_bias = ExpertBias(num_experts, bias_rate)
 
-    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
+    def forward(
+        self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None
+    ) -> Routing:
         """Route every token; nothing is random, and the scope has its part in `end_step` alone."""
         logits = gate_logits(features, self.gate)
         scores = score_logits(logits, self.score)
         allowed = within_best_groups(self.expert_bias(scores), self.num_groups, self.top_k_groups, self.group_score)
         expert_index = largest(allowed, self.top_k)
         weight = selected_weight(scores, expert_index, normalize=self.normalize, scale=self.scale)
-        return top_k_routing(expert_index, weight, logits, normalized(scores))
-
-    def record(self, sums: RoutingSums) -> None:
-        """Note the load of a training forward."""
-        self.expert_bias.record(sums)
-
-    def end_step(self, scope: BatchScope = ONE_PROCESS) -> None:
-        """Move the bias against the load noted since the last step."""
-        self.expert_bias.end_step(scope)
+        return top_k_routing(expert_index, weight, logits, normalized(scores), mask=mask)
 
     def extra_repr(self) -> str:
         """Show the sizes when a model is printed."""
@@ -124,14 +119,7 @@ def within_best_groups(
 def _check_groups(num_experts: int, top_k: int, num_groups: int, top_k_groups: int, group_score: str) -> None:
     if group_score not in ("max", "two-largest"):
         raise ValueError(f"group_score is 'max' or 'two-largest'; got {group_score!r}.")
-    if num_groups < 1 or num_experts % num_groups:
-        raise ValueError(
-            f"num_groups must divide num_experts into groups of equal size; got {num_groups} groups of {num_experts} "
-            "experts. Change one of them."
-        )
-    size = num_experts // num_groups
-    if not 1 <= top_k_groups <= num_groups:
-        raise ValueError(f"top_k_groups is from 1 to num_groups ({num_groups}); got {top_k_groups}.")
+    size = size_of_groups(num_experts, num_groups, top_k_groups)
     if top_k > top_k_groups * size:
         raise ValueError(
             f"top_k ({top_k}) experts must find room in top_k_groups ({top_k_groups}) groups of {size} experts. Use "

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from gatewright.routers.base import Router
 from gatewright.routing import Routing, top_k_routing
-from gatewright.scope import ONE_PROCESS, BatchScope, noise_key, splitmix64
+from gatewright.scope import ONE_PROCESS, BatchScope, Mask, noise_key, splitmix64
 
 
 class Hashed(Router):
@@ -33,7 +33,9 @@ class Hashed(Router):
         super().__init__(dim, num_experts, top_k)
         self.seed, self._key = seed, noise_key(seed)
 
-    def forward(self, features: Integer[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
+    def forward(
+        self, features: Integer[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None
+    ) -> Routing:
         """Route every token by its key; nothing is random, so the scope has no part in it."""
         if features.is_floating_point():
             raise ValueError(
@@ -42,7 +44,7 @@ class Hashed(Router):
         expert_index = self._hashes(features).topk(self.top_k).indices
         logits = torch.zeros(features.shape[0], self.num_experts, dtype=torch.float32, device=features.device)
         weight = torch.full_like(expert_index, 1 / self.top_k, dtype=torch.float32)
-        return top_k_routing(expert_index, weight, logits, logits.scatter(1, expert_index, weight))
+        return top_k_routing(expert_index, weight, logits, logits.scatter(1, expert_index, weight), mask=mask)
 
     def _hashes(self, keys: Integer[Tensor, "tokens dim"]) -> Int[Tensor, "tokens experts"]:
         """Hash one number after the other into what came before; no two experts of a key get the same."""

@@ -1,7 +1,7 @@
 """Two-level noisy top-k gating: a group first, then experts within it: https://arxiv.org/abs/1701.06538 appendix B."""
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Self
 
@@ -10,10 +10,19 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from gatewright.losses import cv_squared
 from gatewright.ops import stable_sort
-from gatewright.routers.base import MIN_NOISE_STD, Gate, Router, gate_logits, largest, load_probability
-from gatewright.routing import Routing, RoutingSums, top_k_routing
-from gatewright.scope import ONE_PROCESS, BatchScope
+from gatewright.routers.base import (
+    MIN_NOISE_STD,
+    Gate,
+    Router,
+    gate_logits,
+    largest,
+    load_probability,
+    size_of_groups,
+)
+from gatewright.routing import Routing, RoutingSums, real_only, top_k_routing
+from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
 LEVEL_HINT = (
     "Hierarchical with {} normalises the one chosen weight to 1, so the {} gate gets no gradient from the task and "
@@ -57,7 +66,13 @@ class NoisyGates(nn.Module):
             self.gate = Gate(dim, num_gates * num_choices, bias=bias)
             self.noise = Gate(dim, num_gates * num_choices, bias=False)
 
-    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope, stream: int) -> Noisy:
+    def forward(
+        self,
+        features: Float[Tensor, "tokens dim"],
+        scope: BatchScope,
+        mask: Mask,
+        stream: int,
+    ) -> Noisy:
         """Return the logits, https://arxiv.org/abs/1701.06538 eq. 4; with noise in training only."""
         shape = (features.shape[0], self.num_gates, self.num_choices)
         if self.gate is None:
@@ -67,8 +82,23 @@ class NoisyGates(nn.Module):
         if not self.training:
             return Noisy(logits.view(shape), logits.view(shape), torch.zeros_like(logits).view(shape))
         std = F.softplus(gate_logits(features, self.noise)).clamp(min=MIN_NOISE_STD)
-        noisy = logits + std * scope.normal(logits, stream)
+        noisy = logits + std * scope.normal(logits, stream, mask)
         return Noisy(logits.view(shape), noisy.view(shape), std.view(shape))
+
+
+def expert_load(sums: RoutingSums) -> Float[Tensor, " experts"]:
+    """``Load_H(X)_ij = Load_primary(X)_i Load_i(X_i)_j / |X_i|``: https://arxiv.org/abs/1701.06538 appendix B.
+
+    The product keeps a gradient to the upper level. It is 0 in a group that no token chose.
+    """
+    group_load, group_tokens = sums.extra["group_load"], sums.extra["group_tokens"]
+    per_token = sums.load.view(len(group_load), -1) / group_tokens.clamp(min=1)[:, None]
+    return (group_load[:, None] * per_token).flatten()
+
+
+def load_loss(sums: RoutingSums) -> Float[Tensor, ""]:
+    """``CV(Load(X)) ** 2`` of both levels: https://arxiv.org/abs/1701.06538 eq. 11."""
+    return cv_squared(expert_load(sums))
 
 
 class Hierarchical(Router):
@@ -95,6 +125,7 @@ class Hierarchical(Router):
     """
 
     default_losses = MappingProxyType({"importance": 0.1, "load": 0.1})
+    own_losses = MappingProxyType({"load": load_loss})
 
     def __init__(
         self,
@@ -109,7 +140,7 @@ class Hierarchical(Router):
         super().__init__(dim, num_experts, top_k)
         self.num_groups, self.top_k_groups = num_groups, min(2, num_groups) if top_k_groups is None else top_k_groups
         self._check_sizes()
-        self.group_size, self.top_k_in_group = num_experts // num_groups, top_k // self.top_k_groups
+        self.top_k_in_group = top_k // self.top_k_groups
         if self.top_k_groups == 1 < num_groups:
             warnings.warn(LEVEL_HINT.format("one group per token", "primary", "top_k_groups=2"), stacklevel=2)
         if self.top_k_in_group == 1 < self.group_size:
@@ -118,9 +149,13 @@ class Hierarchical(Router):
         self.primary = NoisyGates(dim, 1, num_groups, bias=gate_bias)
         self.secondary = NoisyGates(dim, num_groups, self.group_size, bias=gate_bias)
 
-    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
+    def forward(
+        self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None
+    ) -> Routing:
         """Route every token, with noise of both levels in training only."""
-        primary, secondary = self.primary(features, scope, stream=1), self.secondary(features, scope, stream=0)
+        primary, secondary = (
+            level(features, scope, mask, stream) for stream, level in ((1, self.primary), (0, self.secondary))
+        )
         group_index = largest(primary.noisy[:, 0], self.top_k_groups)
         chosen = secondary.of(group_index)
         index_in_group = largest(chosen.noisy, self.top_k_in_group)
@@ -128,41 +163,30 @@ class Hierarchical(Router):
         weight = (group_weight[:, :, None] * chosen.noisy.gather(-1, index_in_group).softmax(-1)).flatten(1)
         expert_index = (group_index[:, :, None] * self.group_size + index_in_group).flatten(1)
         best, order = stable_sort(weight, descending=True)
-        routing = top_k_routing(
-            expert_index.gather(1, order),
-            best,
-            (primary.logits.mT + secondary.logits).flatten(1),
-            (primary.logits.softmax(-1).mT * secondary.logits.softmax(-1)).flatten(1),
-        )
-        return replace(routing, sums=self._with_loads(routing.sums, group_index, primary, chosen))
-
-    def _with_loads(
-        self, sums: RoutingSums, group_index: Int[Tensor, "tokens top_k"], primary: Noisy, chosen: Noisy
-    ) -> RoutingSums:
-        """Give both levels' loads: what each would be sent under fresh noise, and in evaluation what it is sent."""
+        logits = (primary.logits.mT + secondary.logits).flatten(1)
+        probs = (primary.logits.softmax(-1).mT * secondary.logits.softmax(-1)).flatten(1)
         is_chosen = torch.zeros_like(primary.logits[:, 0], dtype=torch.int64).scatter(1, group_index, 1)
-        group_tokens, dtype = is_chosen.sum(0), sums.probs.dtype
-        if not self.training:
-            return replace(sums, group_load=group_tokens.to(dtype), group_tokens=group_tokens)
-        group_load = primary.load(self.top_k_groups).sum((0, 1)).to(dtype)
-        load = chosen.load(self.top_k_in_group).to(dtype).flatten(0, 1)
-        load = sums.probs.new_zeros(self.num_groups, self.group_size).index_add(0, group_index.flatten(), load)
-        return replace(sums, load=load.flatten(), group_load=group_load, group_tokens=group_tokens)
+        load, group_load = None, is_chosen
+        if self.training:
+            load, group_load = self._load(chosen, group_index).to(probs), primary.load(self.top_k_groups)[:, 0]
+        routing = top_k_routing(expert_index.gather(1, order), best, logits, probs, load, mask)
+        per_group = {"group_load": group_load.to(probs), "group_tokens": is_chosen}
+        return routing.with_sums(extra={name: real_only(each, mask).sum(0) for name, each in per_group.items()})
+
+    def _load(self, chosen: Noisy, group_index: Int[Tensor, "tokens top_k"]) -> Float[Tensor, "tokens experts"]:
+        """Probability that each expert of the chosen groups is sent a token under fresh noise; 0 in the others."""
+        load = chosen.load(self.top_k_in_group)
+        every = load.new_zeros(load.shape[0], self.num_groups, self.group_size)
+        return every.scatter(1, group_index[:, :, None].expand_as(load), load).flatten(1)
 
     def _check_sizes(self) -> None:
-        experts, groups, chosen = self.num_experts, self.num_groups, self.top_k_groups
-        if groups < 1 or experts % groups:
+        chosen = self.top_k_groups
+        self.group_size = size_of_groups(self.num_experts, self.num_groups, chosen)
+        if self.top_k % chosen or self.top_k // chosen > self.group_size:
             raise ValueError(
-                f"Groups are of equal size, so num_groups divides num_experts; got num_groups={groups} for {experts} "
-                "experts. Change either."
-            )
-        if not 1 <= chosen <= groups:
-            raise ValueError(f"top_k_groups is between 1 and num_groups ({groups}); got {chosen}.")
-        if self.top_k % chosen or self.top_k // chosen > experts // groups:
-            raise ValueError(
-                f"A token takes the same number of experts, of {experts // groups} that there are, from each of "
-                f"{chosen} groups: top_k is a multiple of top_k_groups up to {chosen * (experts // groups)}; got "
-                f"{self.top_k}. Change top_k, num_groups or top_k_groups."
+                f"A token takes the same number of experts, of {self.group_size} that there are, from each of {chosen} "
+                f"groups: top_k is a multiple of top_k_groups up to {chosen * self.group_size}; got {self.top_k}. "
+                "Change top_k, num_groups or top_k_groups."
             )
 
     def extra_repr(self) -> str:

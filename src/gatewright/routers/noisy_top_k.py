@@ -17,7 +17,7 @@ from gatewright.routers.base import (
     load_probability,
 )
 from gatewright.routing import Routing, top_k_routing
-from gatewright.scope import ONE_PROCESS, BatchScope
+from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
 
 class NoisyTopK(Router):
@@ -51,14 +51,16 @@ class NoisyTopK(Router):
             warnings.warn(TASK_GRADIENT_HINT.format(router="NoisyTopK"), stacklevel=2)
         self.gate, self.noise = Gate(dim, num_experts, bias=gate_bias), Gate(dim, num_experts, bias=False)
 
-    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
+    def forward(
+        self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None
+    ) -> Routing:
         """Route every token, with noise in training only."""
         logits = gate_logits(features, self.gate)
         noisy_logits, load = logits, None
         if self.training:
             noise_std = F.softplus(gate_logits(features, self.noise)).clamp(min=MIN_NOISE_STD)
-            noisy_logits = logits + noise_std * scope.normal(logits)
+            noisy_logits = logits + noise_std * scope.normal(logits, mask=mask)
             load = load_probability(logits, noisy_logits, noise_std, self.top_k)
         expert_index = largest(noisy_logits, self.top_k)
         weight = noisy_logits.gather(-1, expert_index).softmax(-1)
-        return top_k_routing(expert_index, weight, logits, logits.softmax(-1), load)
+        return top_k_routing(expert_index, weight, logits, logits.softmax(-1), load, mask)

@@ -1,5 +1,6 @@
 """Sinkhorn routing: in training, the experts that a balanced plan for the whole batch gives each token."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,8 +15,8 @@ from gatewright.routers.base import (
     normalized,
     score_logits,
 )
-from gatewright.routing import Routing, top_k_routing
-from gatewright.scope import ONE_PROCESS, BatchScope
+from gatewright.routing import Routing, real_only, top_k_routing
+from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
 
 class Sinkhorn(Router):
@@ -67,12 +68,15 @@ class Sinkhorn(Router):
         self.score, self.tolerance, self.max_iterations = score, tolerance, max_iterations
         self.gate = EvenGate(dim, num_experts, bias=gate_bias)
 
-    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
+    def forward(
+        self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None
+    ) -> Routing:
         """Route every token: by the plan in training, by its logits in evaluation."""
         logits = gate_logits(features, self.gate)
         scores = score_logits(logits, self.score)
         plan = logits.detach()
         if self.training:  # Of each row of Pi, its logarithm up to a constant.
-            plan = plan + sinkhorn(scope.gather(plan), self.tolerance, self.max_iterations)
+            every = scope.gather(real_only(plan, mask, -torch.inf))
+            plan = plan + sinkhorn(every, self.tolerance, self.max_iterations)
         expert_index = largest(plan, self.top_k)
-        return top_k_routing(expert_index, scores.gather(-1, expert_index), logits, normalized(scores))
+        return top_k_routing(expert_index, scores.gather(-1, expert_index), logits, normalized(scores), mask=mask)

@@ -18,7 +18,7 @@ from gatewright.routers.base import (
     score_logits,
 )
 from gatewright.routing import Routing, top_k_routing
-from gatewright.scope import ONE_PROCESS, BatchScope
+from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
 
 class TopK(Router):
@@ -67,16 +67,17 @@ class TopK(Router):
         self.score, self.score_after_top_k, self.normalize, self.jitter = score, score_after_top_k, normalize, jitter
         self.gate = EvenGate(dim, num_experts, bias=gate_bias)
 
-    def forward(self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS) -> Routing:
+    def forward(
+        self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None
+    ) -> Routing:
         """Route every token; jitter in training only."""
         if self.training and self.jitter:
             features = features.to(torch.promote_types(features.dtype, torch.float32))
-            features = features * (1 + self.jitter * (2 * scope.uniform(features) - 1))
+            features = features * (1 + self.jitter * (2 * scope.uniform(features, mask=mask) - 1))
         logits = gate_logits(features, self.gate)
         scores = score_logits(logits, self.score)
         top = logits.topk(self.top_k)
         weight = score_logits(top.values, self.score) if self.score_after_top_k else scores.gather(-1, top.indices)
         if self.normalize:
             weight = normalized(weight)
-        probs = scores if self.score == "softmax" else normalized(scores)  # The softmax already sums to 1.
-        return top_k_routing(top.indices, weight, logits, probs)
+        return top_k_routing(top.indices, weight, logits, normalized(scores), mask=mask)

@@ -10,8 +10,8 @@ from torch import nn
 from gatewright.dispatch import Dispatcher
 from gatewright.experts import ModuleExperts
 from gatewright.experts.base import Shape
-from gatewright.layers.base import Coefficients
 from gatewright.layers.moe import MoE
+from gatewright.losses import Coefficients
 from gatewright.surgery.feed_forward import hidden_units_of
 from gatewright.surgery.replace import Match, RouterFactory, replace_modules, two_of_all
 from gatewright.surgery.upcycle import mixture_of

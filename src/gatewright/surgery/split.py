@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from gatewright.experts import ModuleExperts
+from gatewright.layers import ExpertLayer
 from gatewright.layers.base import moe_layers
-from gatewright.layers.moe import MoE
 from gatewright.surgery.feed_forward import hidden_units_of
 
 
@@ -57,7 +57,7 @@ def reinitialize(model: nn.Module, share: float = 0.5, *, generator: torch.Gener
 
 
 def _experts_of(model: nn.Module) -> Iterator[nn.Module]:
-    layers = [layer for _, layer in moe_layers(model) if isinstance(layer, MoE)]
+    layers = [layer for _, layer in moe_layers(model) if isinstance(layer, ExpertLayer)]
     found = [expert for layer in layers if isinstance(layer.experts, ModuleExperts) for expert in layer.experts.experts]
     if not found:
         raise ValueError(

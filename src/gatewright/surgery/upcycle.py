@@ -10,8 +10,9 @@ from torch import nn
 from gatewright.dispatch import Dispatcher
 from gatewright.experts import ModuleExperts
 from gatewright.experts.base import Shape
-from gatewright.layers.base import Coefficients, moe_layers
-from gatewright.layers.moe import MoE
+from gatewright.layers import ExpertLayer, MoE
+from gatewright.layers.base import moe_layers
+from gatewright.losses import Coefficients
 from gatewright.surgery.replace import Match, RouterFactory, replace_modules, two_of_all
 
 Value = TypeVar("Value")
@@ -74,7 +75,7 @@ def upcycled_state(dense: Mapping[str, Value], model: nn.Module) -> dict[str, Va
     Args:
         dense: By name: parameters and buffers as ``state_dict`` names them, or what belongs to a parameter, under its
             name with an ending of its own.
-        model: The model with mixtures (`MoE` of `ModuleExperts`) where the dense one has the modules.
+        model: The model with mixtures (of `ModuleExperts`) where the dense one has the modules.
 
     Returns:
         What belongs to a module, once for each of its copies; everything else as it is. Routers are not in it.
@@ -82,7 +83,7 @@ def upcycled_state(dense: Mapping[str, Value], model: nn.Module) -> dict[str, Va
     mixtures = {
         f"{name}.": layer.experts.num_experts
         for name, layer in moe_layers(model)
-        if isinstance(layer, MoE) and isinstance(layer.experts, ModuleExperts)
+        if isinstance(layer, ExpertLayer) and isinstance(layer.experts, ModuleExperts)
     }
     state: dict[str, Value] = {}
     for name, value in dense.items():

@@ -2,14 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from jaxtyping import Int, Real
 from torch import Tensor
 
-from gatewright.routing import Routing, RoutingSums, SoftRouting
+from gatewright.routing import Routing, RoutingSums
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class LayerUse:
 
     Args:
         sums: The routing's sums over the whole set.
-        class_by_expert: Assignments of each class's items to each expert; of a dense routing, sums of weights.
+        class_by_expert: Assignments of each class's items to each expert; of `SoftMoE`, sums of weights.
         tokens_per_class: Tokens of each class's items: the items themselves where they are routed as a whole.
     """
 
@@ -27,7 +27,7 @@ class LayerUse:
     tokens_per_class: Int[Tensor, " classes"]
 
     @classmethod
-    def of(cls, routing: Routing | SoftRouting, labels: Int[Tensor, " items"], num_classes: int) -> Self:
+    def of(cls, routing: Routing, labels: Int[Tensor, " items"], num_classes: int) -> Self:
         """Count what a layer did with one batch, of whose items each has a class."""
         seen = class_by_expert(routing, labels.to(routing.sums.load.device), num_classes)
         tokens = labels.bincount(minlength=num_classes) * _tokens_per_item(routing, labels)
@@ -36,7 +36,7 @@ class LayerUse:
     def tensors(self) -> tuple[Tensor, ...]:
         """Return every sum, all of them additive."""
         return (
-            *(getattr(self.sums, field.name) for field in fields(self.sums)),
+            *self.sums.by_name().values(),
             self.class_by_expert,
             self.tokens_per_class,
         )
@@ -76,18 +76,16 @@ class Evaluation(ABC):
 
 
 def class_by_expert(
-    routing: Routing | SoftRouting, labels: Int[Tensor, " items"], num_classes: int
+    routing: Routing, labels: Int[Tensor, " items"], num_classes: int
 ) -> Real[Tensor, "classes experts"]:
     """Count assignments by the class of their item and by expert, or add up weights; an item may be many tokens."""
     tokens_per_item = max(_tokens_per_item(routing, labels), 1)
-    if isinstance(routing, SoftRouting):
-        sums = routing.weight.new_zeros(num_classes, routing.num_experts)
-        return sums.index_add(0, labels.repeat_interleave(tokens_per_item), routing.weight).cpu()
-    item = routing.token_index // tokens_per_item
-    cell = labels[item] * routing.num_experts + routing.expert_index
-    kept = cell[routing.expert_index < routing.num_experts]
-    return torch.bincount(kept, minlength=num_classes * routing.num_experts).view(num_classes, -1).cpu()
+    by_weight = routing.sums.tokens_per_expert.is_floating_point()  # of a router that sends every token everywhere
+    counted = routing.weight if by_weight else torch.ones_like(routing.expert_index)
+    cells = counted.new_zeros(num_classes, routing.num_experts + 1)
+    place = (labels[routing.token_index // tokens_per_item], routing.expert_index)
+    return cells.index_put(place, counted, accumulate=True)[:, :-1].cpu()
 
 
-def _tokens_per_item(routing: Routing | SoftRouting, labels: Int[Tensor, " items"]) -> int:
+def _tokens_per_item(routing: Routing, labels: Int[Tensor, " items"]) -> int:
     return int(routing.sums.num_tokens) // max(len(labels), 1)

@@ -153,10 +153,10 @@ class LanguageModel(Task):
         return {name: {"spans": spans} for name, spans in expert_spans(model, part).items()}
 
     def write_examples(self, data: TextConfig, part: TextSet, folder: Path) -> Sequence[Path]:
-        """Write the beginning of the test text into a file to try the model on."""
+        """Write the beginning of the first document into a file to try the model on."""
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / ("test.py" if part.python else "test.txt")
-        file.write_bytes(part.content[:EXAMPLE_BYTES].numpy().tobytes())
+        file, end = folder / ("test.py" if part.python else "test.txt"), [*part.starts.tolist(), len(part)][1]
+        file.write_bytes(part.content[: min(end, EXAMPLE_BYTES)].numpy().tobytes())
         return [file]
 
 

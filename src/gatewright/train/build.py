@@ -15,14 +15,14 @@ from gatewright.train.config import RunConfig
 from gatewright.train.limits import check_network
 from gatewright.train.phases import dense_phase, seeded, upcycled
 from gatewright.train.step import TorchEngine
-from gatewright.train.strategies.base import ALONE, Processes
+from gatewright.train.strategies.single import ALONE, Strategy
 
 
 def build_engine(
     config: RunConfig,
     splits: Splits,
     device: torch.device,
-    processes: Processes = ALONE,
+    strategy: Strategy = ALONE,
     *,
     folder: Path | None = None,
     dense: bool = False,
@@ -33,13 +33,13 @@ def build_engine(
         config: The run.
         splits: Its data.
         device: Where to train.
-        processes: Those of the run.
+        strategy: How the run is spread over its processes.
         folder: Where DeepSpeed's own checkpoints go.
         dense: Whether the model is the dense twin, which a run with an `upcycle_epoch` begins with.
     """
-    for warning in task_named(config.task).warnings(config.data, splits) if processes.rank == 0 else ():
+    for warning in task_named(config.task).warnings(config.data, splits) if strategy.rank == 0 else ():
         print(f"warning: {warning}", file=sys.stderr)
-    make = engine_maker(config, splits, device, processes, folder=folder)
+    make = engine_maker(config, splits, device, strategy, folder=folder)
     return make(build_model(dense_phase(config) if dense else config, splits, device))
 
 
@@ -47,12 +47,12 @@ def upcycle_engine(
     engine: TorchEngine, config: RunConfig, splits: Splits, *, folder: Path | None = None
 ) -> TorchEngine:
     """Return the engine that goes on with the mixture where one has trained the dense twin."""
-    make = engine_maker(config, splits, engine.device, engine.processes, folder=folder)
+    make = engine_maker(config, splits, engine.device, engine.strategy, folder=folder)
     return upcycled(engine, seeded(config, lambda: build_model(config, splits, engine.device)), make)
 
 
 def engine_maker(
-    config: RunConfig, splits: Splits, device: torch.device, processes: Processes, *, folder: Path | None
+    config: RunConfig, splits: Splits, device: torch.device, strategy: Strategy, *, folder: Path | None
 ) -> Callable[[nn.Module], TorchEngine]:
     """Return what makes the engine of a model, as the run asks for."""
     make: Callable[..., TorchEngine] = TorchEngine
@@ -61,7 +61,7 @@ def engine_maker(
         deepspeed.start_deepspeed(device)  # Its own layer in a model asks it for the device.
         make = partial(deepspeed.DeepSpeedEngine, folder=folder)
     steps = steps_per_epoch(config, splits.train)
-    return partial(make, config=config, device=device, steps_per_epoch=steps, processes=processes)
+    return partial(make, config=config, device=device, steps_per_epoch=steps, strategy=strategy)
 
 
 def build_model(config: RunConfig, splits: Splits, device: torch.device) -> nn.Module:

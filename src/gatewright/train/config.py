@@ -184,7 +184,7 @@ class RunConfig:
             self._check_deepspeeds_layer()
             return
         with torch.device("meta"):  # Refuses what does not fit, such as top_k above num_experts, before any work.
-            self.model.build_mixture(nn.Identity, router_dim=1, item_shape=(1,))
+            self.model.build_mixture(lambda: nn.Linear(1, 1), router_dim=1, item_shape=(1,))
 
     def _check_task(self) -> None:
         task = task_named(self.task)

@@ -11,7 +11,7 @@ from gatewright.tasks import Batch, Evaluation, LayerUse, Task
 from gatewright.train.config import Precision
 from gatewright.train.device import autocast
 from gatewright.train.step import take_routing
-from gatewright.train.strategies.base import ALONE, Processes
+from gatewright.train.strategies.single import ALONE, Strategy
 
 
 @torch.inference_mode()
@@ -23,7 +23,7 @@ def evaluate(
     batch_size: int,
     precision: Precision = "float32",
     forward: Callable[[nn.Module, Tensor], Tensor] = nn.Module.__call__,
-    processes: Processes = ALONE,
+    strategy: Strategy = ALONE,
 ) -> Evaluation:
     """Run the model on every item once and count what happened.
 
@@ -34,7 +34,7 @@ def evaluate(
         batch_size: Items at a time; the figures do not depend on it.
         precision: As in training.
         forward: Calls the model on a batch; another than the plain call may average several views of it, for one.
-        processes: Those of the run; each evaluates its part of every batch, and all of them get the whole evaluation.
+        strategy: That of the run; each evaluates its part of every batch, and all of them get the whole evaluation.
     """
     device = next(model.parameters()).device
     num_classes = len(task.class_names(part))
@@ -43,14 +43,15 @@ def evaluate(
     was_training = model.training
     model.eval()
     for whole in task.evaluation_batches(part, batch_size):
-        own = processes.share(len(whole[0]))  # In lock-step: a process without items still takes part.
+        own = strategy.shard_batch(len(whole[0]))  # In lock-step: a process without items still takes part.
         batch: Batch = tuple(tensor[own].to(device) for tensor in whole)
         with autocast(device, precision):
             measured = task.measure(forward(model, batch[0]), batch)
         _add_use(layers, model, task.classes(batch), num_classes)
         sums = {name: sums[name] + value.cpu() if name in sums else value.cpu() for name, value in measured.items()}
     model.train(was_training)
-    processes.sum(*sums.values(), *(tensor for use in layers.values() for tensor in use.tensors()))
+    for tensor in (*sums.values(), *(tensor for use in layers.values() for tensor in use.tensors())):
+        strategy.all_reduce(tensor)
     return task.evaluation(part, sums, layers)
 
 

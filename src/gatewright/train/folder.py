@@ -16,7 +16,7 @@ from gatewright.train.config import RunConfig
 from gatewright.train.config_file import load_config, settings_of
 from gatewright.train.launch.program import program
 from gatewright.train.lock import locked
-from gatewright.train.strategies.base import ALONE, Processes
+from gatewright.train.strategies.single import ALONE, Strategy, largest
 
 CONFIG = "config.yaml"
 RUNS = "runs"
@@ -51,35 +51,35 @@ def is_writable(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def own_folder(config: RunConfig, resume: bool, processes: Processes = ALONE) -> Iterator[Path]:
+def own_folder(config: RunConfig, resume: bool, strategy: Strategy = ALONE) -> Iterator[Path]:
     """Hold the run's folder, which no other run trains in meanwhile.
 
     Raises:
         FileExistsError: If another run does, or it holds one already and `resume` is not set.
     """
-    output = Path(config.output) if config.output else new_folder(config, processes)
-    with _one_run_in(output, processes), room_in(config, output):
+    output = Path(config.output) if config.output else new_folder(config, strategy)
+    with _one_run_in(output, strategy), room_in(config, output):
         check_output(config, resume)  # Again: a run that has just ended may have been in it.
         yield output
 
 
 @contextlib.contextmanager
-def _one_run_in(folder: Path, processes: Processes = ALONE) -> Iterator[None]:
+def _one_run_in(folder: Path, strategy: Strategy = ALONE) -> Iterator[None]:
     """Keep other runs out of a folder; the first process holds the lock for all of a run's processes.
 
     Args:
         folder: It is made where there is none.
-        processes: Those of the run.
+        strategy: How the run is spread over its processes.
 
     Raises:
         FileExistsError: If another run is training in it.
     """
     with contextlib.ExitStack() as stack:
         held = True
-        if processes.rank == 0:
+        if strategy.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             held = stack.enter_context(locked(folder / LOCK, wait=False))
-        if processes.agree(None if held else 1) is not None:
+        if largest(strategy, None if held else 1) is not None:
             raise FileExistsError(
                 f"Another run is training in {folder} at this moment. Wait until it has ended, or stop it; or name "
                 "another folder with --output."
@@ -87,11 +87,11 @@ def _one_run_in(folder: Path, processes: Processes = ALONE) -> Iterator[None]:
         yield
 
 
-def new_folder(config: RunConfig, processes: Processes = ALONE) -> Path:
+def new_folder(config: RunConfig, strategy: Strategy = ALONE) -> Path:
     """Make a folder of the run's own, named after the moment by the latest of its processes' clocks."""
-    now = str(processes.agree(int(f"{datetime.now():%Y%m%d%H%M%S}")))
+    now = str(largest(strategy, int(f"{datetime.now():%Y%m%d%H%M%S}")))
     name = f"{RUNS}/{config.recipe}-{now[:8]}-{now[8:]}"
-    number = processes.agree(_claim(name) if processes.rank == 0 else None)
+    number = largest(strategy, _claim(name) if strategy.rank == 0 else None)
     assert number is not None
     return _numbered(name, number)
 
@@ -138,7 +138,7 @@ def resume_command(config: RunConfig, output: Path) -> str:
     return f"{program()} train {config.recipe} --output {shlex.quote(str(output))} --resume"
 
 
-def agreed_state(output: Path, processes: Processes = ALONE) -> dict[str, Any] | None:
+def agreed_state(output: Path, strategy: Strategy = ALONE) -> dict[str, Any] | None:
     """Read the newest checkpoint that is intact; None where the run stopped before its first one, and so begins again.
 
     Newer ones that are damaged are named, and set aside under another name.
@@ -149,13 +149,13 @@ def agreed_state(output: Path, processes: Processes = ALONE) -> dict[str, Any] |
     """
     state, damaged = newest_intact(output / "checkpoints")
     step = None if state is None else state["engine"]["step_count"]
-    newest = processes.agree(step)
+    newest = largest(strategy, step)
     if newest != step:
         raise FileNotFoundError(
-            f"In {output} process {processes.rank} finds the checkpoint of step {step}, and another process that of "
+            f"In {output} process {strategy.rank} finds the checkpoint of step {step}, and another process that of "
             f"step {newest}. The run's folder (--output) is to be one that all processes share."
         )
-    for path in damaged if processes.rank == 0 else ():
+    for path in damaged if strategy.rank == 0 else ():
         aside = path.rename(path.with_name(f"{path.name}.damaged"))
         print(f"warning: {path} is damaged, and is now {aside.name}; going on from step {step}.", file=sys.stderr)
     if state is not None and "config" not in state:  # Version 0.1.0 kept it beside the checkpoints alone.

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gatewright.layers.moe import MoE
+from gatewright.layers import ExpertLayer
 from gatewright.train.config import RunConfig
 
 COMPILERS = ("g++", "clang++")
@@ -19,7 +19,7 @@ def check_network(model: nn.Module, config: RunConfig, device: torch.device) -> 
     Raises:
         ValueError: The sentence says what to change.
     """
-    inside = {norm for layer in model.modules() if isinstance(layer, MoE) for norm in layer.experts.modules()}
+    inside = {norm for layer in model.modules() if isinstance(layer, ExpertLayer) for norm in layer.experts.modules()}
     if config.data.batch_size == 1 and any(isinstance(m, _BatchNorm) and m not in inside for m in model.modules()):
         raise ValueError(
             "This network has BatchNorm, which learns from the variance of a batch; got --data.batch-size 1. Use at "

@@ -32,6 +32,7 @@ from gatewright.train.provenance import describe_origin
 from gatewright.train.result import describe_result, evaluation_metrics, hardware, layer_metrics, versions, write_json
 from gatewright.train.run import Position, Run
 from gatewright.train.step import StepReport, TorchEngine, TrainingDiverged
+from gatewright.train.strategies.single import largest
 from gatewright.train.tracking.tracked import tracked
 from gatewright.train.validate import check_start, check_trained_on, tell_changes
 
@@ -60,14 +61,14 @@ def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None =
         Interrupted: If Ctrl-C or SIGTERM stopped the run; it saved itself first.
     """
     check_start(config, resume)
-    with join_processes(config) as processes, own_folder(config, resume, processes) as output:
-        device = find_device(config.device, processes.local_rank)
-        saved = agreed_state(output, processes) if resume else None
+    with join_processes(config) as strategy, own_folder(config, resume, strategy) as output:
+        device = find_device(config.device, strategy.local_rank)
+        saved = agreed_state(output, strategy) if resume else None
         position = Position(**saved["position"]) if saved else Position(dense=is_dense(config, 0))
         if saved:
-            position.changes.extend(tell_changes(config, saved, processes))
+            position.changes.extend(tell_changes(config, saved, strategy))
         torch.manual_seed(config.seed)
-        with tracked(config, output, position.tracking_id, processes) as tracker:
+        with tracked(config, output, position.tracking_id, strategy) as tracker:
             position.tracking_id = tracker.run_id or position.tracking_id
             task = task_named(config.task)
             splits = task.load(config.data, config.model)
@@ -76,13 +77,13 @@ def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None =
                 check_trained_on(task, splits.train, saved)
             checkpoints = output / "checkpoints"
             own = checkpoints / "deepspeed"
-            engine = build_engine(config, splits, device, processes, folder=own, dense=position.dense)
+            engine = build_engine(config, splits, device, strategy, folder=own, dense=position.dense)
             if saved:
                 load_into(engine, saved["engine"], output)
-            processes.barrier()
-            if processes.rank == 0:  # Only now: settings that do not fit leave no run behind, and spoil none.
+            strategy.barrier()
+            if strategy.rank == 0:  # Only now: settings that do not fit leave no run behind, and spoil none.
                 save_config(config, output / CONFIG)
-            with Saver(checkpoints, processes, in_background=config.checkpoint_in_background) as saver:
+            with Saver(checkpoints, strategy, in_background=config.checkpoint_in_background) as saver:
                 run = Run(
                     config,
                     recipe,
@@ -94,7 +95,7 @@ def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None =
                     tracker,
                     position,
                     saver,
-                    Pace(engine.model, processes),
+                    Pace(engine.model, strategy),
                 )
                 run = train_epochs(run)
             try:
@@ -128,7 +129,7 @@ def train_epochs(run: Run) -> Run:
                 report = _step(run, micro_batches)
                 progress.advance(report.task_loss)
                 position.train_seconds = time.monotonic() - began
-                stopped_by = run.engine.processes.agree(stop.signal_number)
+                stopped_by = largest(run.engine.strategy, stop.signal_number)
                 if position.step < run.engine.steps_per_epoch and (stopped_by is not None or _is_due(run)):
                     _save(run)
                     _stop(run, stopped_by)
@@ -141,7 +142,7 @@ def train_epochs(run: Run) -> Run:
                 _save(run)
             _stop(run, stopped_by)
         run.saver.wait()
-        _stop(run, run.engine.processes.agree(stop.signal_number))
+        _stop(run, largest(run.engine.strategy, stop.signal_number))
     return run
 
 
@@ -150,7 +151,7 @@ def begin_phase(run: Run) -> Run:
     config, position = run.config, run.position
     if not position.dense or is_dense(config, position.epoch):
         return run
-    run.engine.processes.equalize(run.engine.model, run.engine.evaluated)
+    run.engine.strategy.average_buffers(run.engine.model, run.engine.evaluated)
     engine = upcycle_engine(run.engine, config, run.splits, folder=run.saver.folder / "deepspeed")
     position.dense = False
     return replace(run, engine=engine, pace=run.pace.going_on_with(engine.model))
@@ -174,7 +175,7 @@ def conclude(run: Run) -> dict[str, Any]:
         "resumed_with": run.position.changes,
         "train_seconds": round(run.position.train_seconds, 2),
         **describe_origin(run.config, run.recipe, run.data),
-        **describe_result(run.task, run.engine.evaluated, evaluation, example, run.engine.processes),
+        **describe_result(run.task, run.engine.evaluated, evaluation, example, run.engine.strategy),
         "item": run.task.item,
         "test_headline": list(evaluation.headline),
         "class_names": list(run.task.class_names(run.splits.test)),
@@ -185,7 +186,7 @@ def conclude(run: Run) -> dict[str, Any]:
     }
     for name, said in run.task.inspect(run.engine.evaluated, run.splits.test).items():
         result["layers"][name] |= said
-    if run.engine.processes.rank > 0:
+    if run.engine.strategy.rank > 0:
         return result
     write_json(result, run.output / "result.json")
     run.task.write_examples(run.config.data, run.splits.test, run.output / "examples")
@@ -198,7 +199,7 @@ def conclude(run: Run) -> dict[str, Any]:
 
 def _progress(run: Run) -> Progress:
     total = run.config.epochs * run.engine.steps_per_epoch
-    return Progress(total, run.engine.step_count, show=run.engine.processes.rank == 0)
+    return Progress(total, run.engine.step_count, show=run.engine.strategy.rank == 0)
 
 
 def _announcement(run: Run) -> str:
@@ -227,7 +228,7 @@ def _step(run: Run, micro_batches: list[Batch]) -> StepReport:
         good = newest_checkpoint(run.output / "checkpoints", before=run.engine.step_count)
         raise TrainingDiverged(f"{error} The last good checkpoint: {good or 'none yet'}.") from error
     run.position.step += 1
-    run.engine.processes.note(run.engine.step_count)
+    run.engine.strategy.report_steps(run.engine.step_count)
     last = run.position.step == run.engine.steps_per_epoch  # A short run is to have its curves, too.
     if last or run.engine.step_count % run.config.tracking.log_interval == 0:
         items = sum(map(run.task.count, micro_batches))
@@ -260,10 +261,10 @@ def _log_epoch(run: Run) -> str:
 
 
 def _evaluate(run: Run, part: Any) -> Evaluation:
-    run.engine.processes.equalize(run.engine.evaluated)
+    run.engine.strategy.average_buffers(run.engine.evaluated)
     batch_size, precision = run.config.data.eval_batch_size, run.config.precision
-    model, processes = run.engine.evaluated, run.engine.processes
-    return evaluate(run.task, model, part, batch_size=batch_size, precision=precision, processes=processes)
+    model, strategy = run.engine.evaluated, run.engine.strategy
+    return evaluate(run.task, model, part, batch_size=batch_size, precision=precision, strategy=strategy)
 
 
 def _is_due(run: Run) -> bool:
@@ -274,7 +275,7 @@ def _is_due(run: Run) -> bool:
 
 def _save(run: Run) -> None:
     run.saver.wait()  # DeepSpeed's own checkpoint replaces older ones, of which this may still be one.
-    run.engine.processes.equalize(run.engine.model, run.engine.evaluated)
+    run.engine.strategy.average_buffers(run.engine.model, run.engine.evaluated)
     state = {
         "engine": run.engine.state_dict(part=True),
         "position": asdict(run.position),

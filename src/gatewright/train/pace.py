@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
+from gatewright.layers import ExpertLayer
 from gatewright.layers.base import moe_layers
-from gatewright.layers.moe import MoE
-from gatewright.parallel import ExpertParallel
+from gatewright.parallel import ExpertParallel, expert_parameters
 from gatewright.parallel.collectives import waiting
-from gatewright.train.strategies.base import Processes
+from gatewright.train.strategies.single import Strategy
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,17 @@ class Pace:
 
     Args:
         model: The model, on its processes.
-        processes: Those of the run.
+        strategy: How the run is spread over its processes.
     """
 
-    def __init__(self, model: nn.Module, processes: Processes) -> None:
-        self._model, self._processes = model, processes
+    def __init__(self, model: nn.Module, strategy: Strategy) -> None:
+        self._model, self._strategy = model, strategy
         self._last = self._total = [0.0, 0.0, 0.0]
         self._steps = 0
 
     def going_on_with(self, model: nn.Module) -> "Pace":
         """Return what measures the further steps of a run with another model."""
-        following = Pace(model, self._processes)
+        following = Pace(model, self._strategy)
         following._last, following._total, following._steps = self._last, self._total, self._steps
         return following
 
@@ -65,9 +65,9 @@ class Pace:
 
     def metrics(self) -> dict[str, float]:
         """Return, for every process, what it spent on the last step; nothing where there is one alone."""
-        if self._processes.world == 1:
+        if self._strategy.world_size == 1:
             return {}
-        everyone = self._processes.collect([*self._last, self._reduced()])
+        everyone = self._strategy.all_gather([*self._last, self._reduced()])
         return {
             f"processes/{rank}/{name}": value
             for rank, values in enumerate(everyone)
@@ -77,15 +77,19 @@ class Pace:
     def summary(self, device: torch.device) -> list[dict[str, float]]:
         """Return what each process spent on the mean step since it started, and the most memory that it had."""
         mean = [value / max(self._steps, 1) for value in self._total]
-        everyone = self._processes.collect([*mean, self._reduced(), peak_memory(device)])
+        everyone = self._strategy.all_gather([*mean, self._reduced(), peak_memory(device)])
         return [{**asdict(Spent(*values[:-1])), "peak_memory_bytes": values[-1]} for values in everyone]
 
     def _sent(self) -> float:
-        layers = (layer for _, layer in moe_layers(self._model) if isinstance(layer, MoE))
+        layers = (layer for _, layer in moe_layers(self._model) if isinstance(layer, ExpertLayer))
         return float(sum(d.bytes_sent for layer in layers if isinstance(d := layer.dispatcher, ExpertParallel)))
 
     def _reduced(self) -> float:
-        return float(sum(_nbytes(parameter) for parameter in self._processes.reduced(self._model)))
+        """Count the bytes of all gradients but those of experts that live on this process alone."""
+        if self._strategy.world_size == 1:
+            return 0.0
+        alone = {parameter for _, parameter in expert_parameters(self._model)} if self._strategy.replicas == 1 else ()
+        return float(sum(_nbytes(parameter) for parameter in self._model.parameters() if parameter not in alone))
 
 
 def _nbytes(parameter: nn.Parameter) -> int:

@@ -13,7 +13,7 @@ from gatewright.train.folder import RUNS, newest_intact
 from gatewright.train.launch.join import check_fit
 from gatewright.train.limits import check_network
 from gatewright.train.optim import build_optimizers
-from gatewright.train.strategies.base import ALONE
+from gatewright.train.strategies.single import ALONE
 from gatewright.train.validate import check_start, check_trained_on, tell_changes
 
 

@@ -14,13 +14,13 @@ from torch import Size, Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gatewright import metrics
+from gatewright.layers import ExpertLayer
 from gatewright.layers.base import RoutedLayer
 from gatewright.layers.merged import MergedMoE
-from gatewright.layers.moe import MoE
 from gatewright.models import DeepSpeedMoE
 from gatewright.routing import RoutingSums
 from gatewright.tasks import Batch, Evaluation, LayerUse, Task
-from gatewright.train.strategies.base import ALONE, Processes
+from gatewright.train.strategies.single import ALONE, Strategy
 
 
 def describe_result(
@@ -28,7 +28,7 @@ def describe_result(
     model: nn.Module,
     evaluation: Evaluation,
     example: Batch,
-    processes: Processes = ALONE,
+    strategy: Strategy = ALONE,
 ) -> dict[str, Any]:
     """Return the part of the result that a model and its evaluation determine.
 
@@ -37,13 +37,13 @@ def describe_result(
         model: The evaluated model.
         evaluation: Of the test set.
         example: A batch to count arithmetic on.
-        processes: Those of the run; all of them call this.
+        strategy: That of the run; all of them call this.
     """
-    flops = active_flops(model, example[0].to(next(model.parameters()).device), processes)
+    flops = active_flops(model, example[0].to(next(model.parameters()).device), strategy)
     return {
         **evaluation.describe(),
-        "num_parameters": num_parameters(model, processes),
-        "num_active_parameters": num_active_parameters(model, processes),
+        "num_parameters": num_parameters(model, strategy),
+        "num_active_parameters": num_active_parameters(model, strategy),
         f"active_flops_per_{task.item}": int(flops / task.count(example)),
         "layers": {
             name: describe_kind(model.get_submodule(name)) | describe_layer(use)
@@ -98,33 +98,33 @@ def layer_metrics(name: str, sums: RoutingSums, split: str) -> dict[str, float]:
     return {f"{split}/layers/{name}/{metric}": float(value) for metric, value in values.items()}
 
 
-def num_parameters(model: nn.Module, processes: Processes = ALONE) -> int:
+def num_parameters(model: nn.Module, strategy: Strategy = ALONE) -> int:
     """Count all parameters, each expert's once wherever it lives."""
     experts = {parameter for layer in _layers(model) for parameter in layer.experts.parameters()}
     rest = sum(_numel(parameter) for parameter in model.parameters() if parameter not in experts)
-    return rest + sum(_num_expert_parameters(layer, processes) for layer in _layers(model))
+    return rest + sum(_num_expert_parameters(layer, strategy) for layer in _layers(model))
 
 
-def num_active_parameters(model: nn.Module, processes: Processes = ALONE) -> int:
+def num_active_parameters(model: nn.Module, strategy: Strategy = ALONE) -> int:
     """Count the parameters that one item uses: all of them, but of each layer's experts only top_k, of mean size.
 
     A shared expert counts whole, and of merged experts those whose parameters are mixed.
     """
-    active = float(num_parameters(model, processes))
+    active = float(num_parameters(model, strategy))
     for layer in _layers(model):
         idle = 1 - layer.router.top_k / layer.router.num_experts
-        active -= _num_expert_parameters(layer, processes) * idle
+        active -= _num_expert_parameters(layer, strategy) * idle
     return round(active)
 
 
-def _layers(model: nn.Module) -> list[MoE | MergedMoE | DeepSpeedMoE]:
-    return [module for module in model.modules() if isinstance(module, MoE | MergedMoE | DeepSpeedMoE)]
+def _layers(model: nn.Module) -> list[ExpertLayer | MergedMoE | DeepSpeedMoE]:
+    return [module for module in model.modules() if isinstance(module, ExpertLayer | MergedMoE | DeepSpeedMoE)]
 
 
-def _num_expert_parameters(layer: MoE | MergedMoE | DeepSpeedMoE, processes: Processes) -> int:
+def _num_expert_parameters(layer: ExpertLayer | MergedMoE | DeepSpeedMoE, strategy: Strategy) -> int:
     count = torch.tensor(sum(_numel(parameter) for parameter in layer.experts.parameters()))
-    processes.sum(count)
-    return int(count) // processes.replicas
+    strategy.all_reduce(count)
+    return int(count) // strategy.replicas
 
 
 def _numel(parameter: nn.Parameter) -> int:
@@ -134,7 +134,7 @@ def _numel(parameter: nn.Parameter) -> int:
 
 
 @torch.no_grad()
-def active_flops(model: nn.Module, inputs: Tensor, processes: Processes = ALONE) -> int:
+def active_flops(model: nn.Module, inputs: Tensor, strategy: Strategy = ALONE) -> int:
     """Count the multiplications and additions of a batch's forward, which is really routed.
 
     Counted by torch: matrix products and convolutions; an addition and a multiplication are two. Torch has no formula
@@ -144,10 +144,10 @@ def active_flops(model: nn.Module, inputs: Tensor, processes: Processes = ALONE)
     model.eval()
     grouped = (torch.ops.aten._grouped_mm, torch.ops.gatewright.grouped_mm_loop)
     with FlopCounterMode(display=False, custom_mapping=dict.fromkeys(grouped, _grouped_mm_flops)) as counter:
-        model(inputs[processes.share(len(inputs))])
+        model(inputs[strategy.shard_batch(len(inputs))])
     model.train(was_training)
     total = torch.tensor(counter.get_total_flops())
-    processes.sum(total)
+    strategy.all_reduce(total)
     return int(total)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gatewright.layers.base import RoutedLayer, end_step, moe_layers, seed_noise
-from gatewright.routing import Routing, RoutingSums, SoftRouting
+from gatewright.routing import Routing, RoutingSums
 from gatewright.scope import noise_key
 from gatewright.tasks import Batch, task_named
 from gatewright.train.config import RunConfig
@@ -25,7 +25,7 @@ from gatewright.train.optim import (
     rate_factor,
     set_learning_rate,
 )
-from gatewright.train.strategies.base import ALONE, Processes
+from gatewright.train.strategies.single import ALONE, Strategy
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 - what happened, as users say it
@@ -57,7 +57,7 @@ class TorchEngine:
         config: The run.
         device: Where to train.
         steps_per_epoch: Optimizer steps per epoch.
-        processes: Those of the run.
+        strategy: How the run is spread over its processes.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class TorchEngine:
         *,
         device: torch.device,
         steps_per_epoch: int,
-        processes: Processes = ALONE,
+        strategy: Strategy = ALONE,
     ) -> None:
         self.model: nn.Module
         self.task = task_named(config.task)
         self.config, self.device, self.steps_per_epoch = config, device, steps_per_epoch
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.processes = processes
+        self.strategy = strategy
         self.model = model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
         self.step_count = 0
@@ -83,7 +83,7 @@ class TorchEngine:
 
     def _start(self) -> nn.Module:
         """Spread the model over the processes, make what changes its weights, and return what to call in training."""
-        network = self.processes.spread(self.model)
+        network = self.strategy.setup(self.model)
         self.optimizers = build_optimizers(self.model, self.config.optim)
         self.average = averaged(self.model, self.config.optim.ema_decay)
         return torch.compile(network) if self.config.compile else network  # type: ignore[return-value]
@@ -117,7 +117,7 @@ class TorchEngine:
         return StepReport(task, auxiliary, learning_rate, gradient_norm)
 
     def _accumulate(self, last: bool) -> contextlib.AbstractContextManager[object]:
-        return self.processes.accumulate(self._network, last)
+        return self.strategy.no_backward_sync(self._network, enabled=not last)
 
     def _propagate(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
@@ -147,8 +147,8 @@ class TorchEngine:
     def _seed(self, number: int) -> None:
         """Make the randomness of a micro-batch a function of the seed and its number; dropout is each process's own."""
         seed_noise(self.model, self.config.seed, number)
-        if self.processes.world > 1:
-            torch.manual_seed(noise_key(self.config.seed, number, self.processes.rank))
+        if self.strategy.world_size > 1:
+            torch.manual_seed(noise_key(self.config.seed, number, self.strategy.rank))
 
     def _backward(self, batch: Batch, num_micro_batches: int) -> tuple[float, float]:
         own = self._own_part(batch)
@@ -156,8 +156,8 @@ class TorchEngine:
             output, auxiliary = self._network(own[0])
         total = self.task.loss(output, own, label_smoothing=self.config.optim.label_smoothing)
         # Its mean over the processes is that over the global batch.
-        task = total * self.processes.world / self.task.count(batch)
-        means = self.processes.mean(torch.stack([task, auxiliary.to(task)]).detach())
+        task = total * self.strategy.world_size / self.task.count(batch)
+        means = self.strategy.all_reduce(torch.stack([task, auxiliary.to(task)]).detach(), "mean")
         if not means.isfinite().all():
             raise TrainingDiverged(self._diagnosis("loss", float(means.sum()), own[0]))
         self._propagate((task + auxiliary) / num_micro_batches)
@@ -165,7 +165,7 @@ class TorchEngine:
 
     def _own_part(self, batch: Batch) -> Batch:
         """Put this process's part of a global batch onto its device."""
-        share = self.processes.share(len(batch[0]))
+        share = self.strategy.shard_batch(len(batch[0]))
         own = [tensor[share].to(self.device, non_blocking=True) for tensor in batch]
         return tuple(each.contiguous(memory_format=self._layout) if each.dim() == 4 else each for each in own)
 
@@ -181,8 +181,8 @@ class TorchEngine:
         """Change the weights by the gradients, and return the norm that these had."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        self.processes.finish_gradients(self.model)
-        norm = self.processes.clip(self.model, self.config.optim.clip_norm)
+        self.strategy.reduce_gradients(self.model)
+        norm = self.strategy.clip_gradients(self.model, self.config.optim.clip_norm)
         # With a dynamic loss scale an overflow is expected: the scaler skips the step and lowers the scale. Where
         # nothing is left to lower, the overflow is the network's own.
         if not torch.isfinite(norm) and not (self.scaler.is_enabled() and self.scaler.get_scale() > 1):
@@ -194,7 +194,7 @@ class TorchEngine:
         return norm
 
     def _diagnosis(self, what: str, value: float, inputs: Tensor | None) -> str:
-        alone = self.processes.world == 1  # Several would have to run the network again together.
+        alone = self.strategy.world_size == 1  # Several would have to run the network again together.
         with autocast(self.device, self.config.precision):
             layer = first_non_finite(self.model, inputs if alone else None)
         return (
@@ -219,7 +219,7 @@ class TorchEngine:
 
     def logical_state(self, *, part: bool = False) -> dict[str, Any]:
         """Return what `state_dict` does of tensors and numbers."""
-        gather = partial(self.processes.part if part else self.processes.gather, model=self.model)
+        gather = partial(self.strategy.local_state if part else self.strategy.gather_state, model=self.model)
         return {
             "settings": self._fixed_settings(),
             "model": gather(self._weights()),
@@ -239,7 +239,7 @@ class TorchEngine:
                 "A run goes on with the settings that decide what it keeps, as it began: "
                 f"{_changes(state['settings'], self._fixed_settings())}. Leave the flags out that change them."
             )
-        own = partial(self.processes.own, model=self.model)
+        own = partial(self.strategy.load_state, model=self.model)
         self._load_weights(own(state["model"]))
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             load_named_state(optimizer, own(saved), self.model)
@@ -264,7 +264,7 @@ class TorchEngine:
         return {"optimizer": self.config.optim.name, "averaging": averaging, "loss_scale": loss_scale}
 
 
-def take_routing(layer: RoutedLayer) -> Routing | SoftRouting | None:
+def take_routing(layer: RoutedLayer) -> Routing | None:
     """Return the routing of the last forward and forget it; None where the layer did not run since."""
     routing, layer.routing = layer.routing, None
     return routing

@@ -14,7 +14,7 @@ from gatewright.train.device import find_device
 from gatewright.train.folder import agreed_state, check_output, own_folder, refuse_a_late_upcycling
 from gatewright.train.launch.join import check_devices, check_fit
 from gatewright.train.limits import check_network
-from gatewright.train.strategies.base import Processes
+from gatewright.train.strategies.single import Strategy
 
 
 def check_start(config: RunConfig, resume: bool) -> None:
@@ -30,7 +30,7 @@ def check_start(config: RunConfig, resume: bool) -> None:
         refuse_a_late_upcycling(config, 0)
 
 
-def tell_changes(config: RunConfig, saved: Mapping[str, Any], processes: Processes) -> list[str]:
+def tell_changes(config: RunConfig, saved: Mapping[str, Any], strategy: Strategy) -> list[str]:
     """Say once which settings are not those that a run was trained with so far, and return these sentences.
 
     Raises:
@@ -38,7 +38,7 @@ def tell_changes(config: RunConfig, saved: Mapping[str, Any], processes: Process
     """
     refuse_a_late_upcycling(config, saved["position"]["epoch"])
     said = check_changes(config, saved)
-    for sentence in said if processes.rank == 0 else ():
+    for sentence in said if strategy.rank == 0 else ():
         print(f"resumed: {sentence}", file=sys.stderr)
     return said
 

@@ -34,7 +34,7 @@ def standard_library_files() -> list[Path]:
         FileNotFoundError: This Python was installed without them, as some small images and frozen programs are.
     """
     folder = Path(sysconfig.get_paths()["stdlib"])
-    files = [file for file in _files_below(folder) if file.suffix == ".py" and INSTALLED.isdisjoint(file.parts)]
+    files = [file for file in files_below(folder) if file.suffix == ".py" and INSTALLED.isdisjoint(file.parts)]
     if not files:
         raise FileNotFoundError(
             f"name='python' trains on the standard library's own sources; {folder} has none. Install Python with its "
@@ -55,7 +55,7 @@ def text_files(path: Path) -> SplitFiles:
         raise FileNotFoundError(f"path is a text file or a folder of text files; there is no {path}.")
     named = {split_of(child.name): child for child in sorted(path.iterdir()) if child.is_dir()}
     folders = {split: named[split] for split in SPLITS if split in named} or {"train": path}
-    found = SplitFiles(*(_files_below(folders[split]) if split in folders else [] for split in SPLITS))
+    found = SplitFiles(*(files_below(folders[split]) if split in folders else [] for split in SPLITS))
     if not found.train:
         raise FileNotFoundError(
             f"training needs text files; {folders.get('train', path / 'train')} has none: add some."
@@ -117,7 +117,8 @@ def _rows(file: Path, column: str | None) -> Iterator[bytes]:
     return ((text or "").encode() for text in table[chosen[0]].to_pylist())
 
 
-def _files_below(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
+    """Find all files in a folder and in those below it, in order of name; hidden ones are left out."""
     found: list[Path] = []
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not is_hidden(name)]

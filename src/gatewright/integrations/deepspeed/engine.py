@@ -14,14 +14,14 @@ from torch.optim import Optimizer
 from gatewright.extras import require
 from gatewright.integrations.deepspeed.parameters import adapt_to_deepspeed, plain_state
 from gatewright.integrations.deepspeed.settings import deepspeed_settings, is_half, is_plain, zero_stage
+from gatewright.layers import ExpertLayer, MoE, SoftMoE
 from gatewright.layers.base import moe_layers
-from gatewright.layers.moe import MoE
 from gatewright.parallel import synchronize_batch_norm
 from gatewright.scope import BatchScope
 from gatewright.train.config import RunConfig
 from gatewright.train.optim import averaged, build_optimizers
 from gatewright.train.step import TorchEngine, TrainingDiverged
-from gatewright.train.strategies.base import ALONE, Processes
+from gatewright.train.strategies.single import ALONE, Strategy
 
 KEPT = 2
 
@@ -37,7 +37,7 @@ class DeepSpeedEngine(TorchEngine):
         config: The run.
         device: Where to train.
         steps_per_epoch: Optimizer steps per epoch.
-        processes: Those of the run.
+        strategy: How the run is spread over its processes.
         folder: Where DeepSpeed's own checkpoints go.
 
     Raises:
@@ -51,14 +51,14 @@ class DeepSpeedEngine(TorchEngine):
         *,
         device: torch.device,
         steps_per_epoch: int,
-        processes: Processes = ALONE,
+        strategy: Strategy = ALONE,
         folder: Path | None = None,
     ) -> None:
         self.folder = folder
-        self.settings, said = deepspeed_settings(config, processes.world, on_cpu=device.type == "cpu")
-        if processes.rank == 0:
+        self.settings, said = deepspeed_settings(config, strategy.world_size, on_cpu=device.type == "cpu")
+        if strategy.rank == 0:
             print(*said, sep="\n", end="\n" if said else "")
-        super().__init__(model, config, device=device, steps_per_epoch=steps_per_epoch, processes=processes)
+        super().__init__(model, config, device=device, steps_per_epoch=steps_per_epoch, strategy=strategy)
 
     def _start(self) -> nn.Module:
         if single := [name for name, parameter in self.model.named_parameters() if parameter.dim() == 0]:
@@ -69,13 +69,15 @@ class DeepSpeedEngine(TorchEngine):
         deepspeed = start_deepspeed(self.device)
         self._layout = torch.contiguous_format  # DeepSpeed sends parameters out as the bytes that they are in memory.
         self.model.to(memory_format=self._layout)  # type: ignore[call-overload]
-        network = self.processes.share_out(self.model)
+        network = self.strategy.shard_experts(self.model)
         if is_half(self.settings):  # DeepSpeed leaves statistics in float32: torch's takes no such pair.
             synchronize_batch_norm(self.model, BatchScope())
         self.average = averaged(self.model, self.config.optim.ema_decay)
         adapt_to_deepspeed(self.model)
-        if zero_stage(self.settings) == 3 and any(isinstance(layer, MoE) for _, layer in moe_layers(self.model)):
-            deepspeed.utils.set_z3_leaf_modules(self.model, [MoE])
+        if zero_stage(self.settings) == 3 and any(
+            isinstance(layer, ExpertLayer) for _, layer in moe_layers(self.model)
+        ):
+            deepspeed.utils.set_z3_leaf_modules(self.model, [MoE, SoftMoE])
         optimizer = None if "optimizer" in self.settings else self._own_optimizer()
         parameters = None if optimizer else [p for p in self.model.parameters() if p.requires_grad]
         self._own = [] if optimizer is None else [optimizer]
@@ -133,7 +135,7 @@ class DeepSpeedEngine(TorchEngine):
 
     def _apply(self) -> Tensor:
         if zero_stage(self.settings) == 0 and not is_half(self.settings):
-            norm = self.processes.clip(self.model, self.config.optim.clip_norm)
+            norm = self.strategy.clip_gradients(self.model, self.config.optim.clip_norm)
             self._refuse_non_finite(norm)
             self.engine.step()
             return norm
@@ -160,7 +162,7 @@ class DeepSpeedEngine(TorchEngine):
 
     def _delete_old(self, folder: Path) -> None:
         """Keep as many of DeepSpeed's checkpoints as of the run's."""
-        if self.processes.rank == 0:
+        if self.strategy.rank == 0:
             for old in sorted(folder.glob("step-*"))[:-KEPT]:
                 shutil.rmtree(old, ignore_errors=True)
 
@@ -209,7 +211,7 @@ class DeepSpeedEngine(TorchEngine):
     def _fixed_settings(self) -> dict[str, Any]:
         if is_plain(self.settings):
             return super()._fixed_settings()
-        sizes = {"processes": self.processes.world, "ep_size": self.config.parallel.ep_size}
+        sizes = {"processes": self.strategy.world_size, "ep_size": self.config.parallel.ep_size}
         return {**super()._fixed_settings(), "zero_stage": zero_stage(self.settings), **sizes}
 
 

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gatewright.extras import require
+from gatewright.layers import ExpertLayer, RoutedLayer
 from gatewright.layers.base import moe_layers
-from gatewright.layers.moe import MoE
 from gatewright.parallel.dispatcher import ExpertParallel
 
 THEIRS = "deepspeed_moe.experts.deepspeed_experts."  # what DeepSpeed's checkpoints call an expert, by local number
@@ -41,7 +41,7 @@ def adapt_to_deepspeed(model: nn.Module) -> nn.Module:
             a name with the word "expert", or its experts do not come out even.
     """
     for name, layer in moe_layers(model):
-        if isinstance(layer, MoE) and isinstance(layer.dispatcher, ExpertParallel):
+        if isinstance(layer, ExpertLayer) and isinstance(layer.dispatcher, ExpertParallel):
             _check(name, layer, layer.dispatcher.group.size())
             _adapt(layer, layer.dispatcher.group.size())
     return model
@@ -56,7 +56,7 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-class Recognised(MoE):
+class Recognised(RoutedLayer):
     """What is added to a layer, beside DeepSpeed's class, for DeepSpeed's engine to work with it."""
 
     ep_size: int
@@ -127,7 +127,7 @@ class Recognised(MoE):
         return list(names)
 
 
-def _check(name: str, layer: MoE, ep_size: int) -> None:
+def _check(name: str, layer: ExpertLayer, ep_size: int) -> None:
     num_experts = layer.router.num_experts
     if num_experts % ep_size:
         fits = f"{num_experts - num_experts % ep_size} or {num_experts + ep_size - num_experts % ep_size}"
@@ -143,7 +143,7 @@ def _check(name: str, layer: MoE, ep_size: int) -> None:
         )
 
 
-def _adapt(layer: MoE, ep_size: int) -> None:
+def _adapt(layer: ExpertLayer, ep_size: int) -> None:
     layer.__class__ = _recognised(type(layer))  # type: ignore[arg-type]
     adapted = cast(Recognised, layer)
     adapted.ep_size, adapted.expert_group_name = ep_size, f"ep_size_{ep_size}"
@@ -154,7 +154,7 @@ def _adapt(layer: MoE, ep_size: int) -> None:
 
 
 @functools.cache
-def _recognised(kind: type[MoE]) -> type[MoE]:
+def _recognised(kind: type[ExpertLayer]) -> type[ExpertLayer]:
     """Make the class that is a layer's own and DeepSpeed's at once; of the latter only `isinstance` is used."""
     theirs = require("deepspeed.moe.layer", "deepspeed").MoE
-    return type(kind.__name__, (Recognised, theirs) if kind is MoE else (Recognised, kind, theirs), {})
+    return type(kind.__name__, (Recognised, kind, theirs), {})

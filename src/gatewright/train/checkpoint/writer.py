@@ -9,7 +9,7 @@ from torch import nn
 
 from gatewright.parallel import copied
 from gatewright.train.checkpoint.format import save_checkpoint
-from gatewright.train.strategies.base import Processes
+from gatewright.train.strategies.single import Strategy, largest
 
 
 class Saver:
@@ -17,15 +17,13 @@ class Saver:
 
     Args:
         folder: Where they go; one that all processes share.
-        processes: Those of the run.
+        strategy: How the run is spread over its processes; made with `background` where it writes in a thread.
         in_background: Copy the state and write it in a thread, while training goes on; the next checkpoint and the end
             of the run wait for it.
     """
 
-    def __init__(self, folder: Path, processes: Processes, *, in_background: bool = False) -> None:
-        self.folder, self.processes, self.in_background = folder, processes, in_background
-        if in_background:
-            processes.work_apart()
+    def __init__(self, folder: Path, strategy: Strategy, *, in_background: bool = False) -> None:
+        self.folder, self.strategy, self.in_background = folder, strategy, in_background
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
@@ -47,7 +45,7 @@ class Saver:
             OSError: If this checkpoint could not be written here or elsewhere; in the background, the one before it.
         """
         self.wait()
-        place = self.processes.number_of_part(model)
+        place = self.strategy.part_number(model)
         if self.in_background:
             self._writing = self._thread.submit(self._write, copied(state), place, step)
         else:
@@ -73,5 +71,5 @@ class Saver:
             except OSError as error:
                 failure = error
             # No process goes on, or dies of a signal, before the state is safe; none waits for one that could not save.
-            if self.processes.agree(None if failure is None else 1, apart=self.in_background) is not None:
+            if largest(self.strategy, None if failure is None else 1, background=self.in_background) is not None:
                 raise failure or OSError("Another process could not write the checkpoint: its words say why.")

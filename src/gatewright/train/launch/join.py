@@ -13,15 +13,15 @@ import torch.distributed as dist
 from gatewright.parallel import expert_mesh
 from gatewright.train.config import RunConfig
 from gatewright.train.launch.watchdog import LostProcess, watched
-from gatewright.train.strategies.base import ALONE, Processes
-from gatewright.train.strategies.ddp import SeveralProcesses
-from gatewright.train.strategies.fsdp import ShardedProcesses
+from gatewright.train.strategies.ddp import DDPStrategy
+from gatewright.train.strategies.fsdp import FSDPStrategy
+from gatewright.train.strategies.single import ALONE, Strategy
 
 SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 
 
 @contextlib.contextmanager
-def join_processes(config: RunConfig, environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
+def join_processes(config: RunConfig, environment: Mapping[str, str] = os.environ) -> Iterator[Strategy]:
     """Join the processes that a launcher started: torchrun, DeepSpeed's launcher or srun; or be one alone.
 
     Raises:
@@ -57,8 +57,13 @@ def join_processes(config: RunConfig, environment: Mapping[str, str] = os.enviro
             return
         device_type = "cuda" if on_gpu else "cpu"
         mesh = expert_mesh(config.parallel.ep_size, device_type, timeout=config.parallel.timeout)
-        make = ShardedProcesses if config.parallel.shard == "fsdp" else SeveralProcesses
-        several = make(mesh, local_rank=places.get("LOCAL_RANK", 0), parallel=config.parallel)
+        make = FSDPStrategy if config.parallel.shard == "fsdp" else DDPStrategy
+        several = make(
+            mesh,
+            local_rank=places.get("LOCAL_RANK", 0),
+            parallel=config.parallel,
+            background=config.checkpoint_in_background,
+        )
         with watched(several, config.parallel.timeout):
             yield several
     finally:

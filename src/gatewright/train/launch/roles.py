@@ -8,12 +8,13 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from gatewright.experts import Experts
-from gatewright.routers import Router
+from gatewright.routers import Router, Soft
 from gatewright.routers.base import Gate
 
 Role = Literal["matrix", "filter", "stacked matrix", "stacked filter", "gate", "embedding", "norm", "bias", "other"]
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+ROUTERS = (Router, Soft)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
@@ -25,7 +26,7 @@ def parameter_roles(model: nn.Module) -> dict[nn.Parameter, Role]:
     """
     roles: dict[nn.Parameter, Role] = {}
     for module in _claiming_first(model):
-        whole = isinstance(module, Router) or (isinstance(module, Experts) and module.stacked)
+        whole = isinstance(module, ROUTERS) or (isinstance(module, Experts) and module.stacked)
         for parameter in module.parameters(recurse=whole):
             roles.setdefault(parameter, _role(module, parameter))
     return {parameter: roles[parameter] for parameter in model.parameters()}
@@ -33,7 +34,7 @@ def parameter_roles(model: nn.Module) -> dict[nn.Parameter, Role]:
 
 def _claiming_first(model: nn.Module) -> Iterator[nn.Module]:
     """Yield every module, those before the others whose parameters are theirs whoever else has them."""
-    claiming = [module for module in model.modules() if isinstance(module, (Router, *EMBEDDINGS))]
+    claiming = [module for module in model.modules() if isinstance(module, (*ROUTERS, *EMBEDDINGS))]
     yield from claiming
     yield from model.modules()
 
@@ -45,7 +46,7 @@ def _role(module: nn.Module, parameter: nn.Parameter) -> Role:
         return "norm"
     if dimensions <= 1:
         return "bias"
-    if isinstance(module, (Router, Gate)):
+    if isinstance(module, (*ROUTERS, Gate)):
         return "gate"
     if isinstance(module, EMBEDDINGS):
         return "embedding"

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from gatewright.train.strategies.ddp import SeveralProcesses
+from gatewright.train.strategies.ddp import DDPStrategy
 
 ROOT = str(Path(__file__).parent.parent)
 LEFT = "left"
@@ -24,7 +24,7 @@ PAUSE = 1.0
 # What gloo says where a process is gone; errors of NCCL and of the store have a class of their own.
 LOST = re.compile("gloo|closed by peer|reset by peer|pair closure|broken pipe|timed out", re.IGNORECASE)
 
-Several = TypeVar("Several", bound=SeveralProcesses)
+Several = TypeVar("Several", bound=DDPStrategy)
 
 LOST_PROCESS = 3
 """Exit status of a process that lost the others."""
@@ -38,30 +38,30 @@ class Heartbeat(threading.Thread):
     """Writes this process's last step into the processes' common store, and reads what the others wrote.
 
     Args:
-        processes: Those of the run.
+        strategy: How the run is spread over its processes.
         timeout: Seconds of `parallel.timeout`; half of them after the last word of a process, a line says so.
     """
 
-    def __init__(self, processes: SeveralProcesses, timeout: float) -> None:
+    def __init__(self, strategy: DDPStrategy, timeout: float) -> None:
         super().__init__(name="heartbeat", daemon=True)
-        self._processes, self._timeout, self._interval = processes, timeout, min(5.0, timeout / 10)
+        self._strategy, self._timeout, self._interval = strategy, timeout, min(5.0, timeout / 10)
         self._main, self._stop_now = threading.get_ident(), False
         store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
         self._store = dist.PrefixStore("heartbeat", store)  # type: ignore[attr-defined]
-        self._keys = [str(rank) for rank in range(processes.world)]
-        self._words = ["0|0|the start"] * processes.world
-        self._when = [time.monotonic()] * processes.world
+        self._keys = [str(rank) for rank in range(strategy.world_size)]
+        self._words = ["0|0|the start"] * strategy.world_size
+        self._when = [time.monotonic()] * strategy.world_size
         self._warned: set[int] = set()
 
     def run(self) -> None:
         """Beat at every step and every interval until told to stop, or until the store is gone."""
-        own, beats, heard = self._keys[self._processes.rank], 0, 0.0
+        own, beats, heard = self._keys[self._strategy.rank], 0, 0.0
         with contextlib.suppress(dist.DistError):
             while not self._stop_now:
-                self._processes.noted.wait(self._interval)
-                self._processes.noted.clear()
+                self._strategy.noted.wait(self._interval)
+                self._strategy.noted.clear()
                 beats += 1
-                self._store.set(own, f"{beats}|{self._processes.steps}|{self._place()}")
+                self._store.set(own, f"{beats}|{self._strategy.steps}|{self._place()}")
                 if time.monotonic() - heard >= self._interval and self._store.check(self._keys):
                     self._listen()
                     heard = time.monotonic()
@@ -70,7 +70,7 @@ class Heartbeat(threading.Thread):
     def close(self) -> None:
         """Stop, without waiting for a store that does not answer."""
         self._stop_now = True
-        self._processes.noted.set()
+        self._strategy.noted.set()
         self.join(timeout=1.0)
         if self.is_alive():  # A thread that hears from the store while the interpreter ends would abort it.
             atexit.register(_end_at_once)
@@ -78,9 +78,9 @@ class Heartbeat(threading.Thread):
     def describe(self) -> str:
         """Say which processes have not been heard of for a while, or where all others were last."""
         silent = self._silent(3 * self._interval)
-        if self._processes.rank in silent:  # It does not even hear of itself.
+        if self._strategy.rank in silent:  # It does not even hear of itself.
             return f"Their common store, which process 0 or its launcher keeps, does not answer. {self._sentence(0)}"
-        others = [rank for rank, words in enumerate(self._words) if rank != self._processes.rank and words != LEFT]
+        others = [rank for rank, words in enumerate(self._words) if rank != self._strategy.rank and words != LEFT]
         named = silent or sorted(others, key=self._when.__getitem__)
         rest = f" So it is with {len(named) - SHOWN} more." if len(named) > SHOWN else ""
         return " ".join(self._sentence(rank) for rank in named[:SHOWN]) + rest
@@ -95,8 +95,8 @@ class Heartbeat(threading.Thread):
     def _warn(self) -> None:
         """Name a process that is silent, once, and on one process only."""
         silent = self._silent(self._timeout / 2)
-        speaker = min(set(range(self._processes.world)) - {*silent}, default=-1)
-        for rank in {*silent} - self._warned if speaker == self._processes.rank else ():
+        speaker = min(set(range(self._strategy.world_size)) - {*silent}, default=-1)
+        for rank in {*silent} - self._warned if speaker == self._strategy.rank else ():
             print(f"{self._sentence(rank)} The run gives up after {self._timeout:.0f} s.", file=sys.stderr, flush=True)
         self._warned = {*silent}
 
@@ -128,22 +128,22 @@ def _end_at_once() -> None:
 
 
 @contextlib.contextmanager
-def watched(processes: Several, timeout: float) -> Iterator[Several]:
+def watched(strategy: Several, timeout: float) -> Iterator[Several]:
     """While it is entered, the processes hear of each other; one that loses the others says what it knows of them.
 
     Raises:
         LostProcess: If a collective failed because a process is gone, hangs or cannot be reached.
     """
-    heartbeat = Heartbeat(processes, timeout)
+    heartbeat = Heartbeat(strategy, timeout)
     heartbeat.start()
     try:
-        yield processes
+        yield strategy
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and not LOST.search(str(error)):
             raise
         reason, known = str(error).splitlines()[0].rpartition("] ")[2], heartbeat.describe()
         time.sleep(PAUSE)
-        lost = f"Process {processes.rank} lost the others after step {processes.steps}"
+        lost = f"Process {strategy.rank} lost the others after step {strategy.steps}"
         raise LostProcess(f"{lost}: {reason}. {known}") from error
     finally:
         heartbeat.close()

@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from gatewright.experts import ModuleExperts
-from gatewright.layers.moe import MoE
+from gatewright.layers import ExpertLayer
 from gatewright.parallel import (
     ExpertParallel,
     ProcessScope,
@@ -36,32 +36,42 @@ from gatewright.parallel.collectives import waiting
 from gatewright.routers import Router
 from gatewright.scope import BatchScope
 from gatewright.train.config import ParallelConfig
-from gatewright.train.strategies.base import Processes, WithLosses
+from gatewright.train.strategies.single import Reduction, Strategy, WithLosses
 
 
-class SeveralProcesses(Processes):
+class DDPStrategy(Strategy):
     """A run on all processes of torch's default group.
 
     Args:
         mesh: From `gatewright.parallel.expert_mesh`.
         local_rank: This process's number on its node.
         parallel: How the run is spread over them.
+        background: Whether a thread beside the training reduces too, and needs a process group of its own.
     """
 
-    def __init__(self, mesh: DeviceMesh, *, local_rank: int = 0, parallel: ParallelConfig | None = None) -> None:
+    def __init__(
+        self,
+        mesh: DeviceMesh,
+        *,
+        local_rank: int = 0,
+        parallel: ParallelConfig | None = None,
+        background: bool = False,
+    ) -> None:
         self.mesh, self.local_rank, self.config = mesh, local_rank, parallel or ParallelConfig()
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.steps, self.noted = 0, threading.Event()
         self.replicas = mesh.get_group("replica").size()
-        self._apart: dist.ProcessGroup | None = None
+        self._background: dist.ProcessGroup | None = None
+        if background:
+            self._background = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.config.timeout))
 
-    def spread(self, model: nn.Module) -> nn.Module:
+    def setup(self, model: nn.Module) -> nn.Module:
         """Leave each process its experts, and have torch's DDP keep the rest equal.
 
         DDP's constructor and its forward overwrite other ranks' parameters and buffers with the first one's: it must
         not see the experts, of which each process has its own.
         """
-        network = self.share_out(model)
+        network = self.shard_experts(model)
         ignored = [f"network.{name}" for name, _ in expert_parameters(model)]
         ignored += [f"network.{name}" for name in _own_buffers(model)]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, ignored)
@@ -72,14 +82,14 @@ class SeveralProcesses(Processes):
         # After its first step DDP would put gradients into another order, and a sum of more than two numbers is not the
         # same in every order: a run that is resumed would end with other bits. Where it looks for unused parameters it
         # keeps the order; it warns if it finds none.
-        keep_order = self.world > 2 and self.mesh.device_type == "cpu"
+        keep_order = self.world_size > 2 and self.mesh.device_type == "cpu"
         if keep_order:
             network.register_parameter("unused", nn.Parameter(torch.zeros(())))
         return DistributedDataParallel(
             network, find_unused_parameters=keep_order, gradient_as_bucket_view=True, **broadcast
         )
 
-    def share_out(self, model: nn.Module) -> nn.Module:
+    def shard_experts(self, model: nn.Module) -> nn.Module:
         """Leave each process its experts, and give its routers the view of the global batch."""
         parallelize(model, self.mesh, local_balance=self.config.balance == "local")
         if self.config.batch_norm == "sync":
@@ -92,113 +102,94 @@ class SeveralProcesses(Processes):
         An expert of which no other process has a copy sees all its rows of the global batch where it lives.
         """
         everyone = ProcessScope(_everyone(), device=self.mesh.device_type)
-        layers = [layer for layer in model.modules() if isinstance(layer, MoE)]
+        layers = [layer for layer in model.modules() if isinstance(layer, ExpertLayer)]
         synchronize_batch_norm(model, everyone, leave={layer.experts for layer in layers})
         for layer in layers:
             scope = self._copies_scope(layer)
             if isinstance(scope, ProcessScope) and isinstance(layer.experts, ModuleExperts):
                 synchronize_experts(layer.experts, layer.item_shape, scope)
 
-    def _copies_scope(self, layer: MoE) -> BatchScope:
+    def _copies_scope(self, layer: ExpertLayer) -> BatchScope:
         """Return the processes that hold copies of the experts that this one holds."""
         group = self.mesh.get_group("replica") if isinstance(layer.dispatcher, ExpertParallel) else _everyone()
         return ProcessScope(group, device=self.mesh.device_type) if group.size() > 1 else BatchScope()
 
-    def share(self, count: int) -> slice:
+    def shard_batch(self, count: int) -> slice:
         """Return this process's run of a batch's items; the first processes get one more, the last may get none."""
-        run = expert_runs(count, self.world)[self.rank]
+        run = expert_runs(count, self.world_size)[self.rank]
         return slice(run.start, run.stop)
 
-    def accumulate(self, network: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
-        """Let DDP average with the last micro-batch only."""
+    def no_backward_sync(self, network: nn.Module, enabled: bool = True) -> contextlib.AbstractContextManager[object]:
+        """Leave out DDP's all-reduce."""
         assert isinstance(network, DistributedDataParallel)
-        return contextlib.nullcontext() if last else network.no_sync()
+        return network.no_sync() if enabled else contextlib.nullcontext()
 
-    def finish_gradients(self, model: nn.Module) -> None:
+    def reduce_gradients(self, model: nn.Module) -> None:
         """Average the experts' gradients, which DDP leaves alone."""
         average_expert_gradients(model, self.mesh)
 
-    def clip(self, model: nn.Module, max_norm: float | None) -> Tensor:
+    def clip_gradients(self, model: nn.Module, max_norm: float | None) -> Tensor:
         """Clip by the norm over all processes, each expert counted once."""
         norm = total_gradient_norm(model, self.mesh)
         if max_norm is not None and torch.isfinite(norm):
             nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm, foreach=False)
         return norm
 
-    def mean(self, value: Tensor) -> Tensor:
-        """Average over the processes."""
-        total = value.detach().clone()
+    def all_reduce(self, tensor: Tensor, op: Reduction = "sum", *, background: bool = False) -> Tensor:
+        """Reduce over the default group, or over the one for threads beside the training."""
+        if op == "max":
+            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._background if background else None)
+            return tensor
         with waiting.running():
-            dist.all_reduce(total)
-        return total / self.world
+            dist.all_reduce(tensor, group=self._background if background else None)
+        return tensor.div_(self.world_size) if op == "mean" else tensor
 
-    def sum(self, *tensors: Tensor) -> None:
-        """Add up over the processes, in place."""
-        with waiting.running():
-            for tensor in tensors:
-                dist.all_reduce(tensor)
-
-    def collect(self, values: list[float]) -> list[list[float]]:
+    def all_gather(self, values: list[float]) -> list[list[float]]:
         """Return the same numbers of every process."""
         own = torch.tensor(values, dtype=torch.float64)
-        everyone = [torch.empty_like(own) for _ in range(self.world)]
+        everyone = [torch.empty_like(own) for _ in range(self.world_size)]
         dist.all_gather(everyone, own)
         return [theirs.tolist() for theirs in everyone]
-
-    def reduced(self, model: nn.Module) -> Iterable[nn.Parameter]:
-        """Return all parameters but those of experts that live on this process alone."""
-        alone = {p for _, p in expert_parameters(model)} if self.replicas == 1 else set()
-        return (parameter for parameter in model.parameters() if parameter not in alone)
-
-    def work_apart(self) -> None:
-        """Make a group for what a thread beside the training asks; every process calls it."""
-        self._apart = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.config.timeout))
-
-    def agree(self, number: int | None, *, apart: bool = False) -> int | None:
-        """Return the largest number that any process has."""
-        largest = torch.tensor(-1 if number is None else number)
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._apart if apart else None)
-        return None if largest < 0 else int(largest)
 
     def barrier(self) -> None:
         """Wait for every process."""
         dist.barrier()
 
-    def equalize(self, *models: nn.Module) -> None:
+    def average_buffers(self, *models: nn.Module) -> None:
         """Average the statistics of every BatchNorm of which each copy has seen its own process's rows alone."""
         for model in models:
             spread = {norm for layer in _spread_layers(model) for norm in layer.experts.modules()}
             for norm in (module for module in model.modules() if isinstance(module, _BatchNorm)):
                 if isinstance(norm, SyncBatchNorm) and isinstance(norm.scope, ProcessScope):
                     continue  # They are equal already.
-                own, everyone = (self.replicas, self.mesh.get_group("replica")), (self.world, None)
+                own, everyone = (self.replicas, self.mesh.get_group("replica")), (self.world_size, None)
                 copies, group = own if norm in spread else everyone
                 for buffer in norm.buffers() if copies > 1 else ():
                     total = buffer.double()
                     dist.all_reduce(total, group=group)
                     buffer.copy_(total / copies)
 
-    def note(self, steps: int) -> None:
+    def report_steps(self, steps: int) -> None:
         """Let the others know how many optimizer steps this process has made."""
         self.steps = steps
         self.noted.set()
 
-    def gather(self, tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    def gather_state(self, tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         """Put the experts' state together on the first process."""
         return gather_state(tensors, model, self.mesh)
 
-    def part(self, tensors: dict[str, Tensor], model: nn.Module) -> Mapping[str, Tensor | Rows]:
+    def local_state(self, tensors: dict[str, Tensor], model: nn.Module) -> Mapping[str, Tensor | Rows]:
         """Pick this process's experts, and on the first process all that is not spread too."""
         return part_of_state(tensors, model, self.mesh)
 
-    def number_of_part(self, model: nn.Module) -> tuple[int | None, int]:
+    def part_number(self, model: nn.Module) -> tuple[int | None, int]:
         """Return this process's place among those that hold different experts, if it has their first copy."""
         number = None if self.mesh.get_local_rank("replica") else self.mesh.get_local_rank("expert")
         if any(True for _ in expert_parameters(model)):
             return number, self.mesh["expert"].size()
         return None if self.rank else 0, 1
 
-    def own(self, tensors: Mapping[str, Tensor | Rows], model: nn.Module) -> dict[str, Tensor]:
+    def load_state(self, tensors: Mapping[str, Tensor | Rows], model: nn.Module) -> dict[str, Tensor]:
         """Pick this process's experts."""
         return own_state(tensors, model, self.mesh)
 
@@ -209,9 +200,9 @@ def _everyone() -> dist.ProcessGroup:
     return group
 
 
-def _spread_layers(model: nn.Module) -> Iterator[MoE]:
+def _spread_layers(model: nn.Module) -> Iterator[ExpertLayer]:
     """Layers of whose experts each process holds some."""
-    layers = (module for module in model.modules() if isinstance(module, MoE))
+    layers = (module for module in model.modules() if isinstance(module, ExpertLayer))
     return (layer for layer in layers if isinstance(layer.dispatcher, ExpertParallel))
 
 

@@ -9,29 +9,29 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from gatewright.layers.moe import MoE
+from gatewright.layers import ExpertLayer
 from gatewright.parallel import Rows, expert_parameters
-from gatewright.train.strategies.ddp import SeveralProcesses
+from gatewright.train.strategies.ddp import DDPStrategy
 
 
-class ShardedProcesses(SeveralProcesses):
+class FSDPStrategy(DDPStrategy):
     """Each process keeps a shard of every dense parameter, with its gradient and what the optimizer keeps of it.
 
     FSDP2 (https://arxiv.org/abs/2304.11277) gathers a parameter where it is used. Dense parameters are sharded over all
     processes, an expert's over those that hold the same expert; where only one does, it is whole there.
     """
 
-    def spread(self, model: nn.Module) -> nn.Module:
+    def setup(self, model: nn.Module) -> nn.Module:
         """Shard the experts among their copies, then all the rest among everyone."""
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 takes no other
-        network = self.share_out(model)
+        network = self.shard_experts(model)
         spread = {parameter for _, parameter in expert_parameters(model)}
         if self.replicas > 1:
-            for layer in (module for module in model.modules() if isinstance(module, MoE)):
+            for layer in (module for module in model.modules() if isinstance(module, ExpertLayer)):
                 if any(parameter in spread for parameter in layer.experts.parameters()):
                     layer.experts.register_forward_hook(_whole_output)
                     fully_shard(layer.experts, mesh=self.mesh["replica"])
-        everyone = init_device_mesh(self.mesh.device_type, (self.world,))
+        everyone = init_device_mesh(self.mesh.device_type, (self.world_size,))
         own = {parameter for _, parameter in expert_parameters(model)}
         model.register_forward_hook(_whole_output)
         # The model itself, because evaluation calls it directly. Its parameters stay whole until backward: gradients of
@@ -41,34 +41,34 @@ class ShardedProcesses(SeveralProcesses):
         return network
 
     @contextlib.contextmanager
-    def accumulate(self, network: nn.Module, last: bool) -> Iterator[None]:
-        """Let FSDP reduce gradients with the last micro-batch only."""
+    def no_backward_sync(self, network: nn.Module, enabled: bool = True) -> Iterator[None]:
+        """Leave out FSDP's reduce-scatter."""
         model = network.network
         assert isinstance(model, FSDPModule)
-        model.set_requires_gradient_sync(last)
+        model.set_requires_gradient_sync(not enabled)
         yield
 
-    def finish_gradients(self, model: nn.Module) -> None:
+    def reduce_gradients(self, model: nn.Module) -> None:
         """Average the experts' gradients: FSDP has taken their mean over the copies of an expert, if there are any."""
         if self.replicas == 1:
-            super().finish_gradients(model)
+            super().reduce_gradients(model)
             return
         for _, parameter in expert_parameters(model):
             if parameter.grad is not None:
                 parameter.grad /= self.mesh["expert"].size()
 
-    def gather(self, tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    def gather_state(self, tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         """Put shards together, then experts."""
-        return super().gather(_unsharded(tensors), model)
+        return super().gather_state(_unsharded(tensors), model)
 
-    def part(self, tensors: dict[str, Tensor], model: nn.Module) -> Mapping[str, Tensor | Rows]:
+    def local_state(self, tensors: dict[str, Tensor], model: nn.Module) -> Mapping[str, Tensor | Rows]:
         """Put shards together, and pick this process's experts."""
-        return super().part(_unsharded(tensors), model)
+        return super().local_state(_unsharded(tensors), model)
 
-    def own(self, tensors: Mapping[str, Tensor | Rows], model: nn.Module) -> dict[str, Tensor]:
+    def load_state(self, tensors: Mapping[str, Tensor | Rows], model: nn.Module) -> dict[str, Tensor]:
         """Pick this process's experts, and its shard of everything."""
         like = dict(model.named_parameters())
-        picked = super().own(tensors, model)
+        picked = super().load_state(tensors, model)
         return {name: _shard_like(value, like.get(name.rsplit("|", 1)[0])) for name, value in picked.items()}
 
 
@@ -78,7 +78,7 @@ def _whole_output(model: nn.Module, inputs: object, output: Tensor) -> Tensor:
 
 
 def _reshard_after_evaluation(model: nn.Module, inputs: object, output: Tensor) -> None:
-    """Let go of parameters where no backward will."""
+    """Free the unsharded parameters, since no backward pass will do it."""
     assert isinstance(model, FSDPModule)
     if not torch.is_grad_enabled():
         model.reshard()

@@ -16,7 +16,7 @@ from gatewright.train.checkpoint.resume import DECISIONS, check_changes, flat
 from gatewright.train.config_file import settings_of
 from tests.train.runs import FIVE_STEPS, digits_config, logged, signal_at, write_image_folder
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "resume.md"
+PAGE = Path(__file__).parents[3] / "docs" / "resume.md"
 
 
 def test_every_setting_has_a_decision_and_its_row_on_the_page():

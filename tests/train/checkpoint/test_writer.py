@@ -5,7 +5,7 @@ import pytest
 from gatewright.parallel import whole_state
 from gatewright.train.checkpoint.format import load_checkpoint, newest_checkpoint
 from gatewright.train.checkpoint.writer import Saver
-from gatewright.train.strategies.base import ALONE
+from gatewright.train.strategies.single import ALONE
 from tests.train.spread import FURTHER, SAVED, engine_of, largest_difference, several, train
 
 pytestmark = pytest.mark.distributed
@@ -21,9 +21,9 @@ def resharded(folder, ep_size, options, shard="none"):
 
 def save_midway(folder, ep_size, options, shard="none", in_background=False):
     """Train for a few steps, save, and where training need not wait, go on."""
-    engine = engine_of(several(ep_size, shard) if ep_size else ALONE, **options)
+    engine = engine_of(several(ep_size, shard, background=in_background) if ep_size else ALONE, **options)
     train(engine, 0, SAVED)
-    with Saver(folder, engine.processes, in_background=in_background) as saver:
+    with Saver(folder, engine.strategy, in_background=in_background) as saver:
         saver.save({"engine": engine.state_dict(part=True)}, engine.model, engine.step_count)
         if in_background:
             train(engine, SAVED)
@@ -35,8 +35,7 @@ def uninterrupted(options):
     return engine.state_dict()["model"]
 
 
-@pytest.mark.parametrize("experts", ["modules", "grouped-relu-bias"])
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(("experts", "optimizer"), [("modules", "sgd"), ("grouped-relu-bias", "adamw")])
 def test_a_checkpoint_of_four_processes_goes_on_at_one_two_and_three(ranks, experts, optimizer, tmp_path):
     options = {"experts": experts, "optimizer": optimizer, "ema_decay": 0.9}
     ranks(4, save_midway, tmp_path, 4, options)
@@ -49,17 +48,14 @@ def test_a_checkpoint_of_four_processes_goes_on_at_one_two_and_three(ranks, expe
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experts", ["modules", "grouped-relu-bias"])
-def test_a_checkpoint_of_four_processes_goes_on_at_eight(ranks, experts, tmp_path):
-    options = {"experts": experts}
+def test_a_checkpoint_of_four_processes_goes_on_at_eight(ranks, tmp_path):
+    options = {"experts": "grouped-relu-bias"}
     ranks(4, save_midway, tmp_path, 4, options)
     assert largest_difference(ranks(8, resharded, tmp_path, 4, options)[0], uninterrupted(options)) < 1e-8
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_sharded_checkpoint_goes_on_unsharded_and_back(ranks, optimizer, tmp_path):
-    options = {"optimizer": optimizer}
-    expected = uninterrupted(options)
+def test_a_sharded_checkpoint_goes_on_unsharded_and_back(ranks, tmp_path):
+    options, expected = {}, uninterrupted({})
     ranks(4, save_midway, tmp_path / "sharded", 2, options, "fsdp")
     assert largest_difference(resharded(tmp_path / "sharded", None, options), expected) < 1e-8
     ranks(2, save_midway, tmp_path / "not", 2, options)
@@ -71,10 +67,10 @@ def test_a_checkpoint_of_one_process_goes_on_at_four(ranks, tmp_path):
     assert largest_difference(ranks(4, resharded, tmp_path, 2, {})[0], uninterrupted({})) < 1e-8
 
 
-@pytest.mark.parametrize("experts", ["modules", "grouped-relu-bias"])
-def test_a_checkpoint_written_beside_the_training_holds_the_state_of_its_step(ranks, experts, tmp_path):
-    ranks(2, save_midway, tmp_path / "beside", 2, {"experts": experts}, "none", True)
-    ranks(2, save_midway, tmp_path / "between", 2, {"experts": experts})
+def test_a_checkpoint_written_beside_the_training_holds_the_state_of_its_step(ranks, tmp_path):
+    options = {"experts": "grouped-relu-bias"}
+    ranks(2, save_midway, tmp_path / "beside", 2, options, "none", True)
+    ranks(2, save_midway, tmp_path / "between", 2, options)
     beside, between = (load_checkpoint(newest_checkpoint(folder))["engine"] for folder in sorted(tmp_path.iterdir()))
     for kind in ("model", "average"):
         if between[kind]:

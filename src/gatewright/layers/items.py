@@ -1,0 +1,36 @@
+"""What a layer takes: floating-point items of one shape behind any batch dimensions, and a mask of those."""
+
+import torch
+from torch import Tensor
+
+from gatewright.experts.base import Shape
+
+TRACED = (
+    "torch.jit.trace would keep the routes of its example for ever, and give other inputs wrong outputs. Use "
+    "torch.export.export, or torch.onnx.export(..., dynamo=True)."
+)
+
+
+def check_items(x: Tensor, mask: Tensor | None, item_shape: Shape, layer: str) -> None:
+    """Refuse an input that a layer cannot take.
+
+    Raises:
+        ValueError: If these are not floating-point items of the shape, or the mask is not theirs.
+        RuntimeError: If the layer is traced by `torch.jit.trace`.
+    """
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        raise RuntimeError(TRACED)
+    if not x.is_floating_point():
+        raise ValueError(f"{layer} takes floating-point items; got {x.dtype}. Convert with x.float() first.")
+    batch, item = x.shape[: x.dim() - len(item_shape)], x.shape[x.dim() - len(item_shape) :]
+    if x.dim() <= len(item_shape) or tuple(item) != item_shape:
+        raise ValueError(
+            f"{layer} takes items of shape {item_shape} behind one or more batch dimensions; got {tuple(x.shape)}. "
+            "Reshape the input, or set item_shape."
+        )
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != batch):
+        raise ValueError(
+            f"A mask is a bool tensor of the batch dimensions, {tuple(batch)}, and True where an item is real; got "
+            f"{mask.dtype} of shape {tuple(mask.shape)}. Torch's key_padding_mask is True where an item is not: pass "
+            "mask=~key_padding_mask."
+        )
