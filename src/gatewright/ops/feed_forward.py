@@ -75,7 +75,7 @@ def _run_forward(
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     kernels = BACKENDS[backend].kernels()
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
         hidden, activated = kernels.up(x, weight_in, weight, token_index, ends, activation, save)
         return kernels.gather_sum(kernels.grouped(activated, weight_out, ends), row_index), hidden
 
@@ -94,7 +94,7 @@ def _run_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     kernels = BACKENDS[backend].kernels()
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
         of_hidden, activated, of_weight = kernels.down_backward(
             gradient, weight_out, hidden, weight, token_index, ends, activation
         )
@@ -149,14 +149,16 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.activation, ctx.backend = inputs[7:9]
 
 
+def _operator_backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    found = _gradients(gradient.contiguous(), *ctx.saved_tensors, ctx.activation, ctx.backend)
+    return (*found, *[None] * 6)
+
+
 def _backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     *inputs, hidden = ctx.saved_tensors
-    compiling = torch.compiler.is_compiling()
-    if torch.is_grad_enabled() and not compiling:  # A derivative of this one may be asked for.
-        found = _differentiable_gradients(ctx, gradient, inputs)
-    else:
-        run: Callable[..., Any] = _gradients if compiling else _run_backward
-        found = run(gradient.contiguous(), *inputs, hidden, ctx.activation, ctx.backend)
+    if torch.is_grad_enabled():  # A derivative of this one may be asked for.
+        return (*_differentiable_gradients(ctx, gradient, inputs), *[None] * 6)
+    found = _run_backward(gradient.contiguous(), *inputs, hidden, ctx.activation, ctx.backend)
     return (*found, *[None] * 6)
 
 
@@ -169,7 +171,7 @@ def _differentiable_gradients(ctx: Any, gradient: Tensor, inputs: list[Tensor]) 
     return [next(found) if needed else None for needed in ctx.needs_input_grad[:4]]
 
 
-_forward.register_autograd(_backward, setup_context=_save)
+_forward.register_autograd(_operator_backward, setup_context=_save)
 
 
 class _Routed(torch.autograd.Function):

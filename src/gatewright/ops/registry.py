@@ -10,6 +10,9 @@ from typing import Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
+SHARED_MEMORY = 200 * 1024
+"""What a block of threads needs of it for the largest tiles, in bytes."""
+
 
 @runtime_checkable
 class Kernels(Protocol):
@@ -64,11 +67,16 @@ def _reason(name: str, x: Tensor) -> str | None:
     return BACKENDS[name].missing() or BACKENDS[name].refuses(x)
 
 
+@torch.compiler.assume_constant_result
 def _no_triton() -> str | None:
+    """A compiled program takes the answer as it is, since torch.compile cannot trace a search for a module."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (pip install triton)"
     if not torch.cuda.is_available():
         return "there is no CUDA device"
+    shared = torch.cuda.get_device_properties().shared_memory_per_block_optin
+    if shared < SHARED_MEMORY:
+        return f"its tiles take {SHARED_MEMORY} bytes of shared memory, as of an H100; this device has {shared}"
     return None
 
 
