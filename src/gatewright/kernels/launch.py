@@ -12,6 +12,8 @@ from torch import Tensor
 from gatewright.kernels import feed_forward as kernels
 
 SMALL, MEDIUM, LARGE = 16, 64, 128
+MANY = 512
+"""Rows per expert from which wider tiles pay."""
 
 
 class Tiles(NamedTuple):
@@ -22,6 +24,11 @@ class Tiles(NamedTuple):
     inner: int = 64
     num_warps: int = 8
     num_stages: int = 3
+
+
+# What was fastest on an NVIDIA H200; `benchmarks.tiles` prints the others.
+WIDE = Tiles(128, 256, 64, 8, 3)
+SQUARE = Tiles(64, 64, 64, 4, 4)
 
 
 def up(
@@ -38,7 +45,7 @@ def up(
     (num_experts, dim, width), num_rows = weight_in.shape, token_index.shape[0]
     ffn = width // 2 if activation == "swiglu" else width
     hidden, activated = x.new_empty(num_rows if save else 0, width), x.new_empty(num_rows, ffn)
-    tiles = tiles or _tiles(num_rows, num_experts, ffn)
+    tiles = tiles or _tiles(num_rows, num_experts, ffn, stages=4)
     num_tiles = num_rows // tiles.rows + num_experts
     kernels.up[(num_tiles * triton.cdiv(ffn, tiles.columns),)](
         x, weight_in, weight, token_index, ends, hidden, activated, num_experts, num_tiles,
@@ -51,7 +58,8 @@ def grouped(rows: Tensor, matrices: Tensor, ends: Tensor, tiles: Tiles | None = 
     """Multiply the rows of each expert by its matrix, which may be a transposed view."""
     (num_experts, inner, width), num_rows = matrices.shape, rows.shape[0]
     product = rows.new_empty(num_rows, width)
-    tiles = tiles or _tiles(num_rows, num_experts, width)
+    many = num_rows >= MANY * num_experts and width >= WIDE.columns
+    tiles = tiles or (WIDE if many else _tiles(num_rows, num_experts, width))
     num_tiles = num_rows // tiles.rows + num_experts
     kernels.grouped[(num_tiles * triton.cdiv(width, tiles.columns),)](
         rows, matrices, ends, product, num_experts, num_tiles, *matrices.stride(),
@@ -80,11 +88,10 @@ def down_backward(
     token_index: Tensor,
     ends: Tensor,
     activation: str,
-    tiles: Tiles | None = None,
+    tiles: Tiles = SQUARE,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Go back through the second product and the activation."""
     (num_experts, ffn, dim), num_rows = weight_out.shape, hidden.shape[0]
-    tiles = tiles or _tiles(num_rows, num_experts, ffn, widest=MEDIUM)  # Wider ones do not fit in the registers.
     num_tiles, num_columns = num_rows // tiles.rows + num_experts, triton.cdiv(ffn, tiles.columns)
     hidden_gradient, activated = torch.empty_like(hidden), hidden.new_empty(num_rows, ffn)
     partial = weight.new_empty(num_columns, num_rows)
@@ -113,17 +120,20 @@ def weight_gradient(
     return product
 
 
-def _tiles(num_rows: int, num_experts: int, columns: int, widest: int = LARGE) -> Tiles:
+def _tiles(num_rows: int, num_experts: int, columns: int, stages: int = 3) -> Tiles:
     """Choose tile sizes by the rows an expert has on average: few rows, narrow tiles, so that weights are read once."""
     average = triton.next_power_of_2(max(1, 3 * num_rows // (2 * num_experts)))
-    rows, width = min(max(average, SMALL), LARGE), _block(columns, widest)
-    return Tiles(rows, width, MEDIUM, 8 if rows * width > MEDIUM * widest else 4, 3)
+    rows, width = min(max(average, SMALL), LARGE), _block(columns)
+    if rows * width > MEDIUM * LARGE:
+        return Tiles(rows, width, MEDIUM, 8, stages)
+    return Tiles(rows, width, MEDIUM, 4, 3)
 
 
 def _square_tiles(height: int, width: int, num_rows: int, num_experts: int) -> Tiles:
     rows, columns = _block(height), _block(width)
-    inner = MEDIUM if num_rows > MEDIUM * num_experts else 32
-    return Tiles(rows, columns, inner, 8 if rows * columns > MEDIUM * LARGE else 4, 4)
+    if num_rows <= MEDIUM * num_experts:
+        return Tiles(rows, columns, 32, 4, 4)
+    return Tiles(rows, columns, MEDIUM, 8 if rows * columns > MEDIUM * LARGE else 4, 4)
 
 
 def _options(tiles: Tiles, num_experts: int) -> dict[str, int]:
@@ -138,6 +148,6 @@ def _options(tiles: Tiles, num_experts: int) -> dict[str, int]:
     }
 
 
-def _block(size: int, largest: int = LARGE) -> int:
+def _block(size: int) -> int:
     block: int = triton.next_power_of_2(size)
-    return min(max(block, SMALL), largest)
+    return min(max(block, SMALL), LARGE)
