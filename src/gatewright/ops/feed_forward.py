@@ -158,8 +158,8 @@ def _backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | No
     *inputs, hidden = ctx.saved_tensors
     if torch.is_grad_enabled():  # A derivative of this one may be asked for.
         return (*_differentiable_gradients(ctx, gradient, inputs), *[None] * 6)
-    found = _run_backward(gradient.contiguous(), *inputs, hidden, ctx.activation, ctx.backend)
-    return (*found, *[None] * 6)
+    run: Callable[..., Any] = _run_backward
+    return (*run(gradient.contiguous(), *inputs, hidden, ctx.activation, ctx.backend), *[None] * 6)
 
 
 def _differentiable_gradients(ctx: Any, gradient: Tensor, inputs: list[Tensor]) -> list[Tensor | None]:

@@ -10,8 +10,8 @@ from typing import Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-SHARED_MEMORY = 200 * 1024
-"""What a block of threads needs of it for the largest tiles, in bytes."""
+TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+"""Found once, since torch.compile cannot trace a search for a module."""
 
 
 @runtime_checkable
@@ -67,16 +67,11 @@ def _reason(name: str, x: Tensor) -> str | None:
     return BACKENDS[name].missing() or BACKENDS[name].refuses(x)
 
 
-@torch.compiler.assume_constant_result
 def _no_triton() -> str | None:
-    """A compiled program takes the answer as it is, since torch.compile cannot trace a search for a module."""
-    if importlib.util.find_spec("triton") is None:
+    if not TRITON_INSTALLED:
         return "Triton is not installed (pip install triton)"
     if not torch.cuda.is_available():
         return "there is no CUDA device"
-    shared = torch.cuda.get_device_properties().shared_memory_per_block_optin
-    if shared < SHARED_MEMORY:
-        return f"its tiles take {SHARED_MEMORY} bytes of shared memory, as of an H100; this device has {shared}"
     return None
 
 
@@ -85,6 +80,9 @@ def _triton_refuses(x: Tensor) -> str | None:
         return f"its items are on a CUDA device; got {x.device.type}"
     if x.dtype not in (torch.bfloat16, torch.float16):
         return f"its items are bfloat16 or float16; got {x.dtype}"
+    device = torch.cuda.get_device_properties(x.device)
+    if device.major not in (9, 10):
+        return f"its tiles take the shared memory of an H100 or B200; got {device.name}"
     return None
 
 
