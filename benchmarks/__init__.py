@@ -1,1 +1,1 @@
-"""Timings of one layer against peers, on a GPU: ``python3 -m benchmarks``. No speed is reported before parity holds."""
+"""Timings on a GPU: one layer against peers (``python3 -m benchmarks``, after parity), and whole steps (``.steps``)."""
