@@ -131,3 +131,29 @@ def test_a_model_may_be_moved_there_and_back():
     assert_close(layer.cuda()(x.cuda()).cpu(), expected)
     assert_close(layer.cpu()(x), expected)
     assert isinstance(layer.router.gate, nn.Linear)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu", "swiglu"])
+def test_the_triton_kernels_compute_what_plain_torch_does(activation):
+    experts = GroupedFeedForward(8, 64, 96, activation=activation)
+    moe, x = MoE(make_router("top-k", 64, 8, 2), experts).cuda(), torch.randn(333, 64, device="cuda")
+    found = []
+    for experts.backend in ("triton", "torch"):
+        with torch.autocast("cuda", torch.bfloat16):
+            found.append(step(moe, x))
+    for name, value in found[0].items():
+        assert_close(value.float(), found[1][name].float(), rtol=0.03, atol=0.03 * found[1][name].abs().max().item())
+
+
+def test_a_compiled_layer_with_triton_kernels_is_one_graph():
+    moe = MoE(make_router("top-k", 64, 8, 2), GroupedFeedForward(8, 64, 96, backend="triton")).cuda().bfloat16()
+    x = torch.randn(333, 64, device="cuda", dtype=torch.bfloat16)
+    compiled = torch.compile(moe, fullgraph=True)
+    found = []
+    for forward in (moe, compiled):
+        moe.zero_grad()
+        output = forward(x)
+        (output.float().square().sum() + aux_loss(moe)).backward()
+        found.append([output, *(parameter.grad for parameter in moe.parameters())])
+    for value, wanted in zip(*found, strict=True):
+        assert_close(value, wanted, rtol=0.03, atol=0.03 * wanted.abs().max().item())
