@@ -23,6 +23,7 @@ import gatewright as gw
 from gatewright.data import as_floats, load_images
 from gatewright.models import RESNETS
 from gatewright.recipes import cifar10_resnets
+from gatewright.report import write_all
 from gatewright.train import RunConfig, load_run, train
 
 DATA = os.environ.get("GATEWRIGHT_CIFAR10")
@@ -134,7 +135,7 @@ print("as they should be:                   ", torch.cat(outputs, dim=0).tolist(
 # images, and its test accuracy is measured with the model in training mode.
 
 # %%
-result, folder = train(settings(num_experts=4))
+result, folder = train(settings(num_experts=4), report=write_all)
 
 # %%
 twin_result, _ = train(settings(num_experts=1))
@@ -177,8 +178,9 @@ with torch.inference_mode():
 ((_, layer),) = gw.moe_layers(trained.model)
 order = layer.routing.token_index.argsort(stable=True)
 experts = layer.routing.expert_index[order].view(8, -1).tolist()
+names = trained.fingerprint["class_names"]
 for label, guess, chosen in zip(splits.test.labels[:8], logits.argmax(-1), experts, strict=True):
-    print(f"{trained.class_names[label]:<12} taken for {trained.class_names[guess]:<12} by experts {chosen}")
+    print(f"{names[label]:<12} taken for {names[guess]:<12} by experts {chosen}")
 
 # %% [markdown]
 # The next notebook, `parallel_networks`, has forty such networks on four processes.

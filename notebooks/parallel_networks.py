@@ -153,7 +153,7 @@ trained = load_run(OUTPUT)
 images = load_images(trained.config.data).test
 evaluation = evaluate(trained.task, trained.model, images, batch_size=500, precision=trained.config.precision)
 print(f"the same networks on one process: test accuracy {evaluation.accuracy:.2%}")
-for name, accuracy in zip(trained.class_names, evaluation.accuracy_per_class.tolist(), strict=True):
+for name, accuracy in zip(trained.fingerprint["class_names"], evaluation.accuracy_per_class.tolist(), strict=True):
     print(f"  {name:<12}{accuracy:.1%}")
 
 # %% [markdown]

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from tests.cases import NUM_EXPERTS, ROUTER_CASES, SOFT_CASES
+from tests.integrations.deepspeed import test_engine as deepspeeds
 from tests.parallel import parity
 from tests.ranks import Ranks
-from tests.train import test_deepspeed_engine as deepspeeds
 from tests.train.checkpoint.test_writer import resharded, save_midway, uninterrupted
 from tests.train.spread import largest_difference
 from tests.train.test_several_processes import in_float32

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from gatewright.cli.plan import SHAPES, RecipeArguments, recipe_sizes
-from gatewright.models import ImageClassifier
+from gatewright.cli.plan import RecipeArguments, recipe_sizes
 from gatewright.planner import Device, Links, Sizes, feed_forward_sizes, plan, smallest
 from gatewright.planner.measure import saved_bytes
 from gatewright.recipes import RECIPES
+from gatewright.tasks import task_named
 from gatewright.train.device import autocast
 from studies.published import H100, Row, published
 
@@ -106,11 +106,11 @@ def recipes() -> Iterator[Row]:
         run = RECIPES[name]()
         run = replace(run, data=replace(run.data, batch_size=64), model=replace(run.model, upcycle_epoch=0))
         planned = plan(recipe_sizes(RecipeArguments(run=run)), 1, 1).memory.activations
-        shape, classes = SHAPES[run.data.name]
+        task = task_named(run.task)
+        fingerprint, inputs = task.sketch(run.data, run.model, {})
         torch.manual_seed(0)
-        model = ImageClassifier(run.model.build(shape, classes), [0.0] * shape[0], [1.0] * shape[0])
-        items, precision = torch.rand(64, *shape), run.precision
-        found = saved_bytes(model, items, context=partial(autocast, torch.device("cpu"), precision))
+        model = task.build(run.model, fingerprint)
+        found = saved_bytes(model, inputs(64), context=partial(autocast, torch.device("cpu"), run.precision))
         yield f"{name}: activations of 64 images", planned, found.outside, "B"
 
 

@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from gatewright.cli.commands import parse_train
 from gatewright.recipes import RECIPES
-from gatewright.train.launch.join import check_fit
+from gatewright.train.validate import validate
 from tests.train.runs import environment, logged
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
@@ -56,7 +57,7 @@ def test_the_commands_are_runs_that_fit_their_processes(words, world):
     config = parse_train(RECIPES[words[0]](), words[1:]).run
     assert (config.model.num_experts, config.parallel.ep_size) == (40, 4)
     assert config.processes in (1, world)
-    check_fit(config, world)
+    validate(config, world, torch.device("cuda"))
 
 
 def test_the_environment_of_the_azure_job_is_there_and_has_what_its_tracking_needs():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gatewright.cli.commands import parse_train
-from gatewright.recipes import RECIPES
+from gatewright.recipes import recipe_named
 from gatewright.routers import ROUTERS
 from tests.documents.__main__ import FRAGMENTS, main
 from tests.documents.examples import PAGES, ROOT, examples
@@ -59,7 +59,7 @@ def run_program(name):
 def test_the_settings_of_the_commands_are_understood(example):
     words = shlex.split(example.text)
     recipe, *flags = words[words.index("train") + 1 :]
-    assert parse_train(RECIPES[recipe](), flags).run.recipe == recipe
+    assert parse_train(recipe_named(recipe), flags).run.recipe == recipe
 
 
 def test_a_command_that_fails_fails_the_check(tmp_path, capsys):

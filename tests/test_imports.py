@@ -21,7 +21,7 @@ LEVELS = [
     {"experts", "dispatch", "losses", "metrics"},
     {"routers"},
     {"layers", "reference"},
-    {"parallel", "surgery"},
+    {"parallel", "settings", "surgery"},
     {"data", "models", "planner"},
     {"tasks"},
     {"train", "report", "integrations"},
@@ -30,7 +30,6 @@ LEVELS = [
 CORE = set.union(*LEVELS[:6])
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 SIDEWAYS = {
-    ("train", "report"),
     ("integrations", "train"),
     ("cli", "recipes"),
     ("__main__", "cli"),

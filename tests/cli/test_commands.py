@@ -47,7 +47,7 @@ def test_evaluating_a_run_gives_its_result_again(gatewright, trained):
     assert output.endswith(f"test accuracy {result['test_accuracy']:.2%} of 359 images\n")
     assert "Experts of network.mixture" in output
     for name, accuracy in result["test_accuracy_per_class"].items():
-        assert f"│ {name}     │ {accuracy:.2%}" in output
+        assert f"│ {name}     │ {accuracy:>8.2%}" in output
     for name, row in zip(result["test_accuracy_per_class"], result["confusion"], strict=True):
         assert [name, *map(str, row)] in [line.replace("│", " ").split() for line in output.splitlines()]
 
@@ -68,7 +68,7 @@ def test_evaluating_on_data_at_another_place_and_on_data_that_do_not_fit(gatewri
     for flags, sentence in (
         ((), f"there is no folder {tmp_path}/images"),
         (("--data.path", tmp_path / "others"), "has class0, class1, class2 (3)."),
-        (("--data.path", tmp_path / "larger"), "has (3, 24, 24). Set --data.image-size"),
+        (("--data.path", tmp_path / "larger"), "has (3, 24, 24). Set "),
     ):
         status, printed, errors = gatewright("evaluate", output, *flags)
         assert (status, printed, errors.count("\n")) == (2, "", 1)
@@ -156,7 +156,7 @@ def test_a_key_that_is_none_is_named(gatewright, copied):
     config.write_text(config.read_text().replace("epochs: 2", "epoch: 2"))
     status, _, errors = gatewright("evaluate", copied)
     assert status == 2
-    assert errors == f"error: {config} has an unknown key 'epoch'; did you mean 'epochs'?\n"
+    assert errors == f"error: {config} does not describe a run: There is no setting 'epoch'; did you mean 'epochs'?\n"
 
 
 def test_a_finished_run_is_not_trained_again_but_goes_on_with_more_epochs(gatewright, copied):

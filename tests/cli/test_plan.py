@@ -103,7 +103,7 @@ def test_shapes_of_built_in_data_are_theirs(gatewright):
         ("digits --processes 3 --parallel.ep-size 2", "divides the number of processes (3)"),
         ("digits --parallel.shard fsdp", "got --engine torch and --parallel.shard fsdp. Leave both out"),
         ("digits --model.router soft", "for one mixture whose router chooses experts"),
-        ("cifar10-cnn --data.name some/images", "Say --image-shape CHANNELS HEIGHT WIDTH and --num-classes N."),
+        ("cifar10-cnn --data.name some/images", "Set --image-shape (channels, height, width) and --num-classes."),
         (f"{SIZES} --memory-per-rank 1e3", "No number of processes up to 4096"),
         (f"{SIZES} --top-k 65", "no more experts per token than experts"),
         ("--dim 3", "--num-experts"),

@@ -129,5 +129,5 @@ def test_without_a_hub_there_are_earlier_downloads_and_local_alternatives(home, 
     answers = ask(["cifar10", "cifar100"], home, tmp_path, nobody, HF_HUB_OFFLINE=offline)
     assert answers["cifar10"] == "18 2 6"
     assert answers["cifar100"].startswith("ConnectionError: uoft-cs/cifar100 cannot be fetched")
-    for alternative in ("data.path to a folder of parquet files", "data.name to folder", "data.name to digits"):
+    for alternative in ("`data.path` to a folder of parquet files", "`data.name=folder`", "`data.name=digits`"):
         assert alternative in answers["cifar100"]

@@ -129,5 +129,5 @@ def test_the_cnn_needs_images_of_sixteen_pixels():
 
 
 def test_a_width_of_nothing_is_refused():
-    with pytest.raises(ValueError, match=r"width is at least 1 channel; got 0\."):
+    with pytest.raises(ValueError, match=r"`model.width` should be greater than 0; got 0\."):
         DigitsConfig(width=0)

@@ -75,22 +75,21 @@ def test_the_stem_is_shared_and_the_rest_is_not():
 def test_experts_keep_a_part_of_the_network():
     for resnet, parts in [("small", 4), ("article", 9), ("resnet18", 9), ("resnet34", 17)]:
         ResNetsConfig(resnet=resnet, stem_depth=parts - 1)
-        for stem_depth in (parts, -1):
-            with pytest.raises(
-                ValueError, match=rf"stem_depth is between 0 and {parts - 1}, so that experts keep a part"
-            ):
-                ResNetsConfig(resnet=resnet, stem_depth=stem_depth)
+        with pytest.raises(
+            ValueError, match=rf"`model.stem_depth` is between 0 and {parts - 1}, so that experts keep a part"
+        ):
+            ResNetsConfig(resnet=resnet, stem_depth=parts)
 
 
 def test_sizes_of_nothing_are_refused():
-    for sizes in [{"gate_size": 0}, {"feature_size": -1}]:
-        with pytest.raises(ValueError, match=r"gate_size is at least 1, and feature_size too, or None .*; got "):
-            ResNetsConfig(**sizes)
+    for name, size in [("gate_size", 0), ("feature_size", -1), ("stem_depth", -1)]:
+        with pytest.raises(ValueError, match=f"`model.{name}` should be greater than .*; got {size}"):
+            ResNetsConfig(**{name: size})
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_an_unknown_network_is_refused():
-    with pytest.raises(ValueError, match=r"No residual network is called 'resnet19'; did you mean 'resnet18'\?"):
+    with pytest.raises(ValueError, match=r"`model.resnet` should be .* or 'resnet34'; got 'resnet19'"):
         ResNetsConfig(resnet="resnet19")
 
 

@@ -89,9 +89,10 @@ def test_a_hash_sends_a_token_to_the_same_experts_wherever_it_stands():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dim": 18}, "dim is a multiple of twice num_heads; got 2, 18, 2 and None"),
-        ({"num_layers": 0}, "num_layers, dim, num_heads and ffn are at least 1"),
-        ({"top_k": 3}, "top_k divides ffn, .* got top_k=3 and ffn=64"),
+        ({"dim": 18}, "`model.dim` is a multiple of twice `model.num_heads`; got 18 and 2"),
+        ({"num_layers": 0}, "`model.num_layers` should be greater than 0; got 0"),
+        ({"top_k": 3}, "`model.top_k` divides `model.ffn`, .* got 3 and 64"),
+        ({"router": "soft"}, "soft mixes every token with those after it"),
         ({"router": "hashed", "router_options": {"jitter": 0.1}}, "option of the router hashed"),
     ],
 )

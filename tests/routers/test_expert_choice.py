@@ -7,8 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from gatewright import ExpertChoice, reference
-from gatewright.losses import threshold_loss
-from gatewright.routers.expert_choice import even_share, largest_mask
+from gatewright.routers.expert_choice import even_share, largest_mask, threshold_loss
 from tests.cases import dense_weights, make_router
 
 DIM = 6

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from gatewright.data import BEGIN, TextSet, load_text
 from gatewright.parallel import expert_mesh
+from gatewright.report import write_all
 from gatewright.tasks import LanguageModel, generate, task_named
 from gatewright.tasks.spans import typical_spans
 from gatewright.train import evaluate, load_config, load_run, train
@@ -26,7 +27,7 @@ from tests.train.runs import logged, text_config, write_text
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     config = text_config(folder / "run", write_text(folder), log_interval=1)
-    return config, *train(config)
+    return config, *train(config, report=write_all)
 
 
 def naive_bits(model, text):
@@ -67,6 +68,7 @@ def test_what_the_experts_do_is_told_by_kind_of_byte_and_by_spans(trained):
         assert [sum(row) for row in layer["class_by_expert"]] == [2 * count for count in kinds.tolist()]
         assert len(layer["spans"]) == 4
     assert any(spans for layer in result["layers"].values() for spans in layer["spans"])
+    write_all(output)
     assert {path.name for path in output.glob("*.png")} >= {"classes-blocks.0.ffn.png", "load-blocks.1.ffn.png"}
     assert "bits per byte" in (output / "report.html").read_text()
     assert (output / "examples" / "test.txt").read_bytes() == test.content[: test.starts[1]].numpy().tobytes()
@@ -92,7 +94,7 @@ def test_a_resumed_run_sees_the_same_text_or_is_refused(trained, tmp_path):
 
 
 def test_a_dense_language_model_becomes_a_mixture_of_its_copies(trained, tmp_path):
-    model = {"upcycle_epoch": 1, "router_options": {"score_after_top_k": True}}
+    model = {"upcycle_epoch": 1, "experts": "modules", "router_options": {"score_after_top_k": True}}
     result, output = train(text_config(tmp_path / "run", Path(trained[0].data.path), model=model))
     bits = [line["values"]["holdout/bits_per_byte"] for line in logged(output) if "holdout/loss" in line["values"]]
     assert bits[1] < bits[0] < 8

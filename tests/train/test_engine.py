@@ -162,7 +162,7 @@ def test_devices_are_found_or_named():
     assert find_device("cpu") == torch.device("cpu")
     assert find_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     for name in ("gpu", "", "meta", "cuda:99"):
-        with pytest.raises(ValueError, match=f"There is no device '{name}' here. Use --device auto, or cpu."):
+        with pytest.raises(ValueError, match=f"There is no device '{name}' here. Use `device=auto`, or cpu."):
             find_device(name)
 
 

@@ -75,6 +75,13 @@ def test_a_state_of_another_model_is_refused():
         engine_for(replace(DENSE, width=4)).load_state_dict(state)
 
 
+def test_a_state_of_experts_that_began_inside_the_mixture_is_refused_with_its_reason():
+    state = engine_for().state_dict()
+    state["model"]["network.mixture._extra_state"] = torch.tensor(False)
+    with pytest.raises(ValueError, match="of an earlier version, in which experts that begin as one network"):
+        engine_for().load_state_dict(state)
+
+
 def test_the_expert_bias_moves_once_per_optimizer_step_and_is_saved():
     """However many micro-batches a step has; by the rate or not at all, for each expert."""
     engine = engine_for(replace(MIXTURE, router="biased"))

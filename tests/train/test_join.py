@@ -34,7 +34,7 @@ def test_who_starts_others(environment, starts):
 
 
 def test_another_number_of_processes_than_asked_for_is_refused():
-    with pytest.raises(ValueError, match=r"asks for 2 processes .* and 4 were started. Start 2, or say --processes 4"):
+    with pytest.raises(ValueError, match=r"asks for 2 processes .* and 4 were started. Start 2, or set `processes=4`"):
         join_processes(TWO, {"RANK": "0", "WORLD_SIZE": "4"}).__enter__()
 
 

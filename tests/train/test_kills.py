@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from gatewright.train.checkpoint.format import load_checkpoint, newest_checkpoint
-from tests.train.deepspeeds import installed
+from tests.integrations.deepspeed.runs import installed
 from tests.train.launched import Launched, count_losses, kill_at_random, needs_proc, table
 from tests.train.runs import differences, final_state
 

@@ -16,8 +16,8 @@ def test_a_refusal_is_one_line_for_all_processes(tmp_path):
     status, printed, errors = call(*words, folder=tmp_path)
     assert (status, printed) == (2, "")
     assert errors == (
-        "error: An epoch of 1294 images has 21 batches of 64, fewer than accumulation_steps (30). Use smaller batches "
-        "or fewer accumulation steps.\n"
+        "error: An epoch of 1294 images has 21 batches of 64, fewer than --optim.accumulation-steps (30). Use "
+        "smaller batches, or accumulate fewer.\n"
     )
     assert not (tmp_path / "run").exists()
 
@@ -25,7 +25,7 @@ def test_a_refusal_is_one_line_for_all_processes(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"parallel": "ep_size"}, r"--parallel.ep-size \(3\) divides the number of processes \(4\)"),
+        ({"parallel": "ep_size"}, r"`parallel.ep_size` \(3\) divides the number of processes \(4\)"),
         ({"device": "gpu"}, "There is no device 'gpu' here"),
         ({"data": {"name": "folder", "path": "nowhere"}}, "there is no folder .*nowhere"),
         ({"model": {"upcycle_epoch": 2}, "epochs": 2}, "until epoch 2, counted from 0"),

@@ -26,7 +26,7 @@ def train_in_parts(config, *stops):
 
 
 def test_there_must_be_a_run_to_resume(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"There is no run to resume at .*/none: name its folder with --output"):
+    with pytest.raises(FileNotFoundError, match=r"There is no run to resume at .*/none: name its folder with `output`"):
         train(digits_config(tmp_path / "none"), resume=True)
     assert not (tmp_path / "none").exists()
 

@@ -52,12 +52,12 @@ class EvaluateArguments:
 
 @dataclass(frozen=True)
 class PredictArguments:
-    """Classify image files and name the experts that saw them, or say how well text files are predicted.
+    """Say what a trained model makes of files, such as the classes of images, and name the experts that saw them.
 
     Args:
         run: The run's folder.
         files: Files, and folders of them; sub-folders are searched too.
-        top: How many of the likeliest classes of an image to name.
+        top: How many of the likeliest classes to name.
         json: Print one JSON object per file, each on a line of its own.
     """
 

@@ -7,32 +7,27 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-import torch
 from rich.console import Console
-from rich.table import Table
-from torch import nn
 
-from gatewright.cli.arguments import EvaluateArguments, TrainArguments
+from gatewright.cli.arguments import TrainArguments
 from gatewright.cli.completion import completion_command
+from gatewright.cli.evaluate import evaluate_command, print_experts
 from gatewright.cli.export import export_command
-from gatewright.cli.flags import flags_of, parse, refuse_unknown_flags, with_options, without_options
+from gatewright.cli.flags import flags_of, parse, refuse_unknown_flags, with_router
 from gatewright.cli.generate import generate_command
 from gatewright.cli.listing import list_command
 from gatewright.cli.plan import plan_command
 from gatewright.cli.predict import predict_command
+from gatewright.cli.report import report_command
 from gatewright.names import known
-from gatewright.recipes import RECIPES, with_epochs
-from gatewright.report import confusion_table, expert_table, result_table
-from gatewright.report.facts import class_names_of
-from gatewright.tasks import Classification, ClassificationEvaluation, check_same_images, mirrored_too
+from gatewright.recipes import RECIPES, recipe_named, with_epochs
+from gatewright.report import result_table, write_all
+from gatewright.report.facts import class_names_of, item_of
 from gatewright.train import (
     RunConfig,
-    evaluate,
     launch,
     load_config,
-    load_run,
     needs_launch,
     preview,
     program,
@@ -57,6 +52,20 @@ gatewright list says what each of them is, and what the flags can choose.
 """
 
 
+NEXT = {
+    "classification": (
+        ("evaluate {run} --flip", "with test-time augmentation"),
+        ("predict {run} {file}", "classify a file, and see which experts it goes to"),
+    ),
+    "language_model": (
+        ("generate {run} --prompt 'import '", "have it write on"),
+        ("predict {run} {file}", "the bits per byte of any file"),
+    ),
+    "": (("evaluate {run}", "on the whole test set"), ("report {run}", "make its report anew")),
+}
+"""What to do with a run of a task, and of any other task."""
+
+
 def train_command(words: list[str]) -> None:
     """Train a recipe, then print its result, its experts and what to do next."""
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
@@ -64,8 +73,8 @@ def train_command(words: list[str]) -> None:
     if words[0].startswith("-"):
         print(USAGE.format(", ".join(RECIPES)), end="")
         return
-    recipe = known(words[0], RECIPES, "recipe")
-    arguments = parse_train(RECIPES[recipe](), words[1:])
+    recipe = recipe_named(words[0])
+    arguments = parse_train(recipe, words[1:])
     if arguments.dry_run:
         print(preview(arguments.run, resume=arguments.resume), end="")
         return
@@ -73,11 +82,11 @@ def train_command(words: list[str]) -> None:
         launch(arguments.run, words, resume=arguments.resume)
         return
     resume = arguments.resume or was_restarted(Path(arguments.run.output or ""))
-    result, output = train(arguments.run, resume=resume, recipe=RECIPES[recipe]())
+    result, output = train(arguments.run, resume=resume, recipe=recipe, report=write_all)
     if int(os.environ.get("RANK", 0)) > 0:
         return
     console = Console(markup=False)  # A name may hold brackets.
-    _print_experts(console, result)
+    print_experts(console, result["layers"], class_names_of(result), item_of(result))
     console.print(result_table(result))
     pictures = ", ".join(path.name for path in sorted(output.glob("*.png")))
     console.print(f"\nThe run is in {output}: report.html, {pictures}", highlight=False, soft_wrap=True)
@@ -105,73 +114,16 @@ def _value_of(flag: str, words: list[str]) -> str | None:
 def _parse_run(config: RunConfig, words: list[str]) -> TrainArguments:
     """Read flags over settings, of which the router's options and losses hold for that router alone."""
     refuse_unknown_flags(words, {*flags_of(config), *SWITCHES})
-    asked = parse(
-        TrainArguments, words, prog=f"gatewright train {config.recipe}", default=TrainArguments(without_options(config))
-    )
-    return replace(asked, run=with_options(asked.run, config))
-
-
-def evaluate_command(words: list[str]) -> None:
-    """Print the figure that a run is judged by, its experts and its classes, on the whole test set."""
-    refuse_unknown_flags(words, ["--flip", "--no-flip", "--data.path"])
-    arguments = parse(EvaluateArguments, words, prog="gatewright evaluate")
-    trained = load_run(arguments.run)
-    of_images = isinstance(trained.task, Classification)
-    if arguments.flip and not of_images:
-        raise ValueError(f"--flip mirrors images; the run was trained on {trained.task.item}s. Leave it out.")
-    data: Any = trained.config.data
-    if arguments.data.path is not None:
-        data = replace(data, path=arguments.data.path)
-    part = trained.task.load(data, trained.config.model).test
-    if of_images:
-        check_same_images(trained.task.fingerprint(part), trained.fingerprint)
-    found = evaluate(
-        trained.task,
-        trained.model,
-        part,
-        batch_size=data.eval_batch_size,
-        precision=trained.config.precision,
-        forward=mirrored_too if arguments.flip else nn.Module.__call__,
-    )
-    console = Console(markup=False)  # A name may hold brackets.
-    for name, use in found.layers.items():
-        tokens, classes = use.sums.tokens_per_expert.to(use.class_by_expert.dtype), trained.task.class_names(part)
-        console.print(expert_table(name, tokens, use.class_by_expert, use.tokens_per_class, classes, trained.task.item))
-    if isinstance(found, ClassificationEvaluation):
-        _print_classes(console, found)
-    print(f"test {' '.join(found.headline)} of {trained.task.size(part):,} {trained.task.item}s")
-
-
-def _print_classes(console: Console, found: ClassificationEvaluation) -> None:
-    table = Table("class", "accuracy")
-    for name, accuracy in zip(found.class_names, found.accuracy_per_class.tolist(), strict=True):
-        table.add_row(name, f"{accuracy:.2%}")
-    console.print(table)
-    console.print(confusion_table(found.confusion, found.class_names))
-
-
-def _print_experts(console: Console, result: dict[str, Any]) -> None:
-    class_names = tuple(class_names_of(result))
-    for name, layer in result["layers"].items():
-        keys = ("tokens_per_expert", "class_by_expert", "tokens_per_class")
-        load, seen, tokens = (torch.tensor(layer[key]) for key in keys)
-        console.print(expert_table(name, load, seen, tokens, class_names, result["item"]))
+    prog = f"gatewright train {config.recipe}"
+    asked = parse(TrainArguments, words, prog=prog, default=TrainArguments(config))
+    return replace(asked, run=with_router(asked.run, config, words))
 
 
 def _next_commands(config: RunConfig, output: Path) -> str:
     call, run = program(), shlex.quote(str(output))
-    of_text = config.task == "language_model"
-    example = next(map(str, sorted((output / "examples").glob("*.*"))), "FILE.txt" if of_text else "IMAGE.png")
+    example = next(map(str, sorted((output / "examples").glob("*.*"))), "FILE")
     commands = {
-        f"evaluate {run} --flip": "with test-time augmentation",
-        f"predict {run} {shlex.quote(example)}": "classify a file, and see which experts it goes to",
-    }
-    if of_text:
-        commands = {
-            f"generate {run} --prompt 'import '": "have it write on",
-            f"predict {run} {shlex.quote(example)}": "the bits per byte of any file",
-        }
-    commands |= {
+        **{words.format(run=run, file=shlex.quote(example)): why for words, why in NEXT.get(config.task, NEXT[""])},
         f"train {config.recipe} --model.num-experts 16": "more experts",
         "list": "other recipes, CIFAR-10 among them",
     }
@@ -187,6 +139,7 @@ COMMANDS: Mapping[str, Callable[[list[str]], int | None]] = MappingProxyType(
         "list": list_command,
         "plan": plan_command,
         "predict": predict_command,
+        "report": report_command,
         "train": train_command,
     }
 )

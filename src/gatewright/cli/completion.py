@@ -7,10 +7,11 @@ import tyro
 
 from gatewright.cli.arguments import EvaluateArguments, PredictArguments, TrainArguments
 from gatewright.cli.export import ExportArguments
-from gatewright.cli.flags import parse, registry, without_options
+from gatewright.cli.flags import parse, registry
 from gatewright.cli.generate import GenerateArguments
 from gatewright.cli.listing import ListArguments
 from gatewright.cli.plan import RecipeArguments
+from gatewright.cli.report import ReportArguments
 from gatewright.recipes import RECIPES
 
 
@@ -30,7 +31,7 @@ class CompletionArguments:
 def completion_command(words: list[str]) -> None:
     """Print the script of a shell, made from the very parsers that read the flags."""
     arguments = parse(CompletionArguments, words, prog="gatewright completion")
-    configs = {name: without_options(recipe()) for name, recipe in RECIPES.items()}
+    configs = {name: recipe() for name, recipe in RECIPES.items()}
     trained = _choice({name: TrainArguments(config) for name, config in configs.items()})
     planned = _choice({name: RecipeArguments(run=config) for name, config in configs.items()})
 
@@ -46,6 +47,7 @@ def completion_command(words: list[str]) -> None:
             "list": ListArguments,
             "plan": plan,
             "predict": PredictArguments,
+            "report": ReportArguments,
             "train": train,
         },
         prog="gatewright",

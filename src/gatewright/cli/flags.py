@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from gatewright.cli.pairs import FromRecipe, mapping_rule
+from gatewright.cli.pairs import mapping_rule
 from gatewright.train import RunConfig
 
 Arguments = TypeVar("Arguments")
@@ -69,8 +69,8 @@ def _sentence(box: str, stop: SystemExit) -> str:
 
 def _cause(error: BaseException) -> ValueError | None:
     """Return the first of the errors that led to this one, where it is about a value."""
-    while error.__context__ is not None:
-        error = error.__context__
+    while (before := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
+        error = before
     return error if isinstance(error, ValueError) else None
 
 
@@ -119,22 +119,11 @@ def flags_of(settings: Any, prefix: str = "") -> Iterator[str]:
             yield f"--{prefix}no-{name}"
 
 
-def without_options(config: RunConfig) -> RunConfig:
-    """Mark what holds for a recipe's own router alone: its options and losses."""
-    model = config.model
-    return replace(
-        config,
-        model=replace(model, router_options=FromRecipe(model.router_options), losses=FromRecipe(model.losses)),
-    )
-
-
-def with_options(asked: RunConfig, config: RunConfig) -> RunConfig:
-    """Put these back where no flag says others, and the router is the recipe's; another one has its own defaults."""
-    found, model = asked.model, config.model
-    options, losses = found.router_options, found.losses
-    same = found.router == model.router
-    if isinstance(options, FromRecipe):
-        options = model.router_options if same else {}
-    if isinstance(losses, FromRecipe):
-        losses = model.losses if same else None
-    return replace(asked, model=replace(found, router_options=options, losses=losses))
+def with_router(asked: RunConfig, recipe: RunConfig, words: Sequence[str]) -> RunConfig:
+    """Give a router other than the recipe's its own options and losses, where no flag says which."""
+    if asked.model.router == recipe.model.router:
+        return asked
+    given = {word.partition("=")[0].replace("_", "-") for word in words}
+    defaults: dict[str, Any] = {"router_options": {}, "losses": None}
+    changed = {name: value for name, value in defaults.items() if f"--model.{name}".replace("_", "-") not in given}
+    return replace(asked, model=replace(asked.model, **changed))

@@ -18,6 +18,7 @@ gatewright {__version__}: train mixtures of experts, and see what the experts do
   gatewright evaluate RUN [--flip] [--data.path FOLDER]                evaluate a run on the whole test set
   gatewright predict RUN FILE-OR-FOLDER ... [--top N] [--json]         classify images; the bits per byte of texts
   gatewright generate RUN [--prompt TEXT] [--length N] ...             have a language model write on
+  gatewright report RUN                                                make the run's pictures and page anew
   gatewright export RUN FILE.safetensors                               the evaluated model's weights, as one file
   gatewright plan [RECIPE] [--processes N] [--parallel.ep-size N] ...  predict memory, bytes and time per process
   gatewright completion SHELL                                          have bash, zsh or fish complete all of this
@@ -39,9 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends.
         return 128 + signal.SIGPIPE
-    # What a person can mend is one sentence; anything else is our fault and keeps its traceback.
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {_sentence(error)}", file=sys.stderr)
+    except ImportError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -70,20 +70,25 @@ def _run_command(command: str, words: list[str]) -> int:
     try:
         with _ended_by_ctrl_c():
             from gatewright.cli.commands import COMMANDS
+            from gatewright.cli.errors import in_flags
             from gatewright.train import Interrupted, TrainingDiverged
             from gatewright.train.launch.agent import DIVERGED
             from gatewright.train.launch.watchdog import LOST_PROCESS, LostProcess
     except ModuleNotFoundError as error:
         raise ImportError(f"{error.name} is not installed: pip install 'gatewright[train]'") from error
+    sys.path.append(os.getcwd())  # where tasks and recipes of one's own are found
     try:
         return COMMANDS[known(command, COMMANDS, "command")](words) or 0
     except Interrupted as stop:
         if int(os.environ.get("RANK", 0)) == 0:  # One process says it for all.
             print(stop, file=sys.stderr)
         return 128 + stop.signal_number
-    except (TrainingDiverged, LostProcess) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return LOST_PROCESS if isinstance(error, LostProcess) else DIVERGED
+    except BrokenPipeError:
+        raise
+    # What a person can mend is one sentence; anything else is our fault and keeps its traceback.
+    except (TrainingDiverged, LostProcess, ValueError, OSError) as error:
+        print(f"error: {in_flags(_sentence(error))}", file=sys.stderr)
+        return {TrainingDiverged: DIVERGED, LostProcess: LOST_PROCESS}.get(type(error), 2)
 
 
 @contextlib.contextmanager

@@ -11,18 +11,6 @@ from gatewright.models.options import described, fits
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False, "none": None, "null": None}
 
 
-class FromRecipe(dict[str, Any]):
-    """The empty mapping that stands for a recipe's own until flags are read, so that another one can be told from it.
-
-    Args:
-        own: What the recipe has; help shows it as the default.
-    """
-
-    def __init__(self, own: Mapping[str, Any] | None) -> None:
-        super().__init__()
-        self.own = own
-
-
 def mapping_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     """Tell the parser of flags how any mapping is written, and how a default is shown."""
     kinds = [kind for kind in (info.type, *get_args(info.type)) if get_origin(kind) is dict]
@@ -71,5 +59,4 @@ def read_value(text: str) -> bool | int | float | str | None:
 
 def _shown(value: Mapping[str, Any] | None) -> list[str]:
     """Write a mapping as its flag would."""
-    value = value.own if isinstance(value, FromRecipe) else value
     return ["None"] if value is None else [str(part) for pair in value.items() for part in pair]

@@ -12,18 +12,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from gatewright.cli.flags import flags_of, parse, refuse_unknown_flags, with_options, without_options
-from gatewright.data import DataConfig
-from gatewright.names import known
+from gatewright.cli.flags import flags_of, parse, refuse_unknown_flags, with_router
 from gatewright.planner import Device, Links, Part, Plan, Sizes, feed_forward_sizes, measure_sizes, plan, smallest
-from gatewright.recipes import RECIPES
+from gatewright.recipes import recipe_named
 from gatewright.tasks import task_named
 from gatewright.train import OptimConfig, RunConfig
 from gatewright.train.device import autocast
 from gatewright.train.launch.roles import Role, parameter_roles
 from gatewright.train.optim import by_muon
 
-SHAPES = {"digits": ((1, 8, 8), 10), "cifar10": ((3, 32, 32), 10), "cifar100": ((3, 32, 32), 100)}
 STATE = {"adamw": 2, "sgd": 1, "none": 0}
 
 
@@ -116,13 +113,12 @@ class SizeArguments:
 def plan_command(words: list[str]) -> None:
     """Print a prediction for a recipe, or for sizes given as flags."""
     if words and not words[0].startswith("-"):
-        name = known(words[0], RECIPES, "recipe")
-        config = RECIPES[name]()
-        shown = RecipeArguments(run=without_options(config))
+        name, config = words[0], recipe_named(words[0])
+        shown = RecipeArguments(run=config)
         others = {*flags_of(shown.question), "--image-shape", "--num-classes"}
         refuse_unknown_flags(words[1:], others.union(flags_of(config)))
         asked = parse(RecipeArguments, words[1:], prog=f"gatewright plan {name}", default=shown)
-        asked = replace(asked, run=with_options(asked.run, config))
+        asked = replace(asked, run=with_router(asked.run, config, words))
         sizes, processes, ep_size = recipe_sizes(asked), asked.run.processes, asked.run.parallel.ep_size
         _print(name, sizes, processes, ep_size, asked.question)
     else:
@@ -144,24 +140,14 @@ def recipe_sizes(asked: RecipeArguments) -> Sizes:
             f"A plan is for the torch engine with every dense parameter on every process; got --engine {run.engine} "
             f"and --parallel.shard {run.parallel.shard}. Leave both out: what is sharded takes less than planned."
         )
-    data = run.data
-    if not isinstance(data, DataConfig):
-        raise ValueError(f"A plan is made for recipes of images; got the task {run.task}. Say the sizes as flags.")
-    shape, classes = SHAPES.get(data.name, (None, None))
-    if shape is not None and data.image_size is not None:
-        shape = (shape[0], data.image_size, data.image_size)
-    shape, classes = asked.image_shape or shape, asked.num_classes or classes
-    if shape is None or classes is None:
-        raise ValueError(
-            f"A plan loads no images, so it knows shape and classes of {', '.join(SHAPES)} only; got the data "
-            f"set {data.name}. Say --image-shape CHANNELS HEIGHT WIDTH and --num-classes N."
-        )
+    task = task_named(run.task)
+    given = {"image_shape": asked.image_shape, "num_classes": asked.num_classes}
+    fingerprint, inputs = task.sketch(run.data, run.model, {key: it for key, it in given.items() if it is not None})
     with torch.device("meta"):
-        fingerprint = {"image_shape": shape, "class_names": range(classes)}
-        model = task_named(run.task).build(run.model, fingerprint)
+        model = task.build(run.model, fingerprint)
     return measure_sizes(
         model,
-        lambda count: torch.rand(count, *shape),
+        inputs,
         tokens=run.data.batch_size,
         state=_state_of(run.optim, parameter_roles(model)),
         context=lambda: autocast(torch.device("cpu"), run.precision),

@@ -1,9 +1,11 @@
 """What the data of every task have: the sizes of their batches."""
 
-from dataclasses import dataclass
+from pydantic import PositiveInt
+
+from gatewright.settings import settings
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("data")
 class BatchConfig:
     """How many items a batch has.
 
@@ -15,11 +17,5 @@ class BatchConfig:
         ValueError: a size is less than 1.
     """
 
-    batch_size: int = 128
-    eval_batch_size: int = 1000
-
-    def __post_init__(self) -> None:
-        for setting in ("batch_size", "eval_batch_size"):
-            value = getattr(self, setting)
-            if value < 1:
-                raise ValueError(f"{setting} must be 1 or more; got {value}")
+    batch_size: PositiveInt = 128
+    eval_batch_size: PositiveInt = 1000

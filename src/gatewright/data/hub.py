@@ -37,7 +37,7 @@ def download_parquet(name: str, *, instead: str) -> Path:
         raise ValueError(f"the hub has no data set {hub_id}, or shows it to members only: {hint}") from error
     except Exception as error:  # of whichever HTTP library the installed huggingface_hub stands on
         raise ConnectionError(
-            f"{hub_id} cannot be fetched from the Hugging Face hub ({_first_line(error)}): set data.path to a folder "
+            f"{hub_id} cannot be fetched from the Hugging Face hub ({_first_line(error)}): set `data.path` to a folder "
             f"of parquet files in its schema, or {instead}"
         ) from error
 

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gatewright.experts.base import Experts, Shape, check_experts, check_output_shape
 from gatewright.internals import backward_id, in_transform, is_exporting, outside_transforms, without_transforms
-from gatewright.layers.items import check_items
+from gatewright.layers.checks import check_items, check_router
 from gatewright.layers.untaken import Mark, Untaken
 from gatewright.losses import Coefficients, by_name
 from gatewright.reset import reset_parts
@@ -24,12 +24,6 @@ from gatewright.scope import BatchScope, Mask, noise_key
 NO_WEIGHT = (
     "{name} has no {attribute}: every expert has its own. If torch.nn.TransformerEncoderLayer asks, whose fast path "
     "reads it in evaluation, call torch.backends.mha.set_fastpath_enabled(False) first."
-)
-
-WRONG_ROUTER = (
-    "{} takes a gatewright.{} for its router; got {}. SoftMoE takes gatewright.Soft(dim, num_experts), which mixes "
-    "items into slots, and other layers a router that chooses experts, such as gatewright.TopK(dim, num_experts, "
-    "top_k=2), which has a linear layer of its own."
 )
 
 REENTRANT = (
@@ -66,9 +60,7 @@ class RoutedLayer(nn.Module):
         self, router: Router | Soft, losses: Coefficients | None, item_shape: int | Sequence[int] | None = None
     ) -> None:
         super().__init__()
-        if not isinstance(router, self.router_kind):
-            found = type(router).__name__
-            raise ValueError(WRONG_ROUTER.format(type(self).__name__, self.router_kind.__name__, found))
+        check_router(router, self.router_kind, type(self).__name__)
         self.router = router
         shape = (router.dim,) if item_shape is None else item_shape
         self.item_shape = (shape,) if isinstance(shape, int) else tuple(shape)

@@ -2,7 +2,6 @@
 
 from gatewright.models.classifier import ImageClassifier
 from gatewright.models.cnn import Cnn, CnnConfig
-from gatewright.models.deepspeed_moe import DeepSpeedMoE
 from gatewright.models.digits import DigitsCnn, DigitsConfig
 from gatewright.models.mixture import CHOOSABLE_ROUTERS, MixtureConfig, RouterOption
 from gatewright.models.resnet import RESNETS, ResNetShape
@@ -17,7 +16,6 @@ __all__ = [
     "RESNETS",
     "Cnn",
     "CnnConfig",
-    "DeepSpeedMoE",
     "DigitsCnn",
     "DigitsConfig",
     "ImageClassifier",

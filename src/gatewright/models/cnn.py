@@ -1,15 +1,14 @@
 """The article's first network: a small CNN with a mixture of linear experts in place of a fully connected layer."""
 
-from dataclasses import dataclass
-
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from gatewright.models.mixture import MixtureConfig
+from gatewright.settings import settings
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("model")
 class CnnConfig(MixtureConfig):
     """Two 5x5 convolutions of 6 and 16 channels, layers of 120 and 84, the mixture of 84 x 84 layers, the classes."""
 

@@ -1,14 +1,14 @@
 """A small CNN for 8x8 digits whose head is a mixture of experts."""
 
-from dataclasses import dataclass
-
 from jaxtyping import Float
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from gatewright.models.mixture import MixtureConfig
+from gatewright.settings import settings
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("model")
 class DigitsConfig(MixtureConfig):
     """Two 3x3 convolutions, then a mixture of two-layer heads.
 
@@ -16,12 +16,8 @@ class DigitsConfig(MixtureConfig):
         width: Channels of the convolutions, and size of an expert's hidden layer.
     """
 
-    num_experts: int = 4
-    width: int = 32
-
-    def __post_init__(self) -> None:
-        if self.width < 1:
-            raise ValueError(f"width is at least 1 channel; got {self.width}.")
+    num_experts: PositiveInt = 4
+    width: PositiveInt = 32
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
         """Make the network for images of a shape ``(channels, height, width)``."""

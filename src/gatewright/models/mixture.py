@@ -1,22 +1,23 @@
 """What every ready-made model says of its mixture, and the mixture it makes of it."""
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
+from pkgutil import resolve_name
 from types import MappingProxyType
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
 from gatewright.dispatch import Capacity, Dispatcher, Priority
 from gatewright.experts import Experts, GroupedFeedForward, ModuleExperts
 from gatewright.experts.base import output_shape_of
 from gatewright.layers import MergedMoE, MoE, ResidualMixture, RoutedLayer, SoftMoE
-from gatewright.models.deepspeed_moe import DeepSpeedMoE
 from gatewright.models.options import check_options
 from gatewright.names import known
 from gatewright.routers import ROUTERS, ExpertDropout, Hashed, Router, Soft
+from gatewright.settings import settings
 
 RouterOption = bool | int | float | str | None
 
@@ -25,13 +26,18 @@ CHOOSABLE_ROUTERS: Mapping[str, type[Router] | type[Soft]] = MappingProxyType(
 )
 """The routers that a ready-made model can have, by name: those that route by features."""
 
+OTHER_LAYERS: Mapping[str, str] = MappingProxyType(
+    {"deepspeed": "gatewright.integrations.deepspeed.layer:build_mixture"}
+)
+"""Layers of other libraries, by the name of the engine that trains them: where the function is that builds each."""
+
 HASHED_NEEDS_KEYS = (
     "The router hashed takes integer keys, and a recipe's model hands its router features. Choose another router, or "
     "build gatewright.MoE yourself and call moe(x, features=keys)."
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("model")
 class MixtureConfig:
     """The settings of a mixture of experts inside a model.
 
@@ -54,25 +60,30 @@ class MixtureConfig:
         upcycle_epoch: Epoch, counted from 0, before which a run trains the dense twin, and at which every expert begins
             as a copy of its one expert; 0 trains a mixture from the start. Experts from scratch learn from their share
             of the items alone, and starve where they are whole networks.
-        layer: ``"gatewright"``; or ``"deepspeed"``, DeepSpeed's own layer with its own top-k gate, to compare with. The
-            router options are that layer's keyword arguments then.
+        layer: ``"gatewright"``; or another library's layer to compare with, by a name in `OTHER_LAYERS`. The router
+            options are then that layer's keyword arguments, and the engine of the same name trains it.
     """
 
-    num_experts: int = 8
-    top_k: int = 2
+    num_experts: PositiveInt = 8
+    top_k: PositiveInt = 2
     experts: Literal["modules", "grouped", "merged"] = "modules"
     shared: bool = False
     residual: bool = False
     router: str = "noisy-top-k"
     router_options: dict[str, RouterOption] = field(default_factory=dict)
-    expert_dropout: float = 0.0
+    expert_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     losses: dict[str, float] | None = None
     dispatch: Literal["dropless", "capacity"] = "dropless"
-    capacity_factor: float = 1.25
-    min_capacity: int = 4
+    capacity_factor: PositiveFloat = 1.25
+    min_capacity: PositiveInt = 4
     priority: Priority = "arrival"
-    upcycle_epoch: int = 0
+    upcycle_epoch: NonNegativeInt = 0
     layer: Literal["gatewright", "deepspeed"] = "gatewright"
+
+    @property
+    def needs_engine(self) -> bool:
+        """Whether the mixture is another library's, which can build it only once its engine has started."""
+        return self.layer in OTHER_LAYERS and self.num_experts > 1
 
     def build_router(self, dim: int) -> Router | Soft:
         """Make the router for features of a size.
@@ -115,8 +126,9 @@ class MixtureConfig:
             make_expert = _feed_forward_like(make_expert, item_shape)
         if self.num_experts == 1:
             return make_expert()
-        if self.layer == "deepspeed":
-            return self._build_theirs(make_expert, router_dim, item_shape)
+        if self.needs_engine:
+            theirs: nn.Module = resolve_name(OTHER_LAYERS[self.layer])(self, make_expert, router_dim, item_shape)
+            return theirs
         router = self.build_router(router_dim)
         if self.experts == "grouped":
             size = item_shape[0]
@@ -163,23 +175,6 @@ class MixtureConfig:
                 f"upcycle_epoch={self.upcycle_epoch}, experts={self.experts!r}, shared={self.shared} and "
                 f"residual={self.residual}. Use upcycle_epoch=0, or experts='modules' alone."
             )
-
-    def _build_theirs(
-        self, make_expert: Callable[[], nn.Module], router_dim: int, item_shape: tuple[int, ...]
-    ) -> nn.Module:
-        """Make DeepSpeed's layer, with the same room per expert in evaluation as in training."""
-        if router_dim != math.prod(item_shape):
-            raise ValueError(
-                f"DeepSpeed's gate looks at the item itself, {math.prod(item_shape)} numbers for items of shape "
-                f"{item_shape}, and this model's router at {router_dim} features. Use cifar10-cnn, or --model.layer "
-                "gatewright."
-            )
-        room = {"capacity_factor": self.capacity_factor, "eval_capacity_factor": self.capacity_factor}
-        room |= {"min_capacity": self.min_capacity, "drop_tokens": self.dispatch == "capacity"}
-        options = {**room, **self.router_options}
-        return DeepSpeedMoE(
-            make_expert, self.num_experts, self.top_k, item_shape=item_shape, losses=self.losses, options=options
-        )
 
 
 def _feed_forward_like(make_expert: Callable[[], nn.Module], item_shape: tuple[int, ...]) -> Callable[[], nn.Module]:

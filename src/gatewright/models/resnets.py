@@ -1,19 +1,19 @@
 """The article's second network: a gate over whole residual networks, each image sent to a few of them."""
 
 import copy
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from gatewright.models.mixture import MixtureConfig
 from gatewright.models.resnet import RESNETS
-from gatewright.names import known
+from gatewright.settings import settings
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("model")
 class ResNetsConfig(MixtureConfig):
     """A mixture of residual networks, routed per image.
 
@@ -27,21 +27,16 @@ class ResNetsConfig(MixtureConfig):
 
     resnet: Literal["small", "article", "resnet18", "resnet34"] = "small"
     emit: Literal["features", "logits"] = "features"
-    feature_size: int | None = None
-    stem_depth: int = 0
-    gate_size: int = 64
+    feature_size: PositiveInt | None = None
+    stem_depth: NonNegativeInt = 0
+    gate_size: PositiveInt = 64
 
     def __post_init__(self) -> None:
-        parts = 1 + len(RESNETS[known(self.resnet, RESNETS, "residual network")].blocks)
-        if not 0 <= self.stem_depth < parts:
+        parts = 1 + len(RESNETS[self.resnet].blocks)
+        if self.stem_depth >= parts:
             raise ValueError(
-                f"stem_depth is between 0 and {parts - 1}, so that experts keep a part of {self.resnet}'s {parts}; got "
-                f"{self.stem_depth}."
-            )
-        if self.gate_size < 1 or (self.feature_size is not None and self.feature_size < 1):
-            raise ValueError(
-                f"gate_size is at least 1, and feature_size too, or None for the network's own width; got "
-                f"{self.gate_size} and {self.feature_size}."
+                f"`model.stem_depth` is between 0 and {parts - 1}, so that experts keep a part of {self.resnet}'s "
+                f"{parts}; got {self.stem_depth}."
             )
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:

@@ -1,23 +1,25 @@
 """A small language model: a causal transformer whose feed-forward layers are mixtures of experts."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from gatewright.experts import GroupedFeedForward
 from gatewright.models.mixture import MixtureConfig
 from gatewright.models.options import check_options
 from gatewright.routers import ExpertDropout, Hashed, Router, Soft
+from gatewright.settings import settings
 
 ROTARY_BASE = 10_000.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("model")
 class TransformerConfig(MixtureConfig):
     """A pre-norm transformer in which every feed-forward layer is a mixture, or with one expert is dense.
 
@@ -35,21 +37,20 @@ class TransformerConfig(MixtureConfig):
 
     router: str = "top-k"
     experts: Literal["modules", "grouped", "merged"] = "grouped"
-    num_layers: int = 4
-    dim: int = 192
-    num_heads: int = 6
-    ffn: int | None = None
+    num_layers: PositiveInt = 4
+    dim: PositiveInt = 192
+    num_heads: PositiveInt = 6
+    ffn: PositiveInt | None = None
 
     def __post_init__(self) -> None:
-        if min(self.num_layers, self.dim, self.num_heads, self.hidden) < 1 or self.dim % (2 * self.num_heads):
+        if self.dim % (2 * self.num_heads):
             raise ValueError(
-                "num_layers, dim, num_heads and ffn are at least 1, and dim is a multiple of twice num_heads; got "
-                f"{self.num_layers}, {self.dim}, {self.num_heads} and {self.ffn}."
+                f"`model.dim` is a multiple of twice `model.num_heads`; got {self.dim} and {self.num_heads}."
             )
         if self.num_experts > 1 and self.hidden % self.top_k:
             raise ValueError(
-                f"top_k divides ffn, so that {self.top_k} experts together are as large as the dense layer; got top_k="
-                f"{self.top_k} and ffn={self.hidden}."
+                f"`model.top_k` divides `model.ffn`, so that {self.top_k} experts together are as large as the dense "
+                f"layer; got {self.top_k} and {self.hidden}."
             )
 
     @property

@@ -34,7 +34,7 @@ class Links:
         if self.ranks_per_node < 1 or min(self.inside, self.between) <= 0:
             raise ValueError(
                 f"A node has at least 1 process and a link more than 0 bytes per second; got {self.ranks_per_node}, "
-                f"{self.inside} inside and {self.between} between nodes. Give --links.inside and --links.between."
+                f"{self.inside} inside and {self.between} between nodes. Give `links.inside` and `links.between`."
             )
         if self.exchange not in ("flat", "per-node") or min(self.inside_latency, self.between_latency) < 0:
             raise ValueError(

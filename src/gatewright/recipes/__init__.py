@@ -3,10 +3,12 @@
 A variant is `dataclasses.replace`, and one of another length `with_epochs`.
 """
 
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from gatewright.names import known
 from gatewright.recipes.cifar10_cnn import cifar10_cnn, cifar10_cnn_dense
 from gatewright.recipes.cifar10_resnets import (
     cifar10_resnet18s,
@@ -39,6 +41,25 @@ RECIPES: Mapping[str, Callable[[], RunConfig]] = MappingProxyType(
 """Every recipe by name. The contract suite runs over all of them."""
 
 
+def recipe_named(name: str) -> RunConfig:
+    """Return the settings of a recipe by its name, or of one of your own by module and function: ``"module:function"``.
+
+    Raises:
+        ValueError: If there is none; the sentence names the nearest.
+    """
+    if ":" not in name:
+        return RECIPES[known(name, RECIPES, "recipe")]()
+    try:
+        config = pkgutil.resolve_name(name)()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"The recipe {name} cannot be imported: {error}. Put the folder of its module on PYTHONPATH."
+        ) from error
+    if not isinstance(config, RunConfig):
+        raise ValueError(f"A recipe is a function that returns a RunConfig; {name} returned {type(config).__name__}.")
+    return replace(config, recipe=name)  # by which a run is told how to go on
+
+
 def with_epochs(config: RunConfig, epochs: int) -> RunConfig:
     """Return a run of another length, whose dense network is upcycled at the same share of its epochs.
 
@@ -62,5 +83,6 @@ __all__ = [
     "digits_dense",
     "python_lm",
     "python_lm_dense",
+    "recipe_named",
     "with_epochs",
 ]

@@ -57,7 +57,7 @@ def cifar10_resnets_article() -> RunConfig:
     """The article's own residual network as experts, each emitting 3,072 numbers.
 
     Not measured yet. docs/article.md has forty of them on 4 processes beside the dense twin, which is
-    ``--model.num-experts 1``.
+    `model.num_experts=1`.
     """
     return _variant("cifar10-resnets-article", replace(_MODEL, resnet="article", feature_size=3072))
 
@@ -65,7 +65,7 @@ def cifar10_resnets_article() -> RunConfig:
 def cifar10_resnet18s() -> RunConfig:
     """ResNet-18 as experts: for a GPU.
 
-    Not measured yet. Its dense twin is ``--model.num-experts 1``.
+    Not measured yet. Its dense twin is `model.num_experts=1`.
     """
     return replace(_variant("cifar10-resnet18s", replace(_MODEL, resnet="resnet18")), epochs=30)
 
@@ -73,7 +73,7 @@ def cifar10_resnet18s() -> RunConfig:
 def cifar10_resnet34s() -> RunConfig:
     """ResNet-34 as experts: for a GPU.
 
-    Not measured yet. Its dense twin is ``--model.num-experts 1``.
+    Not measured yet. Its dense twin is `model.num_experts=1`.
     """
     return replace(_variant("cifar10-resnet34s", replace(_MODEL, resnet="resnet34")), epochs=30)
 

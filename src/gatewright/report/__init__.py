@@ -1,18 +1,19 @@
 """Pictures, tables and a page about a run. Needs ``pip install 'gatewright[train]'``."""
 
 from gatewright.report.page import write_report
-from gatewright.report.pictures import write_pictures
+from gatewright.report.pictures import write_all, write_pictures
 from gatewright.report.plots import plot_class_by_expert, plot_confusion, plot_load_over_time, plot_training_curves
-from gatewright.report.tables import confusion_table, expert_table, result_table
+from gatewright.report.tables import expert_table, plain_table, result_table
 
 __all__ = [
-    "confusion_table",
     "expert_table",
+    "plain_table",
     "plot_class_by_expert",
     "plot_confusion",
     "plot_load_over_time",
     "plot_training_curves",
     "result_table",
+    "write_all",
     "write_pictures",
     "write_report",
 ]

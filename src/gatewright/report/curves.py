@@ -72,15 +72,22 @@ def smooth(values: Sequence[float]) -> list[float]:
     return averages
 
 
-def panels_of(curves: Curves) -> list[str]:
-    """Return the quantities of `PANELS` of which something was logged; of nothing at all, the loss."""
-    logged = [quantity for quantity, names in PANELS.items() if any(re.fullmatch(names, name) for name in curves)]
-    return logged or ["loss"]
+def panels(curves: Curves) -> list[str]:
+    """Name the quantities of which something was logged: those of `PANELS`, and the task's own figures between them."""
+    own = {name.partition("/")[2].replace("_", " ") for name in curves if re.fullmatch(r"(holdout|test)/\w+", name)}
+    first, *last = PANELS
+    names = [first, *sorted(own - {"loss", "accuracy"}), *last]
+    return [quantity for quantity in names if _names(quantity, curves)]
+
+
+def _names(quantity: str, curves: Curves) -> list[str]:
+    pattern = PANELS.get(quantity, rf"(holdout|test)/{quantity.replace(' ', '_')}")
+    return [name for name in curves if re.fullmatch(pattern, name)]
 
 
 def draw_panel(axes: "Axes", quantity: str, curves: Curves) -> None:
-    """Draw what was logged of one quantity of `PANELS`; a training loss also smoothed, over its raw line."""
-    names = [name for name in curves if re.fullmatch(PANELS[quantity], name)]
+    """Draw what was logged of one quantity of `panels`; a training loss also smoothed, over its raw line."""
+    names = _names(quantity, curves)
     scale = 100 if "%" in quantity else 1
     known = [name.partition("/")[0] for name in names]
     places = [list(SPLITS).index(split) if split in SPLITS else len(SPLITS) + i for i, split in enumerate(known)]

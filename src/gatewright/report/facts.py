@@ -11,8 +11,8 @@ NUM_FAVOURITES = 3
 NO_BREAK = "\N{NO-BREAK SPACE}"
 # What the columns are called.
 LOAD = "share of the load"
-# What a layer is, by the name of its class.
-KINDS = {"MergedMoE": "Merged experts", "DeepSpeedMoE": "DeepSpeed's mixture of experts"}
+# What a layer is, by the name of its class; a layer of another library goes by that name itself.
+KINDS = {"MoE": "Mixture of experts", "SoftMoE": "Soft mixture of experts", "MergedMoE": "Merged experts"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,11 @@ def class_label(name: str) -> str:
     return f"class {name}" if name.isnumeric() else name
 
 
+def article(noun: str) -> str:
+    """Put the indefinite article before a noun."""
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
 def count(number: int, noun: str) -> str:
     """Write a number with its noun, in the plural but for one."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
@@ -91,9 +96,8 @@ def _favourites(shares: Sequence[float], class_names: Sequence[str]) -> tuple[tu
 
 def result_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the (label, value) pairs that sum up a `result.json`."""
-    item = result.get("item", "image")
-    article = "an" if item[0] in "aeiou" else "a"
-    active = f"{result['num_active_parameters']:,} work on {article} {item}"
+    item = item_of(result)
+    active = f"{result['num_active_parameters']:,} work on {article(item)}"
     parameters = f"{result['num_parameters']:,}, of which {active}"
     facts = [("recipe", f"{result['recipe']}, seed {result['seed']}")]
     facts += [("data", data_summary(result["data"], item))] if "data" in result else []
@@ -108,6 +112,11 @@ def result_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("arithmetic", f"{result[f'active_flops_per_{item}'] / 1e6:,.3g} million operations per {item}"),
     ]
     return facts + [(f"experts of {name}", layer_summary(layer)) for name, layer in result["layers"].items()]
+
+
+def item_of(result: Mapping[str, Any]) -> str:
+    """Return what the data consist of, in the singular; a result of version 0.1.0 is of images."""
+    return str(result.get("item", "image"))
 
 
 def class_names_of(result: Mapping[str, Any]) -> list[str]:
@@ -135,7 +144,8 @@ def changes_summary(changes: Mapping[str, Mapping[str, Any]]) -> str:
 
 def layer_kind(layer: Mapping[str, Any]) -> str:
     """Say what a layer with a router is."""
-    return KINDS.get(layer.get("layer", "MoE"), "Mixture of experts")
+    name: str = layer.get("layer", "MoE")
+    return KINDS.get(name, name)
 
 
 def routing_summary(layer: Mapping[str, Any], num_items: int, item: str = "image") -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gatewright.extras import require
-from gatewright.report.curves import Curves, draw_load, draw_panel, load_curves, panels_of, read_metrics
+from gatewright.report.curves import Curves, draw_load, draw_panel, load_curves, panels, read_metrics
 from gatewright.report.facts import (
     LOAD,
     class_label,
@@ -17,6 +17,7 @@ from gatewright.report.facts import (
     count,
     expert_facts,
     favourites_heading,
+    item_of,
     layer_kind,
     layer_summary,
     result_facts,
@@ -58,18 +59,16 @@ def _render(result: Mapping[str, Any], curves: Curves) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    class_names, hardware = class_names_of(result), result["hardware"]
+    class_names, hardware, item = class_names_of(result), result["hardware"], item_of(result)
     page: str = environment.get_template("report.html").render(
-        {"count": count, "LOAD": LOAD, "FAVOURITES": favourites_heading(result.get("item", "image"))},
+        {"count": count, "LOAD": LOAD, "FAVOURITES": favourites_heading(item)},
         result=result,
         item=result.get("item", "image"),
         title=f"{result['recipe']}, seed {result['seed']}",
         headline=test_headline(result),
         summary=_summary(result),
-        num_images=_num_images(result),
-        curves=[
-            _chart(name, partial(draw_panel, quantity=name, curves=curves), 2.9) for name in panels_of(curves) if curves
-        ],
+        num_items=_num_items(result),
+        curves=[_chart(name, partial(draw_panel, quantity=name, curves=curves), 2.9) for name in panels(curves)],
         layers=[_layer(name, layer, result, curves) for name, layer in result["layers"].items()],
         class_names=class_names,
         labels=[class_label(name) for name in class_names],
@@ -79,8 +78,9 @@ def _render(result: Mapping[str, Any], curves: Curves) -> str:
     return page
 
 
-def _num_images(result: Mapping[str, Any]) -> int:
-    return sum(map(sum, result.get("confusion") or []))
+def _num_items(result: Mapping[str, Any]) -> int:
+    number: int = result.get("num_test_items") or sum(map(sum, result.get("confusion") or []))
+    return number
 
 
 def _summary(result: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -97,7 +97,7 @@ def _layer(name: str, layer: Mapping[str, Any], result: Mapping[str, Any], curve
     return {
         "name": name,
         "kind": layer_kind(layer),
-        "routing": routing_summary(layer, _num_images(result), result.get("item", "image")),
+        "routing": routing_summary(layer, _num_items(result), item_of(result)),
         "summary": layer_summary(layer),
         "experts": expert_facts(torch.tensor(layer["tokens_per_expert"]), by_class, tokens, class_names_of(result)),
         "spans": layer.get("spans"),

@@ -8,7 +8,19 @@ import torch
 
 from gatewright.report.curves import Curves, load_curves, read_metrics
 from gatewright.report.facts import class_names_of
+from gatewright.report.page import write_report
 from gatewright.report.plots import plot_class_by_expert, plot_confusion, plot_load_over_time, plot_training_curves
+
+
+def write_all(output: Path) -> list[Path]:
+    """Write the pictures and the page of a finished run into its folder, and return their paths.
+
+    Hand it to `gatewright.train.train` as its `report`, and they are tracked with the run.
+
+    Args:
+        output: The run's folder.
+    """
+    return [*write_pictures(output), write_report(output)]
 
 
 def write_pictures(output: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float, Int, Real
 from torch import Tensor
 
-from gatewright.report.curves import draw_load, draw_panel, panels_of, read_metrics
+from gatewright.report.curves import draw_load, draw_panel, panels, read_metrics
 from gatewright.report.figure import (
     COLOURS,
     MAX_ANNOTATED_COLUMNS,
@@ -127,12 +127,12 @@ def plot_training_curves(metrics_path: Path, path: Path) -> Path:
         path: The PNG to write.
     """
     curves = read_metrics(metrics_path)
-    quantities = panels_of(curves)
+    quantities = panels(curves) or ["loss"]
     figure = new_figure(9, max(4.0, 2.5 * len(quantities)))
-    panels = figure.subplots(len(quantities), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, quantity in zip(panels, quantities, strict=True):
+    every = figure.subplots(len(quantities), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, quantity in zip(every, quantities, strict=True):
         draw_panel(axes, quantity, curves)
         label(axes, y=quantity)
         legend_beside(axes)
-    panels[-1].set_xlabel("optimizer step", fontsize=10)
+    every[-1].set_xlabel("optimizer step", fontsize=10)
     return save(figure, path)

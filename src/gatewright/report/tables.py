@@ -50,21 +50,20 @@ def expert_table(
     return table
 
 
-def confusion_table(confusion: Int[Tensor, "classes classes"], class_names: Sequence[str]) -> "Table":
-    """Return how many images of each class (rows) were taken for each (columns).
+def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> "Table":
+    """Return a table of a task: names and classes on the left, numbers on the right.
 
     Args:
-        confusion: As in `Evaluation`.
-        class_names: In the order of its rows.
+        title: The heading.
+        columns: Their names.
+        rows: A cell for each column.
     """
     text = require("rich.text", "train").Text
-    table: Table = require("rich.table", "train").Table(title=text("Images by class, and what they were taken for"))
-    table.add_column("")
-    for name in class_names:
-        table.add_column(text(name), justify="right")
-    for place, (name, row) in enumerate(zip(class_names, confusion.tolist(), strict=True)):
-        counts = (text(str(count), style="bold" if place == column else "") for column, count in enumerate(row))
-        table.add_row(text(name), *counts)
+    table: Table = require("rich.table", "train").Table(title=text(title) if title else None)
+    for place, name in enumerate(columns):
+        table.add_column(text(name), justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*map(text, row))
     return table
 
 

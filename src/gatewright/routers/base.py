@@ -290,20 +290,12 @@ def size_of_groups(num_experts: int, num_groups: int, top_k_groups: int) -> int:
 
 
 def check_score(score: str) -> None:
-    """Refuse a score that does not exist.
-
-    Raises:
-        ValueError: If it is neither softmax nor sigmoid.
-    """
+    """Raise a `ValueError` of a score that is neither softmax nor sigmoid."""
     if score not in ("softmax", "sigmoid"):
         raise ValueError(f"score is 'softmax' or 'sigmoid'; got {score!r}.")
 
 
 def check_scale(scale: float) -> None:
-    """Refuse a factor on the weights that is not one.
-
-    Raises:
-        ValueError: If it is not above 0, or not finite.
-    """
+    """Raise a `ValueError` of a factor on the weights that is not above 0, or not finite."""
     if not 0 < scale < math.inf:
         raise ValueError(f"scale is finite and above 0; got {scale}. DeepSeek-V3 uses 2.5, and 1 leaves weights alone.")

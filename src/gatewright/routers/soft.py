@@ -108,7 +108,7 @@ class Soft(nn.Module):
         self.dim, self.num_experts, self.top_k = dim, num_experts, num_experts
         self.slots_per_expert, self.group_size = slots_per_expert, group_size
         self.gate = CosineGate(dim, num_experts * slots_per_expert, bias=False)
-        self.scale = nn.Parameter(torch.ones(1))  # FSDP2 and DeepSpeed take no parameter without dimensions.
+        self.scale = nn.Parameter(torch.ones(1))  # FSDP2 takes no parameter without dimensions.
 
     def reset_parameters(self) -> None:
         """Draw the gate as construction does, and set the scale to 1."""

@@ -1,9 +1,10 @@
 """What a model is trained for: the one place of a run that knows what an item of the data is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -12,10 +13,15 @@ from torch import Tensor, nn
 
 from gatewright.data import BatchConfig
 from gatewright.models import MixtureConfig
+from gatewright.tasks.decision import Rule
 from gatewright.tasks.evaluation import Evaluation, LayerUse
 
 Batch = tuple[Tensor, ...]
 """The tensors of a batch, whose first dimension is the items; the model is called with the first tensor."""
+
+
+Forward = Callable[[nn.Module, Tensor], Tensor]
+"""Calls a model on the first tensor of a batch."""
 
 
 @runtime_checkable
@@ -57,8 +63,8 @@ class DataSplit:
 class Task(ABC):
     """What a model is trained for.
 
-    A task keeps nothing between calls: settings and data are handed to its methods. It is registered under its name in
-    `gatewright.tasks.TASKS`, and a run says which one it is by that name.
+    A task keeps nothing between calls: settings and data are handed to its methods. A run names its task, by a name in
+    `gatewright.tasks.TASKS` or as ``"module:Class"``, which every process of the run imports by itself.
     """
 
     item: ClassVar[str]
@@ -67,6 +73,11 @@ class Task(ABC):
     """The settings of every model that the task can train."""
     data: ClassVar[type[BatchConfig]]
     """The settings of its data."""
+    decisions: ClassVar[Mapping[str, Rule]] = MappingProxyType({})
+    """What becomes of the task's own settings where a run goes on, by names such as ``"data.path"``; a setting that is
+    not named may not change."""
+    views: ClassVar[Mapping[str, Forward]] = MappingProxyType({})
+    """Other ways to call a model in evaluation than the plain one, by name: test-time augmentation, for one."""
 
     # The data.
 
@@ -110,6 +121,17 @@ class Task(ABC):
     @abstractmethod
     def fingerprint(self, part: Any) -> dict[str, Any]:
         """Say in JSON's types what a model has to know of its training data, and what a resumed run must find again."""
+
+    def check_fit(self, found: Mapping[str, Any], saved: Mapping[str, Any]) -> None:  # noqa: B027 most models take all
+        """Refuse data that a trained model cannot be evaluated on; by default nothing is refused.
+
+        Args:
+            found: The fingerprint of the data.
+            saved: That of the data that the model was trained on.
+
+        Raises:
+            ValueError: The sentence holds what differs.
+        """
 
     def check(self, found: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
         """Refuse to go on with other training data than a run began with.
@@ -169,6 +191,46 @@ class Task(ABC):
     def classes(self, batch: Batch) -> Int[Tensor, " items"]:
         """Return the class of each item of a batch, or of each of its tokens, in the order of the tokens."""
         return torch.zeros(len(batch[0]), dtype=torch.int64, device=batch[0].device)
+
+    # What people ask of a trained model.
+
+    def sketch(
+        self, data: Any, model: Any, given: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Any], Callable[[int], Tensor]]:
+        """Return the fingerprint of the data, and what makes any number of inputs like theirs.
+
+        By default the data are loaded for it. A task that knows its data beforehand spares that.
+
+        Args:
+            data: The settings of the data.
+            model: The settings of the model.
+            given: Parts of the fingerprint that are known.
+        """
+        part = self.load(data, model).train
+        return {**self.fingerprint(part), **given}, lambda count: next(self.evaluation_batches(part, count))[0]
+
+    def find_files(self, folder: Path) -> list[Path]:
+        """Return the files of a folder and of those in it that the model can be asked about; by default all."""
+        return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+
+    def predict(self, model: nn.Module, file: Path, fingerprint: Mapping[str, Any], *, top: int) -> dict[str, Any]:
+        """Return in JSON's types what the model says of a file.
+
+        Args:
+            model: In evaluation mode.
+            file: To be read as the data of training were.
+            fingerprint: That of the data that the model was trained on.
+            top: The number of answers, where there are several.
+
+        Raises:
+            OSError: If the file is not there.
+            ValueError: If it cannot be read.
+        """
+        raise ValueError(f"{type(self).__name__} does not say what a model makes of a file. Use its model in Python.")
+
+    def sentence(self, prediction: Mapping[str, Any]) -> str:
+        """Say a prediction in words."""
+        return ", ".join(f"{name} {value}" for name, value in prediction.items())
 
     def inspect(self, model: nn.Module, part: Any) -> dict[str, dict[str, Any]]:
         """Say more of what each layer does with a part than sums can, in JSON's types; by default nothing.

@@ -1,12 +1,11 @@
 """Image classification: whatever maps an image to logits, trained by cross-entropy."""
 
-import hashlib
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -18,17 +17,22 @@ from gatewright.data import (
     DataConfig,
     ImageSet,
     ImageSplits,
+    as_floats,
     channel_statistics,
+    decode_image,
     evaluation_batches,
+    find_images,
     load_images,
     local_files,
     num_batches,
     training_batches,
     write_examples,
 )
+from gatewright.data.images.config import SHAPES
 from gatewright.models import CnnConfig, DigitsConfig, ImageClassifier, ModelConfig, ResNetsConfig
 from gatewright.tasks.base import Batch, DataSplit, Task
-from gatewright.tasks.evaluation import Evaluation, LayerUse
+from gatewright.tasks.decision import EXACT, FROM_HERE, refused
+from gatewright.tasks.evaluation import Evaluation, LayerUse, Table
 
 
 @dataclass(frozen=True)
@@ -66,14 +70,37 @@ class ClassificationEvaluation(Evaluation):
         """The accuracy."""
         return "accuracy", f"{self.accuracy:.2%}"
 
+    def tables(self) -> Sequence[Table]:
+        """Return the accuracy of each class, and who was taken for whom."""
+        names, right = self.class_names, self.accuracy_per_class.tolist()
+        counts = ([name, *map(str, row)] for name, row in zip(names, self.confusion.tolist(), strict=True))
+        return (
+            Table(
+                "", ("class", "accuracy"), [(name, f"{share:.2%}") for name, share in zip(names, right, strict=True)]
+            ),
+            Table("Images by class, and what they were taken for", ("", *names), list(counts)),
+        )
+
     def describe(self) -> dict[str, Any]:
-        """Return accuracy and loss, and who was taken for whom."""
-        per_class = zip(self.class_names, self.accuracy_per_class.tolist(), strict=True)
+        """Return the same in numbers, of which the page has pictures of its own."""
         return {
-            **super().describe(),
-            "test_accuracy_per_class": dict(per_class),
+            "test_accuracy": self.accuracy,
+            "test_loss": self.loss,
+            "test_accuracy_per_class": dict(zip(self.class_names, self.accuracy_per_class.tolist(), strict=True)),
             "confusion": self.confusion.tolist(),
         }
+
+
+def mirrored_too(
+    model: nn.Module, images: Float[Tensor, "batch channels height width"]
+) -> Float[Tensor, "batch classes"]:
+    """Average the probabilities of each image and its mirror image (test-time augmentation), and return logarithms.
+
+    The routing that the model's layers keep is that of the images themselves.
+    """
+    mirrored = model(images.flip(-1)).float().log_softmax(-1)
+    log_probs = model(images).float().log_softmax(-1)
+    return torch.logaddexp(log_probs, mirrored) - math.log(2)
 
 
 class Classification(Task):
@@ -82,6 +109,19 @@ class Classification(Task):
     item: ClassVar[str] = "image"
     models = (CnnConfig, DigitsConfig, ResNetsConfig)
     data = DataConfig
+    views = MappingProxyType({"flip": mirrored_too})
+    decisions = MappingProxyType(
+        {
+            "data.name": refused("it decides which images there are"),
+            "data.path": EXACT,  # The same images in another place: their number, classes and shape are compared.
+            "data.image_size": refused("it decides what the images look like"),
+            "data.holdout": refused("images that were trained on would be held out, or held-out ones trained on"),
+            "data.cache": EXACT,
+            "data.augment.flip": FROM_HERE,
+            "data.augment.translate": FROM_HERE,
+            "data.augment.crop": FROM_HERE,
+        }
+    )
 
     def check_data(self, data: DataConfig) -> None:
         """Refuse a folder that is not there, or whose images are not sorted as they must be."""
@@ -94,9 +134,8 @@ class Classification(Task):
     def describe_data(self, data: DataConfig, splits: ImageSplits) -> list[DataSplit]:
         """Describe each part that has images; the digest is that of pixels, labels and names of the classes."""
         parts = {"training": splits.train, "held-out": splits.holdout, "test": splits.test}
-        source = _source(data)
         return [
-            DataSplit(name=data.name, source=source, split=split, num_items=len(images), digest=_digest(images))
+            DataSplit(name=data.name, source=data.source, split=split, num_items=len(images), digest=images.digest)
             for split, images in parts.items()
             if len(images)
         ]
@@ -136,9 +175,22 @@ class Classification(Task):
         shape = list(part.images.shape[1:])
         return {"num_images": len(part), "class_names": list(part.class_names), "image_shape": shape}
 
+    def check_fit(self, found: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+        """Refuse images of other classes or of another shape."""
+        names, shape = tuple(found["class_names"]), tuple(found["image_shape"])
+        if names != tuple(saved["class_names"]):
+            raise ValueError(
+                f"The run was trained on the classes {_few(saved['class_names'])}; data.path has {_few(names)}."
+            )
+        if shape != tuple(saved["image_shape"]):
+            raise ValueError(
+                f"The run was trained on images of shape {tuple(saved['image_shape'])} (channels, height, width); "
+                f"data.path has {shape}. Set data.image_size, or use the images that it was trained on."
+            )
+
     def check(self, found: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
         """Refuse images of other classes, of another shape, or in another number than a run began with."""
-        check_same_images(found, saved)
+        self.check_fit(found, saved)
         if found["num_images"] != saved.get("num_images", found["num_images"]):  # Version 0.1.0 did not keep it.
             raise ValueError(
                 f"The run was trained on {saved['num_images']} images, and now there are {found['num_images']}: some "
@@ -195,38 +247,35 @@ class Classification(Task):
         """Write an image of each of the first classes, where there are no image files to try the model on yet."""
         return write_examples(part, folder) if data.name != "folder" else ()
 
+    def sketch(
+        self, data: DataConfig, model: ModelConfig, given: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Any], Callable[[int], Tensor]]:
+        """Know shape and classes of a built-in data set, or be told them, without loading any images."""
+        shape, classes = data.known_shape or (None, None)
+        shape, classes = given.get("image_shape", shape), given.get("num_classes", classes)
+        if shape is None or classes is None:
+            raise ValueError(
+                f"A plan loads no images, so it knows shape and classes of {', '.join(SHAPES)} only; got the data "
+                f"set {data.name}. Set `image_shape` (channels, height, width) and `num_classes`."
+            )
+        fingerprint = {"image_shape": shape, "class_names": [str(label) for label in range(classes)]}
+        return fingerprint, lambda count: torch.rand(count, *shape)
 
-def mirrored_too(
-    model: nn.Module, images: Float[Tensor, "batch channels height width"]
-) -> Float[Tensor, "batch classes"]:
-    """Average the probabilities of each image and its mirror image (test-time augmentation), and return logarithms.
+    def find_files(self, folder: Path) -> list[Path]:
+        """Return the image files of a folder."""
+        return find_images(folder)
 
-    The routing that the model's layers keep is that of the images themselves.
-    """
-    mirrored = model(images.flip(-1)).float().log_softmax(-1)
-    log_probs = model(images).float().log_softmax(-1)
-    return torch.logaddexp(log_probs, mirrored) - math.log(2)
+    def predict(self, model: nn.Module, file: Path, fingerprint: Mapping[str, Any], *, top: int) -> dict[str, Any]:
+        """Return the likeliest classes of an image file."""
+        channels, height, width = fingerprint["image_shape"]
+        image, names = decode_image(file, channels=channels, size=(height, width)), fingerprint["class_names"]
+        likeliest = model(as_floats(image[None]))[0].float().softmax(-1).topk(min(top, len(names)))
+        classes = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+        return {"classes": [{"class": names[index], "probability": share} for index, share in classes]}
 
-
-def check_same_images(found: Mapping[str, Any], saved: Mapping[str, Any], *, where: str = "--data.path") -> None:
-    """Refuse images of other classes or another shape than a model was trained on.
-
-    Args:
-        found: The fingerprint of the images.
-        saved: That of the images that the model was trained on.
-        where: Where the images are from.
-
-    Raises:
-        ValueError: The sentence holds both.
-    """
-    names, shape = tuple(found["class_names"]), tuple(found["image_shape"])
-    if names != tuple(saved["class_names"]):
-        raise ValueError(f"The run was trained on the classes {_few(saved['class_names'])}; {where} has {_few(names)}.")
-    if shape != tuple(saved["image_shape"]):
-        raise ValueError(
-            f"The run was trained on images of shape {tuple(saved['image_shape'])} (channels, height, width); {where} "
-            f"has {shape}. Set --data.image-size, or use the images that it was trained on."
-        )
+    def sentence(self, prediction: Mapping[str, Any]) -> str:
+        """Say the classes with their probabilities."""
+        return ", ".join(f"{each['class']} {each['probability']:.1%}" for each in prediction["classes"])
 
 
 def _few(names: Sequence[str]) -> str:
@@ -235,20 +284,7 @@ def _few(names: Sequence[str]) -> str:
 
 def _check_image_shape(model: ModelConfig, image_shape: tuple[int, int, int]) -> None:
     """Build the model without memory, to refuse images that are too small for it before all of them are decoded."""
-    if model.layer == "deepspeed":  # It cannot be built before DeepSpeed has started.
+    if model.needs_engine:
         return
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model.build(image_shape, 2)
-
-
-def _source(data: DataConfig) -> str:
-    if data.path is not None:
-        return str(Path(data.path).expanduser().resolve())
-    return "embedded in scikit-learn" if data.name == "digits" else "Hugging Face hub"
-
-
-def _digest(images: ImageSet) -> str:
-    content = hashlib.blake2b(json.dumps(images.class_names).encode(), digest_size=8)
-    for tensor in (images.images, images.labels):
-        content.update(tensor.contiguous().numpy().data)
-    return content.hexdigest()

@@ -1,8 +1,8 @@
 """What an evaluation is made of: what a model's mixture layers did, by the class of what they did it to."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import torch
@@ -51,6 +51,21 @@ class LayerUse:
 
 
 @dataclass(frozen=True)
+class Table:
+    """What there is to see in an evaluation, beside its metrics and its experts.
+
+    Args:
+        title: The heading.
+        columns: Their names.
+        rows: A cell for each column.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
 class Evaluation(ABC):
     """What a model makes of a set of items; each task says what there is to know beside its experts.
 
@@ -70,9 +85,17 @@ class Evaluation(ABC):
     def headline(self) -> tuple[str, str]:
         """The one figure that a model is judged by, its name and its value in words: ``("accuracy", "97.20%")``."""
 
+    def tables(self) -> Sequence[Table]:
+        """Return what is to be shown beside metrics and experts, on the terminal and the page of the run."""
+        return ()
+
     def describe(self) -> dict[str, Any]:
-        """Return what ``result.json`` says of the test set beside the experts; by default the metrics."""
-        return {f"test_{name}": value for name, value in self.metrics.items()}
+        """Return what ``result.json`` says of the test set beside the experts: by default the metrics and the tables.
+
+        The page of a run is made of this alone.
+        """
+        found = {f"test_{name}": value for name, value in self.metrics.items()}
+        return found | ({"tables": [asdict(table) for table in tables]} if (tables := self.tables()) else {})
 
 
 def class_by_expert(

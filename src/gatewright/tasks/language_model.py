@@ -19,17 +19,20 @@ from gatewright.data import (
     TextSet,
     TextSplits,
     evaluation_windows,
+    files_below,
     load_text,
     local_text_files,
     num_text_batches,
     text_batches,
 )
+from gatewright.layers.base import moe_layers
 from gatewright.models import TransformerConfig
 from gatewright.tasks.base import Batch, DataSplit, Task
 from gatewright.tasks.evaluation import Evaluation, LayerUse
 from gatewright.tasks.spans import expert_spans
 
 EXAMPLE_BYTES = 4096
+NUM_WINDOWS = 64  # of a file at a time
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,22 @@ class LanguageModel(Task):
     def inspect(self, model: nn.Module, part: TextSet) -> dict[str, dict[str, Any]]:
         """Find the spans of text that each expert is asked for most."""
         return {name: {"spans": spans} for name, spans in expert_spans(model, part).items()}
+
+    def find_files(self, folder: Path) -> list[Path]:
+        """Return all files of a folder, hidden ones left out."""
+        return files_below(folder)
+
+    def predict(self, model: nn.Module, file: Path, fingerprint: Mapping[str, Any], *, top: int) -> dict[str, Any]:
+        """Return the bits per byte of a file."""
+        text = TextSet.pack([file.read_bytes()], fingerprint["context"])
+        sums = [self.measure(model(batch[0]), batch)["loss"] for batch in self.evaluation_batches(text, NUM_WINDOWS)]
+        for _, layer in moe_layers(model):
+            layer.routing = None  # It is that of the last windows alone.
+        return {"bits_per_byte": float(sum(sums)) / max(len(text), 1) / math.log(2), "bytes": len(text)}
+
+    def sentence(self, prediction: Mapping[str, Any]) -> str:
+        """Say the bits per byte, and of how many bytes."""
+        return f"{prediction['bits_per_byte']:.4f} bits per byte, {prediction['bytes']:,} bytes"
 
     def write_examples(self, data: TextConfig, part: TextSet, folder: Path) -> Sequence[Path]:
         """Write the beginning of the first document into a file to try the model on."""

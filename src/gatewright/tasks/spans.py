@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from gatewright.data import BEGIN, TextSet, evaluation_windows
+from gatewright.data import BEGIN, TextSet
 from gatewright.layers.base import moe_layers
 from gatewright.routing import Routing
 
@@ -22,21 +22,23 @@ def expert_spans(model: nn.Module, text: TextSet) -> dict[str, list[list[str]]]:
     """Find, for every expert of every layer, the spans of text that are its own.
 
     A span is a run of bytes that all go to the expert, as long as it goes on within a window. Spans are ranked by how
-    many bytes they cover, times the share of all occurrences of the span that go to the expert as a whole.
+    often they occur, times the square of their length, as single bytes say little, times the share of all occurrences
+    of the span that go to the expert as a whole.
 
     Args:
         model: A language model, which is left in the mode in which it came; routers that look at every token of its
             input are told of.
-        text: The text to look at; its first windows are.
+        text: The text to look at; windows at even spacing are.
 
     Returns:
         By the name of a layer, for each expert its spans, the most typical first.
     """
-    device = next(model.parameters()).device
-    batch = next(evaluation_windows(text, NUM_WINDOWS), None)
-    if batch is None:
+    if not len(text):
         return {}
-    tokens, was_training, found = batch[0], model.training, {}
+    length = min(text.context, len(text))
+    places = torch.arange(len(text) // length) * length
+    tokens, _ = text.windows(places[:: max(len(places) // NUM_WINDOWS, 1)], length)
+    device, was_training, found = next(model.parameters()).device, model.training, {}
     model.eval()(tokens.to(device))
     model.train(was_training)
     for name, layer in moe_layers(model):
@@ -63,8 +65,8 @@ def typical_spans(tokens: Int[Tensor, "windows context"], chosen: Bool[Tensor, "
         if is_run
     )
     whole = b"".join(bytes(token for token in window if token != BEGIN) for window in tokens.tolist())
-    covered = {run: len(run) * count for run, count in runs.items()}
-    candidates = sorted(covered, key=lambda run: (-covered[run], run))[:NUM_CANDIDATES]
-    rank = {run: covered[run] * runs[run] / max(whole.count(run), 1) for run in candidates}
+    weight = {run: count * len(run) ** 2 for run, count in runs.items()}
+    candidates = sorted(weight, key=lambda run: (-weight[run], run))[:NUM_CANDIDATES]
+    rank = {run: weight[run] * runs[run] / max(whole.count(run), 1) for run in candidates}
     ranked = sorted(candidates, key=lambda run: (-rank[run], run))[:NUM_SPANS]
     return [run.decode(errors="replace") for run in ranked]

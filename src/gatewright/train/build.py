@@ -3,16 +3,17 @@
 import sys
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from gatewright.layers import ExpertLayer
 from gatewright.tasks import Splits, task_named
 from gatewright.train.config import RunConfig
-from gatewright.train.limits import check_network
+from gatewright.train.engines import engine_class
 from gatewright.train.phases import dense_phase, seeded, upcycled
 from gatewright.train.step import TorchEngine
 from gatewright.train.strategies.single import ALONE, Strategy
@@ -34,7 +35,7 @@ def build_engine(
         splits: Its data.
         device: Where to train.
         strategy: How the run is spread over its processes.
-        folder: Where DeepSpeed's own checkpoints go.
+        folder: Where an engine writes checkpoints in a format of its own.
         dense: Whether the model is the dense twin, which a run with an `upcycle_epoch` begins with.
     """
     for warning in task_named(config.task).warnings(config.data, splits) if strategy.rank == 0 else ():
@@ -55,13 +56,10 @@ def engine_maker(
     config: RunConfig, splits: Splits, device: torch.device, strategy: Strategy, *, folder: Path | None
 ) -> Callable[[nn.Module], TorchEngine]:
     """Return what makes the engine of a model, as the run asks for."""
-    make: Callable[..., TorchEngine] = TorchEngine
-    if config.engine == "deepspeed":
-        deepspeed = import_module("gatewright.integrations.deepspeed.engine")
-        deepspeed.start_deepspeed(device)  # Its own layer in a model asks it for the device.
-        make = partial(deepspeed.DeepSpeedEngine, folder=folder)
+    make = engine_class(config.engine)
+    make.prepare(device)
     steps = steps_per_epoch(config, splits.train)
-    return partial(make, config=config, device=device, steps_per_epoch=steps, strategy=strategy)
+    return partial(make, config=config, device=device, steps_per_epoch=steps, strategy=strategy, folder=folder)
 
 
 def build_model(config: RunConfig, splits: Splits, device: torch.device) -> nn.Module:
@@ -69,8 +67,22 @@ def build_model(config: RunConfig, splits: Splits, device: torch.device) -> nn.M
     task = task_named(config.task)
     model = task.build(config.model, task.fingerprint(splits.train))
     task.prepare(model, splits.train)
-    check_network(model, config, device)
+    check_network(model, config)
     return model
+
+
+def check_network(model: nn.Module, config: RunConfig) -> None:
+    """Refuse batches that are too small for a model: a BatchNorm learns nothing from the variance of one item.
+
+    Raises:
+        ValueError: The sentence says what to change.
+    """
+    inside = {norm for layer in model.modules() if isinstance(layer, ExpertLayer) for norm in layer.experts.modules()}
+    if config.data.batch_size == 1 and any(isinstance(m, _BatchNorm) and m not in inside for m in model.modules()):
+        raise ValueError(
+            "This network has BatchNorm, which learns from the variance of a batch; got `data.batch_size=1`. Use at "
+            "least 2."
+        )
 
 
 def steps_per_epoch(config: RunConfig, part: Any) -> int:
@@ -84,6 +96,6 @@ def steps_per_epoch(config: RunConfig, part: Any) -> int:
     if batches < config.optim.accumulation_steps:
         raise ValueError(
             f"An epoch of {task.size(part)} {task.item}s has {batches} batches of {config.data.batch_size}, fewer than "
-            f"accumulation_steps ({config.optim.accumulation_steps}). Use smaller batches or fewer accumulation steps."
+            f"`optim.accumulation_steps` ({config.optim.accumulation_steps}). Use smaller batches, or accumulate fewer."
         )
     return batches // config.optim.accumulation_steps

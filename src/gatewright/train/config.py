@@ -1,21 +1,21 @@
 """The settings of a run, as frozen dataclasses; `config_file` writes them beside the run and reads them back."""
 
-import math
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args, get_origin
+from dataclasses import field
+from typing import Annotated, Literal
 
-import torch
-from torch import nn
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from gatewright.data import BatchConfig
 from gatewright.models import MixtureConfig
-from gatewright.tasks import task_named
+from gatewright.settings import settings
 from gatewright.train.tracking.base import TrackingConfig
 
+EngineName = Literal["torch", "deepspeed"]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("optim")
 class OptimConfig:
     """How weights change.
 
@@ -37,42 +37,21 @@ class OptimConfig:
     """
 
     name: Literal["adamw", "sgd", "muon"] = "adamw"
-    lr: float = 1e-3
-    adam_lr: float | None = None
-    weight_decay: float = 0.01
-    momentum: float = 0.9
-    betas: tuple[float, float] = (0.9, 0.999)
-    warmup_epochs: float = 0.0
+    lr: PositiveFloat = 1e-3
+    adam_lr: PositiveFloat | None = None
+    weight_decay: NonNegativeFloat = 0.01
+    momentum: Fraction = 0.9
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    warmup_epochs: NonNegativeFloat = 0.0
     warmup: Literal["linear", "log"] = "linear"
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    clip_norm: float | None = None
-    accumulation_steps: int = 1
-    ema_decay: float | None = None
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        _refuse_unknown_choices(self)
-        if not 0 < self.lr < math.inf or not (self.adam_lr is None or 0 < self.adam_lr < math.inf):
-            raise ValueError(f"lr is above 0, and so is adam_lr, or None for the same; got {self.lr}, {self.adam_lr}.")
-        if self.accumulation_steps < 1:
-            raise ValueError(f"accumulation_steps is at least 1, for no accumulation; got {self.accumulation_steps}.")
-        if not all(0 <= share < 1 for share in (self.momentum, *self.betas)) or not 0 <= self.weight_decay < math.inf:
-            raise ValueError(
-                f"momentum and betas lie in [0, 1) and weight_decay is not negative; got {self.momentum}, {self.betas} "
-                f"and {self.weight_decay}."
-            )
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"clip_norm is above 0, or None for no clipping; got {self.clip_norm}.")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay lies between 0 and 1, or is None for no averaging; got {self.ema_decay}.")
-        if not 0 <= self.label_smoothing < 1 or not 0 <= self.warmup_epochs < math.inf:
-            raise ValueError(
-                f"label_smoothing lies in [0, 1) and warmup_epochs is finite and not negative; got "
-                f"{self.label_smoothing} and {self.warmup_epochs}."
-            )
+    clip_norm: PositiveFloat | None = None
+    accumulation_steps: PositiveInt = 1
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    label_smoothing: Fraction = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("parallel")
 class ParallelConfig:
     """How a run is spread over its processes.
 
@@ -85,22 +64,15 @@ class ParallelConfig:
         max_restarts: How often processes that died are started again, from the newest checkpoint.
     """
 
-    ep_size: int = 1
+    ep_size: PositiveInt = 1
     shard: Literal["none", "fsdp"] = "none"
     balance: Literal["global", "local"] = "global"
     batch_norm: Literal["sync", "local"] = "sync"
-    timeout: float = 600.0
-    max_restarts: int = 3
-
-    def __post_init__(self) -> None:
-        if not 0 < self.timeout < math.inf or self.max_restarts < 0:
-            raise ValueError(
-                f"timeout is finite and above 0 and max_restarts not negative; got {self.timeout} and "
-                f"{self.max_restarts}."
-            )
+    timeout: PositiveFloat = 600.0
+    max_restarts: NonNegativeInt = 3
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("deepspeed")
 class DeepSpeedConfig:
     """What `engine="deepspeed"` is told beside the run's own settings.
 
@@ -114,7 +86,7 @@ class DeepSpeedConfig:
     trust_checkpoint: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings()
 class RunConfig:
     """Everything that makes a run what it is; the same config and seed give the same weights on CPU.
 
@@ -148,68 +120,16 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    engine: Literal["torch", "deepspeed"] = "torch"
+    engine: EngineName = "torch"
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
-    processes: int = 1
-    seed: int = 0
-    epochs: int = 10
+    processes: PositiveInt = 1
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 0
+    epochs: PositiveInt = 10
     precision: Precision = "float32"
     device: str = "auto"
     channels_last: bool = True
     compile: bool = False
-    checkpoint_every: int = 1
-    checkpoint_every_steps: int | None = None
+    checkpoint_every: PositiveInt = 1
+    checkpoint_every_steps: PositiveInt | None = None
     checkpoint_in_background: bool = False
     output: str | None = None
-
-    def __post_init__(self) -> None:
-        _refuse_unknown_choices(self)
-        self._check_task()
-        _refuse_unknown_choices(self.model)
-        _refuse_unknown_choices(self.parallel)
-        if min(self.epochs, self.checkpoint_every, self.processes) < 1:
-            raise ValueError(
-                f"epochs, checkpoint_every and processes are at least 1; got {self.epochs}, {self.checkpoint_every} "
-                f"and {self.processes}."
-            )
-        if self.engine != "deepspeed" and self.deepspeed != DeepSpeedConfig():
-            raise ValueError("--deepspeed.config and --deepspeed.trust-checkpoint go with --engine deepspeed; add it.")
-        if self.checkpoint_every_steps is not None and self.checkpoint_every_steps < 1:
-            raise ValueError(f"checkpoint_every_steps is at least 1, or None; got {self.checkpoint_every_steps}.")
-        if not -(2**63) <= self.seed < 2**63:
-            raise ValueError(f"seed is an integer of 64 bits; got {self.seed}.")
-        if self.model.upcycle_epoch < 0:
-            raise ValueError(f"upcycle_epoch is an epoch, counted from 0; got {self.model.upcycle_epoch}.")
-        if self.model.layer == "deepspeed" and self.model.num_experts > 1:
-            self._check_deepspeeds_layer()
-            return
-        with torch.device("meta"):  # Refuses what does not fit, such as top_k above num_experts, before any work.
-            self.model.build_mixture(lambda: nn.Linear(1, 1), router_dim=1, item_shape=(1,))
-
-    def _check_task(self) -> None:
-        task = task_named(self.task)
-        if not isinstance(self.model, task.models) or not isinstance(self.data, task.data):
-            models = ", ".join(kind.__name__ for kind in task.models)
-            raise ValueError(
-                f"The task {self.task} takes a model of {models} and data of {task.data.__name__}; got "
-                f"{type(self.model).__name__} and {type(self.data).__name__}."
-            )
-
-    def _check_deepspeeds_layer(self) -> None:
-        model = self.model
-        plain = model.router == "top-k" and not model.expert_dropout and not model.upcycle_epoch
-        if self.engine != "deepspeed" or not plain or self.parallel.ep_size > 1:
-            raise ValueError(
-                "--model.layer deepspeed is DeepSpeed's layer with its own gate: it wants --engine deepspeed, "
-                "--model.router top-k, --parallel.ep-size 1 (its spread experts are not in a run's checkpoints), and "
-                f"neither expert dropout nor upcycle_epoch; got engine {self.engine}, router {model.router}, ep size "
-                f"{self.parallel.ep_size}, expert dropout {model.expert_dropout}, upcycle_epoch {model.upcycle_epoch}."
-            )
-
-
-def _refuse_unknown_choices(config: Any) -> None:
-    """Compare every setting that is one of a few words with these words."""
-    for item in fields(config):
-        choices, value = get_args(item.type), getattr(config, item.name)
-        if get_origin(item.type) is Literal and value not in choices:
-            raise ValueError(f"{item.name} is one of {', '.join(map(repr, choices))}; got {value!r}.")

@@ -34,15 +34,17 @@ def check_output(config: RunConfig, resume: bool) -> None:
     output = Path(config.output or RUNS)
     in_the_way = next((path for path in (output, *output.parents) if path.exists() and not path.is_dir()), None)
     if in_the_way:
-        raise FileExistsError(f"{in_the_way} is a file, and --output names the run's folder. Name another.")
+        raise FileExistsError(f"{in_the_way} is a file, and `output` names the run's folder. Name another.")
     there = next(path for path in (output, *output.parents) if path.exists())
     if not is_writable(there):
         raise PermissionError(f"{there} cannot be written to, and the run's folder is to be {output}. Name another.")
     exists = config.output is not None and (output / CONFIG).is_file()
     if resume and not exists:
-        raise FileNotFoundError(f"There is no run to resume at {output}: name its folder with --output.")
+        raise FileNotFoundError(f"There is no run to resume at {output}: name its folder with `output`.")
     if exists and not resume:
-        raise FileExistsError(f"{output} holds a run already. Go on with it by --resume, or name another --output.")
+        raise FileExistsError(
+            f"{output} holds a run already. Go on with it by `resume=True`, or name another `output`."
+        )
 
 
 def is_writable(folder: Path) -> bool:
@@ -82,7 +84,7 @@ def _one_run_in(folder: Path, strategy: Strategy = ALONE) -> Iterator[None]:
         if largest(strategy, None if held else 1) is not None:
             raise FileExistsError(
                 f"Another run is training in {folder} at this moment. Wait until it has ended, or stop it; or name "
-                "another folder with --output."
+                "another folder with `output`."
             )
         yield
 
@@ -90,7 +92,7 @@ def _one_run_in(folder: Path, strategy: Strategy = ALONE) -> Iterator[None]:
 def new_folder(config: RunConfig, strategy: Strategy = ALONE) -> Path:
     """Make a folder of the run's own, named after the moment by the latest of its processes' clocks."""
     now = str(largest(strategy, int(f"{datetime.now():%Y%m%d%H%M%S}")))
-    name = f"{RUNS}/{config.recipe}-{now[:8]}-{now[8:]}"
+    name = f"{RUNS}/{config.recipe.replace(':', '-')}-{now[:8]}-{now[8:]}"
     number = largest(strategy, _claim(name) if strategy.rank == 0 else None)
     assert number is not None
     return _numbered(name, number)
@@ -115,8 +117,8 @@ def refuse_a_late_upcycling(config: RunConfig, epoch: int) -> None:
     if config.model.num_experts > 1 and epoch < config.epochs <= first:
         raise ValueError(
             f"The run trains a dense network until epoch {first}, counted from 0, and a mixture of its copies from "
-            f"there on, but it ends after {config.epochs} (--epochs). Use --epochs {first + 1} or more, a "
-            f"--model.upcycle-epoch below {config.epochs}, or --model.num-experts 1 for the dense twin."
+            f"there on, but it ends after {config.epochs} (`epochs`). Use `epochs={first + 1}` or more, a "
+            f"`model.upcycle_epoch` below {config.epochs}, or `model.num_experts=1` for the dense twin."
         )
 
 
@@ -129,7 +131,7 @@ def room_in(config: RunConfig, output: Path) -> Iterator[None]:
         if error.errno not in FULL:
             raise
         good = newest_checkpoint(output / "checkpoints")
-        way_on = f"{good} is intact: go on with: {resume_command(config, output)}" if good else "name another --output"
+        way_on = f"{good} is intact: go on with: {resume_command(config, output)}" if good else "name another `output`"
         raise OSError(f"There is no room to write the run's files to {output}. Make room, and {way_on}.") from error
 
 
@@ -153,7 +155,7 @@ def agreed_state(output: Path, strategy: Strategy = ALONE) -> dict[str, Any] | N
     if newest != step:
         raise FileNotFoundError(
             f"In {output} process {strategy.rank} finds the checkpoint of step {step}, and another process that of "
-            f"step {newest}. The run's folder (--output) is to be one that all processes share."
+            f"step {newest}. The run's folder (`output`) is to be one that all processes share."
         )
     for path in damaged if strategy.rank == 0 else ():
         aside = path.rename(path.with_name(f"{path.name}.damaged"))

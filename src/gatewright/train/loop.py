@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -12,17 +12,16 @@ import torch
 
 from gatewright.layers.base import moe_layers
 from gatewright.metrics import load_share
-from gatewright.report import write_pictures, write_report
 from gatewright.tasks import Batch, Evaluation, task_named
 from gatewright.train.build import build_engine, upcycle_engine
 from gatewright.train.checkpoint.format import newest_checkpoint
 from gatewright.train.checkpoint.writer import Saver
 from gatewright.train.config import RunConfig
 from gatewright.train.config_file import save_config, settings_of
-from gatewright.train.device import find_device
+from gatewright.train.device import expected_device, find_device
 from gatewright.train.evaluate import evaluate
 from gatewright.train.folder import CONFIG, agreed_state, own_folder, resume_command
-from gatewright.train.launch.join import join_processes
+from gatewright.train.launch.join import join_processes, place_in_run
 from gatewright.train.launch.signals import Interrupted, StopRequest
 from gatewright.train.pace import Pace
 from gatewright.train.phases import is_dense
@@ -34,10 +33,15 @@ from gatewright.train.run import Position, Run
 from gatewright.train.step import StepReport, TorchEngine, TrainingDiverged
 from gatewright.train.strategies.single import largest
 from gatewright.train.tracking.tracked import tracked
-from gatewright.train.validate import check_start, check_trained_on, tell_changes
+from gatewright.train.validate import check_start, check_trained_on, tell_changes, validate
+
+Report = Callable[[Path], Sequence[Path]]
+"""Writes what there is to see of a finished run into its folder, and returns the paths."""
 
 
-def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None = None) -> tuple[dict[str, Any], Path]:
+def train(
+    config: RunConfig, *, resume: bool = False, recipe: RunConfig | None = None, report: Report | None = None
+) -> tuple[dict[str, Any], Path]:
     """Train a model, evaluate it on the test set once, and write everything into the run's folder.
 
     Args:
@@ -45,6 +49,8 @@ def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None =
         resume: Go on from the newest checkpoint in the run's folder; on CPU the weights are bit-equal to those of an
             uninterrupted run.
         recipe: The settings that the recipe itself has; the result and the report say what the run changes of them.
+        report: Called on the first process with the run's folder when the result is in it, such as
+            `gatewright.report.write_all`; the files that it writes are tracked with the run.
 
     Returns:
         The content of ``result.json``, and the run's folder.
@@ -61,6 +67,8 @@ def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None =
         Interrupted: If Ctrl-C or SIGTERM stopped the run; it saved itself first.
     """
     check_start(config, resume)
+    world, local_rank = place_in_run(config)
+    validate(config, world, expected_device(config.device, world, local_rank))
     with join_processes(config) as strategy, own_folder(config, resume, strategy) as output:
         device = find_device(config.device, strategy.local_rank)
         saved = agreed_state(output, strategy) if resume else None
@@ -76,7 +84,7 @@ def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None =
             if saved:
                 check_trained_on(task, splits.train, saved)
             checkpoints = output / "checkpoints"
-            own = checkpoints / "deepspeed"
+            own = checkpoints / config.engine
             engine = build_engine(config, splits, device, strategy, folder=own, dense=position.dense)
             if saved:
                 load_into(engine, saved["engine"], output)
@@ -87,6 +95,7 @@ def train(config: RunConfig, *, resume: bool = False, recipe: RunConfig | None =
                 run = Run(
                     config,
                     recipe,
+                    report,
                     output,
                     task,
                     splits,
@@ -152,7 +161,7 @@ def begin_phase(run: Run) -> Run:
     if not position.dense or is_dense(config, position.epoch):
         return run
     run.engine.strategy.average_buffers(run.engine.model, run.engine.evaluated)
-    engine = upcycle_engine(run.engine, config, run.splits, folder=run.saver.folder / "deepspeed")
+    engine = upcycle_engine(run.engine, config, run.splits, folder=run.saver.folder / config.engine)
     position.dense = False
     return replace(run, engine=engine, pace=run.pace.going_on_with(engine.model))
 
@@ -165,7 +174,7 @@ def _stop(run: Run, signal_number: int | None) -> None:
 
 
 def conclude(run: Run) -> dict[str, Any]:
-    """Evaluate on the test set, and write and track the result with its pictures."""
+    """Evaluate on the test set, and write and track the result with its report."""
     evaluation = _evaluate(run, run.splits.test)
     example = next(run.task.evaluation_batches(run.splits.test, min(len(run.splits.test), 256)))
     result = {
@@ -177,6 +186,7 @@ def conclude(run: Run) -> dict[str, Any]:
         **describe_origin(run.config, run.recipe, run.data),
         **describe_result(run.task, run.engine.evaluated, evaluation, example, run.engine.strategy),
         "item": run.task.item,
+        "num_test_items": run.task.size(run.splits.test),
         "test_headline": list(evaluation.headline),
         "class_names": list(run.task.class_names(run.splits.test)),
         "versions": versions(),
@@ -191,8 +201,8 @@ def conclude(run: Run) -> dict[str, Any]:
     write_json(result, run.output / "result.json")
     run.task.write_examples(run.config.data, run.splits.test, run.output / "examples")
     run.tracker.log_metrics(evaluation_metrics("test", evaluation), run.engine.step_count)
-    files = (*write_pictures(run.output), write_report(run.output), *map(run.output.joinpath, ("result.json", CONFIG)))
-    for path in files:
+    written = run.report(run.output) if run.report else ()
+    for path in (*written, run.output / "result.json", run.output / CONFIG):
         run.tracker.log_artifact(path)
     return result
 
@@ -274,7 +284,7 @@ def _is_due(run: Run) -> bool:
 
 
 def _save(run: Run) -> None:
-    run.saver.wait()  # DeepSpeed's own checkpoint replaces older ones, of which this may still be one.
+    run.saver.wait()  # A checkpoint of the engine's own replaces older ones, of which this may still be one.
     run.engine.strategy.average_buffers(run.engine.model, run.engine.evaluated)
     state = {
         "engine": run.engine.state_dict(part=True),

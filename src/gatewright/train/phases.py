@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from gatewright.surgery import upcycled_state
 from gatewright.train.config import RunConfig
-from gatewright.train.step import TorchEngine, load_weights
+from gatewright.train.step import TorchEngine
+from gatewright.train.weights import load_weights
 
 
 def dense_phase(config: RunConfig) -> RunConfig:

@@ -5,16 +5,14 @@ from pathlib import Path
 import torch
 
 from gatewright.tasks import Splits, task_named
-from gatewright.train.build import steps_per_epoch
+from gatewright.train.build import check_network, steps_per_epoch
 from gatewright.train.config import RunConfig
 from gatewright.train.config_file import config_text
-from gatewright.train.device import find_device
+from gatewright.train.device import expected_device, find_device
 from gatewright.train.folder import RUNS, newest_intact
-from gatewright.train.launch.join import check_fit
-from gatewright.train.limits import check_network
 from gatewright.train.optim import build_optimizers
 from gatewright.train.strategies.single import ALONE
-from gatewright.train.validate import check_start, check_trained_on, tell_changes
+from gatewright.train.validate import check_start, check_trained_on, tell_changes, validate
 
 
 def announcement(
@@ -41,7 +39,7 @@ def preview(config: RunConfig, *, resume: bool = False) -> str:
         ValueError: If the settings, the data or the run to resume do not fit together.
     """
     check_start(config, resume)
-    check_fit(config, config.processes)
+    validate(config, config.processes, expected_device(config.device, config.processes))
     output = Path(config.output or f"{RUNS}/{config.recipe}-DATE-TIME")
     device = find_device(config.device)
     state = newest_intact(output / "checkpoints")[0] if resume else None
@@ -53,17 +51,17 @@ def preview(config: RunConfig, *, resume: bool = False) -> str:
         check_trained_on(task, splits.train, state)
     steps, done = steps_per_epoch(config, splits.train), state["engine"]["step_count"] if state else 0
     said = announcement(config, splits, output, device=device, steps_per_epoch=steps, done=done)
-    return f"{config_text(config)}\n{said}\n{_network(config, splits, device)}\nNothing was trained: --dry-run.\n"
+    return f"{config_text(config)}\n{said}\n{_network(config, splits)}\nNothing was trained: --dry-run.\n"
 
 
-def _network(config: RunConfig, splits: Splits, device: torch.device) -> str:
+def _network(config: RunConfig, splits: Splits) -> str:
     """Make the network and its optimizers without memory for them, and say how large it is."""
-    if config.model.layer == "deepspeed":
-        return "DeepSpeed's own layer is made when the run begins."
+    if config.model.needs_engine:
+        return f"The network: its {config.model.layer} layer is built when the run begins."
     with torch.device("meta"):
         task = task_named(config.task)
         model = task.build(config.model, task.fingerprint(splits.train))
-    check_network(model, config, device)
+    check_network(model, config)
     build_optimizers(model, config.optim)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     experts = f"{config.model.num_experts} experts" if config.model.num_experts > 1 else "no mixture"

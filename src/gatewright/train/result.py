@@ -14,10 +14,7 @@ from torch import Size, Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gatewright import metrics
-from gatewright.layers import ExpertLayer
-from gatewright.layers.base import RoutedLayer
-from gatewright.layers.merged import MergedMoE
-from gatewright.models import DeepSpeedMoE
+from gatewright.layers.base import RoutedLayer, moe_layers
 from gatewright.routing import RoutingSums
 from gatewright.tasks import Batch, Evaluation, LayerUse, Task
 from gatewright.train.strategies.single import ALONE, Strategy
@@ -100,9 +97,9 @@ def layer_metrics(name: str, sums: RoutingSums, split: str) -> dict[str, float]:
 
 def num_parameters(model: nn.Module, strategy: Strategy = ALONE) -> int:
     """Count all parameters, each expert's once wherever it lives."""
-    experts = {parameter for layer in _layers(model) for parameter in layer.experts.parameters()}
+    experts = {parameter for _, layer in moe_layers(model) for parameter in _experts(layer).parameters()}
     rest = sum(_numel(parameter) for parameter in model.parameters() if parameter not in experts)
-    return rest + sum(_num_expert_parameters(layer, strategy) for layer in _layers(model))
+    return rest + sum(_num_expert_parameters(layer, strategy) for _, layer in moe_layers(model))
 
 
 def num_active_parameters(model: nn.Module, strategy: Strategy = ALONE) -> int:
@@ -111,18 +108,18 @@ def num_active_parameters(model: nn.Module, strategy: Strategy = ALONE) -> int:
     A shared expert counts whole, and of merged experts those whose parameters are mixed.
     """
     active = float(num_parameters(model, strategy))
-    for layer in _layers(model):
+    for _, layer in moe_layers(model):
         idle = 1 - layer.router.top_k / layer.router.num_experts
         active -= _num_expert_parameters(layer, strategy) * idle
     return round(active)
 
 
-def _layers(model: nn.Module) -> list[ExpertLayer | MergedMoE | DeepSpeedMoE]:
-    return [module for module in model.modules() if isinstance(module, ExpertLayer | MergedMoE | DeepSpeedMoE)]
+def _experts(layer: RoutedLayer) -> nn.Module:
+    return layer.get_submodule("experts")
 
 
-def _num_expert_parameters(layer: ExpertLayer | MergedMoE | DeepSpeedMoE, strategy: Strategy) -> int:
-    count = torch.tensor(sum(_numel(parameter) for parameter in layer.experts.parameters()))
+def _num_expert_parameters(layer: RoutedLayer, strategy: Strategy) -> int:
+    count = torch.tensor(sum(_numel(parameter) for parameter in _experts(layer).parameters()))
     strategy.all_reduce(count)
     return int(count) // strategy.replicas
 

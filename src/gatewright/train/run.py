@@ -1,5 +1,6 @@
 """A run under way: where it stands, and what it holds on to."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class Run:
 
     config: RunConfig
     recipe: RunConfig | None
+    report: Callable[[Path], Sequence[Path]] | None
     output: Path
     task: Task
     splits: Splits

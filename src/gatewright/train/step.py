@@ -4,9 +4,11 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -26,6 +28,7 @@ from gatewright.train.optim import (
     set_learning_rate,
 )
 from gatewright.train.strategies.single import ALONE, Strategy
+from gatewright.train.weights import load_weights
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 - what happened, as users say it
@@ -58,7 +61,10 @@ class TorchEngine:
         device: Where to train.
         steps_per_epoch: Optimizer steps per epoch.
         strategy: How the run is spread over its processes.
+        folder: Where an engine writes checkpoints in a format of its own, if it has one.
     """
+
+    needs_process_group = False  # on one process
 
     def __init__(
         self,
@@ -68,18 +74,32 @@ class TorchEngine:
         device: torch.device,
         steps_per_epoch: int,
         strategy: Strategy = ALONE,
+        folder: Path | None = None,
     ) -> None:
         self.model: nn.Module
         self.task = task_named(config.task)
         self.config, self.device, self.steps_per_epoch = config, device, steps_per_epoch
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.strategy = strategy
+        self.strategy, self.folder = strategy, folder
         self.model = model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
         self.step_count = 0
         self._routed: dict[str, RoutingSums] = {}
         self._layout = layout
         self._network = self._start()
+
+    @classmethod
+    def check(cls, config: RunConfig, world: int, device: torch.device) -> None:
+        """Refuse settings that this engine cannot train with, before anything is built."""
+
+    @classmethod
+    def prepare(cls, device: torch.device) -> None:
+        """Start what this engine needs before a model is built."""
+
+    @classmethod
+    def leave(cls) -> None:
+        """Leave the process group at the end of a run."""
+        dist.destroy_process_group()
 
     def _start(self) -> nn.Module:
         """Spread the model over the processes, make what changes its weights, and return what to call in training."""
@@ -199,7 +219,7 @@ class TorchEngine:
             layer = first_non_finite(self.model, inputs if alone else None)
         return (
             f"The {what} became {value} at step {self.step_count + 1}; the first layer that is not finite is "
-            f"{layer or 'the loss itself'}. Try a lower --optim.lr, --optim.clip-norm 1.0 or --precision float32."
+            f"{layer or 'the loss itself'}. Try a lower `optim.lr`, `optim.clip_norm=1.0` or `precision=float32`."
         )
 
     def state_dict(self, *, part: bool = False) -> dict[str, Any]:
@@ -273,23 +293,3 @@ def take_routing(layer: RoutedLayer) -> Routing | None:
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
     changed = (name for name in {**before, **now} if before.get(name) != now.get(name))
     return "; ".join(f"{name.replace('_', ' ')} was {before.get(name)} and is {now.get(name)}" for name in changed)
-
-
-def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Load a model's state.
-
-    Raises:
-        ValueError: If names or shapes are another model's.
-    """
-    if any(name.endswith("mixture._extra_state") for name in weights):
-        raise ValueError(
-            "The checkpoint is of an earlier version, in which experts that begin as one network were part of the "
-            "mixture. Go on with that version, or begin the run again."
-        )
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1:2] or [str(error)]  # below torch's heading
-        raise ValueError(
-            f"The checkpoint holds another model than this config describes: {first[0].strip()}"
-        ) from error

@@ -130,13 +130,11 @@ def test_what_holds_no_text_is_refused(tmp_path):
     ("settings", "message"),
     [
         ({"name": "pyton"}, "got 'pyton'; did you mean 'python'"),
-        ({"name": "text"}, "path names the file or folder of name='text'"),
-        ({"path": "x"}, "name='python' has none"),
-        ({"column": "text"}, "column is one of a Hugging Face data set"),
-        ({"holdout": 1.0}, "holdout is a share"),
-        ({"batch_size": 0}, "batch_size must be 1 or more"),
-        ({"context": 0}, "context and epoch_batches are at least 1"),
-        ({"epoch_batches": 0}, "or epoch_batches None for the whole text"),
+        ({"name": "text"}, "`data.path` names the file or folder of `data.name=text`"),
+        ({"path": "x"}, "`data.name=python` has none"),
+        ({"column": "text"}, "`data.column` is for a Hugging Face data set"),
+        ({"holdout": 1.0}, "`data.holdout` should be less than 1"),
+        ({"epoch_batches": 0}, "`data.epoch_batches` should be greater than 0"),
     ],
 )
 def test_settings_out_of_range(settings, message):

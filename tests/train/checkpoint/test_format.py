@@ -170,7 +170,7 @@ def test_a_process_that_cannot_write_on_or_is_killed_leaves_the_older_checkpoint
     killed = subprocess.run([sys.executable, "-c", LIMITED, folder], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGXFSZ, killed.stderr
     assert f"step 2 could not be written to {folder}: File too large." in killed.stdout
-    assert f"{good} is intact: go on from it with --resume" in killed.stdout
+    assert f"{good} is intact: go on from it with `resume=True`" in killed.stdout
     assert killed.stdout.split()[-1] == good.name  # nothing else lay there then
     assert names(folder) == [good.name, "step-00000002.safetensors.partial"]
     assert newest_checkpoint(folder) == good
@@ -188,7 +188,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(small_disk):
         OSError, match=r"step 2 could not be written to .*: No space left on device\. Make room"
     ) as full:
         save_checkpoint(large, folder, 2)
-    assert f"{good} is intact: go on from it with --resume" in str(full.value)
+    assert f"{good} is intact: go on from it with `resume=True`" in str(full.value)
     assert names(folder) == [good.name]
     assert differences(load_checkpoint(good), small()) == []
     save_checkpoint(small(2), folder, 2)  # and the disk has room again

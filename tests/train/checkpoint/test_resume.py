@@ -12,7 +12,7 @@ from gatewright.recipes import RECIPES
 from gatewright.tasks import Classification
 from gatewright.train import Interrupted, RunConfig, load_config, train
 from gatewright.train.checkpoint.format import checkpoints
-from gatewright.train.checkpoint.resume import DECISIONS, check_changes, flat
+from gatewright.train.checkpoint.resume import DECISIONS, check_changes, flat, rule_of
 from gatewright.train.config_file import settings_of
 from tests.train.runs import FIVE_STEPS, digits_config, logged, signal_at, write_image_folder
 
@@ -22,8 +22,10 @@ PAGE = Path(__file__).parents[3] / "docs" / "resume.md"
 def test_every_setting_has_a_decision_and_its_row_on_the_page():
     """Whoever adds a setting decides here what becomes of it; the page says the same as the code."""
     configs = [RunConfig(recipe="any", model=network(), data=DataConfig()) for network in Classification.models]
-    assert set(DECISIONS) == {name for config in configs for name in flat(settings_of(config))}
-    kinds = {name: "depends" if callable(it) else it.kind for name, it in DECISIONS.items()}
+    names = {name for config in configs for name in flat(settings_of(config))}
+    assert set(DECISIONS) | set(Classification.decisions) <= names
+    rules = {name: rule_of(name, Classification()) for name in names}
+    kinds = {name: "depends" if callable(rule) else rule.kind for name, rule in rules.items()}
     rows = re.findall(r"^\| (`.*?) \| (exact|rounding|from here|refused|depends)\b", PAGE.read_text(), re.MULTILINE)
     told = {name: kind for names, kind in rows for name in re.findall(r"`([\w.]+)`", names)}
     assert told == kinds
@@ -48,7 +50,7 @@ DIGITS = replace(RECIPES["digits"](), epochs=4)
         ({"recipe": "other"}, r"recipe was 'digits' and is 'other', but the result bears its name"),
         (
             {"data": replace(DIGITS.data, batch_size=32)},
-            r"data.batch_size was 64 and is 32, but it decides which images",
+            r"data.batch_size was 64 and is 32, but it decides which items",
         ),
         ({"data": replace(DIGITS.data, holdout=0.3)}, r"data.holdout was 0.1 and is 0.3, but images that were trained"),
         ({"optim": replace(DIGITS.optim, accumulation_steps=2)}, r"optim.accumulation_steps was 1 and is 2"),

@@ -2,14 +2,20 @@
 
 import difflib
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from gatewright.data.config import BatchConfig
+from gatewright.settings import settings
 
 BUILT_IN_NAMES = ("cifar10", "cifar100", "digits", "folder")
+SHAPES = {"digits": ((1, 8, 8), 10), "cifar10": ((3, 32, 32), 10), "cifar100": ((3, 32, 32), 100)}
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("data.augment")
 class AugmentConfig:
     """Random changes made to training images; the defaults make none.
 
@@ -23,17 +29,11 @@ class AugmentConfig:
     """
 
     flip: bool = False
-    translate: int = 0
-    crop: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.translate < 0:
-            raise ValueError(f"translate is a number of pixels, 0 or more; got {self.translate}: use 0 for no shift")
-        if not 0.0 < self.crop <= 1.0:
-            raise ValueError(f"crop is a share of the side in (0, 1]; got {self.crop}: use 1.0 for no crop")
+    translate: NonNegativeInt = 0
+    crop: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("data")
 class DataConfig(BatchConfig):
     """A labelled image data set and how training reads it.
 
@@ -53,29 +53,41 @@ class DataConfig(BatchConfig):
 
     name: str = "digits"
     path: str | None = None
-    image_size: int | None = None
-    holdout: float = 0.1
+    image_size: PositiveInt | None = None
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     cache: str | None = None
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
         _check_source(self.name, self.path)
         if self.name == "digits" and (self.path is not None or self.image_size is not None):
-            given = f"path={self.path!r}, image_size={self.image_size}"
-            raise ValueError(f"the digits are embedded, 8x8 pixels, and take neither; got {given}: leave them out")
-        if not 0.0 <= self.holdout < 1.0:
-            raise ValueError(f"holdout is a share of the training images in [0, 1); got {self.holdout}: try 0.1")
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"image_size must be 1 or more; got {self.image_size}")
-        super().__post_init__()
+            raise ValueError(
+                "The digits are embedded and have 8x8 pixels: they take neither `data.path` nor `data.image_size`; "
+                f"got {self.path!r} and {self.image_size}. Leave them out."
+            )
+
+    @property
+    def source(self) -> str:
+        """Where the images come from: a folder, the hub, or the library that embeds them."""
+        if self.path is not None:
+            return str(Path(self.path).expanduser().resolve())
+        return "embedded in scikit-learn" if self.name == "digits" else "Hugging Face hub"
+
+    @property
+    def known_shape(self) -> tuple[tuple[int, int, int], int] | None:
+        """The shape of an image and the number of classes, where they are known before anything is loaded."""
+        if (known := SHAPES.get(self.name)) is None:
+            return None
+        (channels, height, width), num_classes = known
+        return (channels, self.image_size or height, self.image_size or width), num_classes
 
 
 def _check_source(name: str, path: str | None) -> None:
     if name not in BUILT_IN_NAMES and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         nearest = difflib.get_close_matches(name, BUILT_IN_NAMES, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else "a hub data set is written owner/name"
-        raise ValueError(f"data.name must be one of {', '.join(BUILT_IN_NAMES)} or owner/name; got {name!r}: {hint}")
+        raise ValueError(f"`data.name` is one of {', '.join(BUILT_IN_NAMES)} or owner/name; got {name!r}: {hint}")
     if name == "folder" and path is None:
         raise ValueError(
-            "data.name 'folder' needs data.path: a folder of train/<class>/ and test/<class>/, or of <class>/ alone"
+            "`data.name=folder` needs `data.path`: a folder of train/<class>/ and test/<class>/, or of <class>/ alone"
         )

@@ -1,5 +1,6 @@
 """Labelled images in memory, and what is measured and selected on them."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,6 +55,14 @@ class ImageSet:
             IndexError: a position is outside the set.
         """
         return type(self)(self.images[index], self.labels[index], self.class_names)
+
+    @property
+    def digest(self) -> str:
+        """A hash of pixels, labels and names of the classes."""
+        content = hashlib.blake2b(json.dumps(self.class_names).encode(), digest_size=8)
+        for tensor in (self.images, self.labels):
+            content.update(tensor.contiguous().numpy().data)
+        return content.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

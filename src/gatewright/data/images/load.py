@@ -19,7 +19,7 @@ from gatewright.data.parquet import find_parquet_files
 
 # A constant, not the seed of the run: runs are compared on the same held-out images.
 HOLDOUT_SEED = 1
-INSTEAD = "set data.name to folder and data.path to a folder of images, or data.name to digits"
+INSTEAD = "set `data.name=folder` and `data.path` to a folder of images, or `data.name=digits`"
 
 
 def load_images(config: DataConfig, *, check: Callable[[Shape], None] = lambda shape: None) -> ImageSplits:

@@ -1,15 +1,18 @@
 """Which text to load, how to split it and how to batch it."""
 
 import re
-from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
 
 from gatewright.data.config import BatchConfig
 from gatewright.names import hint
+from gatewright.settings import settings
 
 BUILT_IN_TEXTS = ("python", "text")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("data")
 class TextConfig(BatchConfig):
     """A text data set and how training reads it. A token is a byte.
 
@@ -34,29 +37,25 @@ class TextConfig(BatchConfig):
     name: str = "python"
     path: str | None = None
     column: str | None = None
-    context: int = 256
-    batch_size: int = 32
-    eval_batch_size: int = 64
-    epoch_batches: int | None = None
-    holdout: float = 0.005
+    context: PositiveInt = 256
+    batch_size: PositiveInt = 32
+    eval_batch_size: PositiveInt = 64
+    epoch_batches: PositiveInt | None = None
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.005
     cache: str | None = None
 
     def __post_init__(self) -> None:
         if self.name not in BUILT_IN_TEXTS and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.name):
             known = ", ".join(BUILT_IN_TEXTS)
-            raise ValueError(f"name is {known} or owner/name; got {self.name!r}{hint(self.name, BUILT_IN_TEXTS)}")
+            raise ValueError(
+                f"`data.name` is {known} or owner/name; got {self.name!r}{hint(self.name, BUILT_IN_TEXTS)}"
+            )
         if (self.name == "text") > (self.path is not None) or (self.name == "python" and self.path is not None):
             raise ValueError(
-                f"path names the file or folder of name='text', and name='python' has none; got name={self.name!r} and "
-                f"path={self.path!r}."
+                f"`data.path` names the file or folder of `data.name=text`, and `data.name=python` has none; got "
+                f"the name {self.name!r} and the path {self.path!r}."
             )
         if self.column is not None and self.name in BUILT_IN_TEXTS:
-            raise ValueError(f"column is one of a Hugging Face data set; got {self.column!r} with name={self.name!r}.")
-        if not 0 <= self.holdout < 1:
-            raise ValueError(f"holdout is a share of the training documents in [0, 1); got {self.holdout}.")
-        if self.context < 1 or (self.epoch_batches is not None and self.epoch_batches < 1):
             raise ValueError(
-                "context and epoch_batches are at least 1, or epoch_batches None for the whole text; got "
-                f"{self.context} and {self.epoch_batches}."
+                f"`data.column` is for a Hugging Face data set; got {self.column!r} with the name {self.name!r}."
             )
-        super().__post_init__()

@@ -19,7 +19,7 @@ from gatewright.data.text.sources import (
 from gatewright.data.text.split import with_held_out_documents, with_test_documents
 from gatewright.data.text.text_set import TextSet, TextSplits
 
-INSTEAD = "set data.name to text and data.path to a file or folder of text, or data.name to python"
+INSTEAD = "set `data.name=text` and `data.path` to a file or folder of text, or `data.name=python`"
 
 
 def load_text(config: TextConfig) -> TextSplits:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,13 @@ class DeepSpeedEngine(TorchEngine):
         device: Where to train.
         steps_per_epoch: Optimizer steps per epoch.
         strategy: How the run is spread over its processes.
-        folder: Where DeepSpeed's own checkpoints go.
+        folder: Where DeepSpeed writes its own checkpoints.
 
     Raises:
         ValueError: If DeepSpeed's settings and the run's do not fit together.
     """
+
+    needs_process_group = True
 
     def __init__(
         self,
@@ -54,17 +57,37 @@ class DeepSpeedEngine(TorchEngine):
         strategy: Strategy = ALONE,
         folder: Path | None = None,
     ) -> None:
-        self.folder = folder
         self.settings, said = deepspeed_settings(config, strategy.world_size, on_cpu=device.type == "cpu")
         if strategy.rank == 0:
             print(*said, sep="\n", end="\n" if said else "")
-        super().__init__(model, config, device=device, steps_per_epoch=steps_per_epoch, strategy=strategy)
+        super().__init__(
+            model, config, device=device, steps_per_epoch=steps_per_epoch, strategy=strategy, folder=folder
+        )
+
+    @classmethod
+    def check(cls, config: RunConfig, world: int, device: torch.device) -> None:
+        """Refuse settings of the run, and of DeepSpeed's JSON, that do not fit together."""
+        deepspeed_settings(config, world, on_cpu=device.type == "cpu")
+
+    @classmethod
+    def prepare(cls, device: torch.device) -> None:
+        """Start DeepSpeed, whose own layer asks it for the device when a model is built."""
+        start_deepspeed(device)
+
+    @classmethod
+    def leave(cls) -> None:
+        """Leave the process group by DeepSpeed's own function where it joined, so that it forgets its groups."""
+        theirs = sys.modules.get("deepspeed.comm")
+        if theirs is not None and theirs.is_initialized():
+            theirs.destroy_process_group()
+        else:
+            super().leave()
 
     def _start(self) -> nn.Module:
         if single := [name for name, parameter in self.model.named_parameters() if parameter.dim() == 0]:
             raise ValueError(
                 "DeepSpeed sends parameters out as bytes, which fails for one without dimensions: "
-                f"{', '.join(single)}. Use --engine torch."
+                f"{', '.join(single)}. Use `engine=torch`."
             )
         deepspeed = start_deepspeed(self.device)
         self._layout = torch.contiguous_format  # DeepSpeed sends parameters out as the bytes that they are in memory.
@@ -95,7 +118,7 @@ class DeepSpeedEngine(TorchEngine):
         first, *others = build_optimizers(self.model, self.config.optim)
         if others:
             raise ValueError(
-                "DeepSpeed takes one optimizer, and --optim.name muon is two. Use adamw or sgd, or DeepSpeed's own by "
+                "DeepSpeed takes one optimizer, and `optim.name=muon` is two. Use adamw or sgd, or DeepSpeed's own by "
                 "its JSON."
             )
         split = require("deepspeed.moe.utils", "deepspeed").split_params_into_different_moe_groups_for_optimizer
@@ -191,7 +214,7 @@ class DeepSpeedEngine(TorchEngine):
         if not self.config.deepspeed.trust_checkpoint:
             raise ValueError(
                 f"The run goes on from DeepSpeed's own checkpoint, {own}. That is a pickle: loading it runs the code "
-                "in it. If you wrote it yourself, say --deepspeed.trust-checkpoint."
+                "in it. If you wrote it yourself, say `deepspeed.trust_checkpoint=True`."
             )
         return own
 

@@ -133,7 +133,7 @@ def _check(name: str, layer: ExpertLayer, ep_size: int) -> None:
         fits = f"{num_experts - num_experts % ep_size} or {num_experts + ep_size - num_experts % ep_size}"
         raise ValueError(
             f"DeepSpeed gives every process equally many experts; {num_experts} over {ep_size} do not come out even. "
-            f"Use {fits} experts, or --engine torch, which takes any number."
+            f"Use {fits} experts, or `engine=torch`, which takes any number."
         )
     if not name or WORD in name:
         raise ValueError(

@@ -34,6 +34,7 @@ def deepspeed_settings(config: RunConfig, world: int, *, on_cpu: bool) -> tuple[
     settings = _read(config.deepspeed.config)
     said, stage = _fit_to_cpu(settings) if on_cpu else [], zero_stage(settings)
     _refuse_settings(config, world)
+    _refuse_layer(config)
     _refuse_half(config, settings)
     _refuse_stage(config, stage)
     _refuse_zero_options(settings, stage)
@@ -44,7 +45,7 @@ def deepspeed_settings(config: RunConfig, world: int, *, on_cpu: bool) -> tuple[
     if world > 1 and not is_plain(settings) and not config.deepspeed.trust_checkpoint:
         said.append(
             "A run that is stopped goes on from DeepSpeed's own checkpoint, a pickle, and so not by itself: say "
-            "--deepspeed.trust-checkpoint, or begin with it."
+            "`deepspeed.trust_checkpoint=True`, or begin with it."
         )
     return settings, said
 
@@ -86,28 +87,41 @@ def _refuse_settings(config: RunConfig, world: int) -> None:
     ep_size, num_experts = config.parallel.ep_size, config.model.num_experts
     if num_experts > 1 and num_experts % ep_size:
         raise ValueError(
-            f"DeepSpeed gives every process equally many experts: --model.num-experts ({num_experts}) is a multiple of "
-            f"--parallel.ep-size ({ep_size}). Change one of them, or use --engine torch."
+            f"DeepSpeed gives every process equally many experts: `model.num_experts` ({num_experts}) is a multiple of "
+            f"`parallel.ep_size` ({ep_size}). Change one of them, or use `engine=torch`."
         )
     if config.data.batch_size % world:
         raise ValueError(
-            f"DeepSpeed gives every process equally many images: --data.batch-size ({config.data.batch_size}) is a "
-            f"multiple of the number of processes ({world}). Change one of them, or use --engine torch."
+            f"DeepSpeed gives every process equally many images: `data.batch_size` ({config.data.batch_size}) is a "
+            f"multiple of the number of processes ({world}). Change one of them, or use `engine=torch`."
         )
     if config.compile or config.precision == "float16":
         raise ValueError(
-            "With --engine deepspeed leave out --compile and --precision float16: DeepSpeed's JSON turns on its own "
-            'float16, by "fp16": {"enabled": true}.'
+            "With `engine=deepspeed` leave out `compile=True` and `precision=float16`: DeepSpeed's JSON turns on its "
+            'own float16, by "fp16": {"enabled": true}.'
         )
     if config.parallel.shard != "none":
         raise ValueError(
-            "DeepSpeed shards by ZeRO: leave out --parallel.shard fsdp, and say "
+            "DeepSpeed shards by ZeRO: leave out `parallel.shard=fsdp`, and say "
             '"zero_optimization": {"stage": 1} or 2 in DeepSpeed\'s JSON.'
         )
     if world > 1 and config.parallel.batch_norm == "local":
         raise ValueError(
             "DeepSpeed does not keep buffers equal, so that each process would evaluate with its own statistics: use "
-            "--parallel.batch-norm sync, or --engine torch."
+            "`parallel.batch_norm=sync`, or `engine=torch`."
+        )
+
+
+def _refuse_layer(config: RunConfig) -> None:
+    """Refuse settings that DeepSpeed's own layer has no place for."""
+    model = config.model
+    plain = model.router == "top-k" and not model.expert_dropout and not model.upcycle_epoch
+    if model.needs_engine and (not plain or config.parallel.ep_size > 1):
+        raise ValueError(
+            "DeepSpeed's layer (model.layer 'deepspeed') has a gate of its own: it needs model.router 'top-k', "
+            "parallel.ep_size 1 (its spread experts are not in a run's checkpoints), model.expert_dropout 0 and "
+            f"model.upcycle_epoch 0; got {model.router!r}, {config.parallel.ep_size}, {model.expert_dropout} and "
+            f"{model.upcycle_epoch}. Change these, or set model.layer to 'gatewright'."
         )
 
 
@@ -115,8 +129,8 @@ def _refuse_half(config: RunConfig, settings: Settings) -> None:
     """Refuse what does not go with parameters of 16 bits."""
     if is_half(settings) and (config.precision != "float32" or config.optim.ema_decay is not None):
         raise ValueError(
-            "DeepSpeed's JSON holds the parameters in 16 bits, and computes in them: say --precision float32, which "
-            "leaves that alone, and leave --optim.ema-decay out, because an average of 16 bits does not move."
+            "DeepSpeed's JSON holds the parameters in 16 bits, and computes in them: say `precision=float32`, which "
+            "leaves that alone, and leave `optim.ema_decay` out, because an average of 16 bits does not move."
         )
 
 
@@ -137,13 +151,13 @@ def _refuse_stage(config: RunConfig, stage: int) -> None:
         raise ValueError(f"ZeRO has the stages 0, 1, 2 and 3; DeepSpeed's JSON asks for {stage}.")
     if stage == 3 and config.parallel.ep_size > 1:
         raise ValueError(
-            f"ZeRO stage 3 cuts every parameter up between all processes, and with --parallel.ep-size "
+            f"ZeRO stage 3 cuts every parameter up between all processes, and with `parallel.ep_size` "
             f"{config.parallel.ep_size} an expert is not on all of them: DeepSpeed refuses its own mixtures there too. "
-            "Use stage 0, 1 or 2, or --parallel.ep-size 1."
+            "Use stage 0, 1 or 2, or `parallel.ep_size=1`."
         )
     if stage == 3 and config.optim.ema_decay is not None:
         raise ValueError(
-            "ZeRO stage 3 leaves no whole weights on a process to average: leave --optim.ema-decay out, or use stage "
+            "ZeRO stage 3 leaves no whole weights on a process to average: leave `optim.ema_decay` out, or use stage "
             "0, 1 or 2."
         )
 
@@ -159,8 +173,8 @@ def _set_batch(settings: Settings, config: RunConfig, world: int) -> None:
     for name, value in wanted.items():
         if settings.get(name, "auto") not in ("auto", value):
             raise ValueError(
-                f"DeepSpeed's JSON says {name} {settings[name]}; with --data.batch-size {config.data.batch_size}, "
-                f"--optim.accumulation-steps {accumulation} and {world} processes it is {value}. Make them agree, or "
+                f"DeepSpeed's JSON says {name} {settings[name]}; with `data.batch_size={config.data.batch_size}`, "
+                f"`optim.accumulation_steps={accumulation}` and {world} processes it is {value}. Make them agree, or "
                 "leave it out of the JSON."
             )
     settings |= wanted
@@ -173,7 +187,7 @@ def _set_clipping(settings: Settings, config: RunConfig, stage: int) -> None:
         return
     if settings.get("gradient_clipping", 0):
         raise ValueError(
-            f"DeepSpeed's JSON clips gradients at {settings['gradient_clipping']} and --optim.clip-norm at {max_norm}: "
+            f"DeepSpeed's JSON clips gradients at {settings['gradient_clipping']} and `optim.clip_norm` at {max_norm}: "
             "leave one of them out."
         )
     if stage > 0 or is_half(settings):

@@ -1,4 +1,4 @@
-"""One MLflow run: opened with a check that the store answers, then fed through an `Outbox`.
+"""One MLflow run: opened with a check that the store answers, then fed through a `RetryQueue`.
 
 Only `MlflowClient` is used and no active run is set, so several runs can be open in one process.
 """
@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, is_dataclass
@@ -21,14 +22,15 @@ from gatewright.extras import require
 from gatewright.integrations.mlflow.store import artifact_location, create_store, database_of
 from gatewright.tasks import DataSplit
 from gatewright.train.provenance import command
-from gatewright.train.tracking.retry_queue import Outbox, reason
+from gatewright.train.tracking.base import RunStatus, Tracker, TrackingConfig
+from gatewright.train.tracking.retry_queue import RetryQueue, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 logger = logging.getLogger("gatewright")
 
-# MLflow itself would ask a silent server seven times over several minutes. The outbox asks again on its own, so one
+# MLflow itself would ask a silent server seven times over several minutes. The queue asks again on its own, so one
 # short question is enough. Telemetry would send usage to the internet from the machine that trains.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -44,22 +46,29 @@ LOCAL_SERVER = "http://127.0.0.1:5000"
 # MLflow's words for the parts of a data set.
 CONTEXTS = {"training": "training", "held-out": "validation", "test": "test"}
 
-# What a name and a value may be long (mlflow.utils.validation).
+# How many items of a kind one request may carry, and how long a name and a value may be (mlflow.utils.validation).
+BATCH_LIMITS = {"metrics": 1000, "parameters": 100, "tags": 100, "data sets": 10}
 MAX_NAME_LENGTH = 250
 MAX_PARAMETER_LENGTH = 6000
 
 
-class MlflowRun:
+# Answers that stay the same however often one asks.
+REFUSALS = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
+
+
+class MlflowTracker(Tracker):
     """An open run of an MLflow store or server.
 
     Args:
         client: A client of that store.
         run_id: The run's name there.
         location: One sentence that says where to look.
-        destination: The store's URI, fit to print.
-        cleanup: Closed at the end of the run.
-        parameters: Those that the run has already.
+        destination: The store's URI, without a password.
+        cleanup: A stack that is closed at the end of the run.
+        parameters: The parameters that the run has already.
     """
+
+    run_id: str
 
     def __init__(
         self,
@@ -77,7 +86,7 @@ class MlflowRun:
         self._client = client
         self._destination = destination
         self._cleanup = cleanup
-        self._outbox = Outbox(self._send, destination)
+        self._queue = RetryQueue(self._send, f"MLflow at {destination}", limits=BATCH_LIMITS, is_refusal=_is_refusal)
 
     def log_parameters(self, parameters: Mapping[str, object]) -> None:
         """Queue parameters, flattened to `a.b.c` and cut to MLflow's limits.
@@ -86,25 +95,25 @@ class MlflowRun:
         """
         values, known = dict(flatten(parameters)), self._parameters
         changed = {name: value for name, value in values.items() if known.get(name, value) != value}
-        self._outbox.put("parameters", [(name, value) for name, value in values.items() if name not in known])
-        self._outbox.put("tags", [(f"resumed.{name}"[:MAX_NAME_LENGTH], value) for name, value in changed.items()])
+        self._queue.put("parameters", [(name, value) for name, value in values.items() if name not in known])
+        self._queue.put("tags", [(f"resumed.{name}"[:MAX_NAME_LENGTH], value) for name, value in changed.items()])
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int, seconds: float) -> None:
-        """Queue one point of each metric, taken at `seconds` since the epoch."""
-        milliseconds = int(seconds * 1000)
-        self._outbox.put("metrics", [(_name(key), value, milliseconds, step) for key, value in metrics.items()])
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Queue one point of each metric."""
+        milliseconds = int(time.time() * 1000)
+        self._queue.put("metrics", [(_name(key), value, milliseconds, step) for key, value in metrics.items()])
 
     def log_data(self, data: Sequence[DataSplit]) -> None:
         """Queue the parts of the data set, which MLflow shows as the run's data sets."""
-        self._outbox.put("data sets", data)
+        self._queue.put("data sets", data)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Queue a file or a folder; it is read when its turn comes."""
-        self._outbox.put("files", [(str(path), folder)])
+        self._queue.put("files", [(str(path), folder)])
 
-    def close(self, status: str) -> None:
+    def close(self, status: RunStatus) -> None:
         """End the run, wait a bounded time for the queue to empty, and say what was not delivered."""
-        missing = self._outbox.close(("end of run", status))
+        missing = self._queue.close(("end of run", status))
         self._cleanup.close()
         if missing:
             counts = ", ".join(f"{count} {kind}" for kind, count in missing.items())
@@ -128,21 +137,24 @@ class MlflowRun:
                 self._client.set_terminated(self.run_id, *payloads)
 
 
-def open_run(
-    uri: str, *, experiment: str, run_name: str, resume_id: str | None, tags: Mapping[str, str] | None = None
-) -> MlflowRun:
-    """Create a run, or open the one to resume.
+def _is_refusal(error: Exception) -> bool:
+    return isinstance(error, FileNotFoundError) or getattr(error, "error_code", None) in REFUSALS
+
+
+def open_tracker(config: TrackingConfig, *, output: Path, run_name: str, resume_id: str | None) -> MlflowTracker:
+    """Create a run, or open the one to resume. The first run of all creates a SQLite store, which takes seconds.
 
     Args:
-        uri: The MLflow store or server.
-        experiment: Created when it does not exist.
-        run_name: The new run's name.
-        resume_id: The run to go on with. One that the store does not know is replaced by a new run.
-        tags: The new run's tags, beside those that say what started it.
+        config: The store or server, and the experiment.
+        output: The run's folder. The default store, `mlflow.db` and `mlartifacts`, lies beside it.
+        run_name: The name of a new run.
+        resume_id: The run to resume. One that the store does not know is replaced by a new run.
 
     Raises:
-        ConnectionError: The store or server does not answer, or not as MLflow does.
+        ConnectionError: If the store or server does not answer, or not as MLflow does.
     """
+    beside = f"sqlite:///{(output.resolve().parent / 'mlflow.db').as_posix()}"
+    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or beside
     destination = re.sub(r"//[^/@]*@", "//", uri)  # without the password
     with ExitStack() as stack:
         stack.enter_context(_environment())
@@ -151,19 +163,20 @@ def open_run(
             with _quiet("alembic", "mlflow.store.db.utils"):
                 create_store(uri)
                 client = mlflow.MlflowClient(tracking_uri=uri)
-                experiment_id = _experiment_id(client, experiment, artifact_location(uri))
-                run_id = _run_id(client, experiment_id, run_name, resume_id, tags or {})
+                experiment_id = _experiment_id(client, config.experiment, artifact_location(uri))
+                tags = {**_source_tags(), "gatewright.output": str(output.resolve())}
+                run_id = _run_id(client, experiment_id, run_name, resume_id, tags)
                 parameters = client.get_run(run_id).data.params
         except Exception as error:
             way_on = f"Move {database_of(uri)} away to begin another store" if database_of(uri) else "Start that server"
             raise ConnectionError(
                 f"cannot log to MLflow at {destination} ({reason(error)}). "
                 f"{way_on}, or unset MLFLOW_TRACKING_URI to log to a local SQLite store, "
-                "or pass --tracking.no-enabled to write metrics.jsonl only."
+                "or set `tracking.enabled=False` to write metrics.jsonl only."
             ) from error
         location = _location(destination, experiment_id, run_id)
         cleanup = stack.pop_all()
-        return MlflowRun(
+        return MlflowTracker(
             client, run_id, location=location, destination=destination, cleanup=cleanup, parameters=parameters
         )
 
@@ -182,7 +195,7 @@ def _experiment_id(client: "MlflowClient", name: str, location: str | None) -> s
 
 
 def _run_id(
-    client: "MlflowClient", experiment_id: str, run_name: str, resume_id: str | None, tags: Mapping[str, str]
+    client: "MlflowClient", experiment_id: str, run_name: str, resume_id: str | None, tags: dict[str, Any]
 ) -> str:
     mlflow = require("mlflow", "train")
     if resume_id is not None:
@@ -193,7 +206,7 @@ def _run_id(
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             logger.warning("MLflow does not know the run %s: going on in a new one", resume_id)
-    run = client.create_run(experiment_id, run_name=run_name, tags=_source_tags() | dict(tags))
+    run = client.create_run(experiment_id, run_name=run_name, tags=tags)
     return str(run.info.run_id)
 
 

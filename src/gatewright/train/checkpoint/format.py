@@ -128,10 +128,10 @@ def _explained(folder: Path, step: int) -> Iterator[None]:
         yield
     except OSError as error:
         good = newest_checkpoint(folder)
-        way_on = f"{good} is intact: go on from it with --resume" if good else "there is no earlier one"
+        way_on = f"{good} is intact: go on from it with `resume=True`" if good else "there is no earlier one"
         raise OSError(
             f"The checkpoint of step {step} could not be written to {folder}: {error.strerror or error}. Make room, or "
-            f"name another --output; {way_on}."
+            f"name another `output`; {way_on}."
         ) from error
 
 

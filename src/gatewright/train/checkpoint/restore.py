@@ -17,7 +17,7 @@ from gatewright.train.config import RunConfig
 from gatewright.train.config_file import load_config, read_config
 from gatewright.train.folder import newest_intact
 from gatewright.train.phases import dense_phase
-from gatewright.train.step import load_weights
+from gatewright.train.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def _load_folder(output: Path) -> Trained:
     config = load_config(output / "config.yaml")
     state, damaged = newest_intact(output / "checkpoints")
     if state is None:
-        raise FileNotFoundError(f"The run at {output} has no checkpoint yet. Go on with it by train --resume.")
+        raise FileNotFoundError(f"The run at {output} has no checkpoint yet. Train it on with `resume=True`.")
     for path in damaged:
         step = state["engine"]["step_count"]
         print(f"warning: {path} is damaged; this is the model of step {step}.", file=sys.stderr)

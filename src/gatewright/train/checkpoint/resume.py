@@ -1,55 +1,12 @@
-"""What may change when a run goes on: one decision for every setting, and the sentence that says what it does.
-
-A setting that is ``EXACT`` has no part in the numbers, and may change in silence. With ``ROUNDING`` the computation is
-the same, in another order or place, so that last digits may differ. ``FROM_HERE`` holds for the steps that are still to
-come. A refusal says why: the run would no longer be the one that its result names.
-"""
+"""What may change when a run goes on: one decision for every setting, and the sentence that says what it does."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from gatewright.tasks import EXACT, FROM_HERE, ROUNDING, Change, Decision, Rule, Task, refused, task_named
 from gatewright.train.config import OptimConfig, RunConfig
 from gatewright.train.config_file import settings_of
 from gatewright.train.optim import rate_factor
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Whether a setting may change in a run that is resumed.
-
-    Args:
-        kind: One of the four.
-        why: Of a refusal, the reason.
-    """
-
-    kind: Literal["exact", "rounding", "from here", "refused"]
-    why: str = ""
-
-
-@dataclass(frozen=True)
-class Change:
-    """A setting that is not what it was.
-
-    Args:
-        before: Its value in the steps so far.
-        now: Its value from here on.
-        epoch: Epochs that are complete.
-        step: Optimizer steps made in the next one.
-    """
-
-    before: Any
-    now: Any
-    epoch: int
-    step: int
-
-
-EXACT, ROUNDING, FROM_HERE = Decision("exact"), Decision("rounding"), Decision("from here")
-
-
-def refused(why: str) -> Decision:
-    """Refuse any change."""
-    return Decision("refused", why)
 
 
 def _epochs(change: Change) -> Decision:
@@ -75,10 +32,10 @@ def _on_or_off(what: str) -> Callable[[Change], Decision]:
 
 
 NETWORK = refused("it decides which weights there are")
-ORDER = refused("it decides which images a step sees: some would be seen twice in an epoch, or never")
+ORDER = refused("it decides which items a step sees: some would be seen twice in an epoch, or never")
 DATA = refused("it decides which data there are")
 
-DECISIONS: Mapping[str, Decision | Callable[[Change], Decision]] = {
+DECISIONS: Mapping[str, Rule] = {
     "recipe": refused("the result bears its name"),
     "task": refused("it decides what is learned"),
     "seed": refused("weights, order, augmentation and noise come of it, and the result bears it"),
@@ -90,12 +47,6 @@ DECISIONS: Mapping[str, Decision | Callable[[Change], Decision]] = {
     "model.residual": NETWORK,
     "model.router": NETWORK,
     "model.layer": NETWORK,
-    "model.width": NETWORK,
-    "model.resnet": NETWORK,
-    "model.emit": NETWORK,
-    "model.feature_size": NETWORK,
-    "model.stem_depth": NETWORK,
-    "model.gate_size": NETWORK,
     "model.top_k": FROM_HERE,
     "model.router_options": FROM_HERE,
     "model.expert_dropout": _on_or_off("a router that drops experts is another module than one that does not"),
@@ -105,16 +56,8 @@ DECISIONS: Mapping[str, Decision | Callable[[Change], Decision]] = {
     "model.min_capacity": FROM_HERE,
     "model.priority": FROM_HERE,
     "model.upcycle_epoch": _upcycle_epoch,
-    "data.name": refused("it decides which images there are"),
-    "data.path": EXACT,  # The same images in another place: their number, classes and shape are compared.
-    "data.image_size": refused("it decides what the images look like"),
-    "data.holdout": refused("images that were trained on would be held out, or held-out ones trained on"),
     "data.batch_size": ORDER,
     "data.eval_batch_size": EXACT,
-    "data.cache": EXACT,
-    "data.augment.flip": FROM_HERE,
-    "data.augment.translate": FROM_HERE,
-    "data.augment.crop": FROM_HERE,
     "optim.name": refused("each optimizer keeps a state of its own"),
     "optim.lr": FROM_HERE,
     "optim.adam_lr": FROM_HERE,
@@ -129,6 +72,7 @@ DECISIONS: Mapping[str, Decision | Callable[[Change], Decision]] = {
     "optim.ema_decay": _on_or_off("averaged weights are kept from the first step on, or never"),
     "optim.label_smoothing": FROM_HERE,
     "tracking.enabled": EXACT,
+    "tracking.name": EXACT,
     "tracking.uri": EXACT,
     "tracking.experiment": EXACT,
     "tracking.log_interval": EXACT,
@@ -151,7 +95,7 @@ DECISIONS: Mapping[str, Decision | Callable[[Change], Decision]] = {
     "checkpoint_in_background": EXACT,
     "output": EXACT,
 }
-"""What becomes of each setting of a `RunConfig` that is changed."""
+"""What becomes of each setting of a run that is changed, whatever its task; the task decides on its own settings."""
 
 LEAVES = ("model.router_options", "model.losses")  # settings that are mappings themselves
 RATE = ("lr", "warmup_epochs", "warmup", "schedule")  # what of the optimizer decides the learning rate
@@ -171,7 +115,8 @@ def check_changes(config: RunConfig, saved: Mapping[str, Any]) -> list[str]:
         ValueError: If a setting was changed that has to stay; the sentence has all of these.
     """
     changes = changes_since(config, saved)
-    decisions = {name: _decide(name, change, left=config.epochs > change.epoch) for name, change in changes.items()}
+    task, left = task_named(config.task), config.epochs > saved["position"]["epoch"]
+    decisions = {name: _decide(name, rule_of(name, task), change, left=left) for name, change in changes.items()}
     refusals = [
         f"{name} was {changes[name].before!r} and is {changes[name].now!r}, but {decision.why}"
         for name, decision in decisions.items()
@@ -207,9 +152,13 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _decide(name: str, change: Change, *, left: bool) -> Decision:
-    decided = DECISIONS.get(name) or (NETWORK if name.startswith("model.") else DATA)  # A task's own settings.
-    decision = decided(change) if callable(decided) else decided
+def rule_of(name: str, task: Task) -> Rule:
+    """Return what becomes of a setting that is changed; what nobody decided on makes the network or the data."""
+    return {**DECISIONS, **task.decisions}.get(name) or (NETWORK if name.startswith("model.") else DATA)
+
+
+def _decide(name: str, rule: Rule, change: Change, *, left: bool) -> Decision:
+    decision = rule(change) if callable(rule) else rule
     if decision is FROM_HERE and name != "epochs" and not left:
         return refused("the run is finished, so that nothing would be trained with it (more epochs would)")
     return decision

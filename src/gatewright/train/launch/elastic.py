@@ -82,8 +82,8 @@ def _end(config: RunConfig, failures: Mapping[int, ProcessFailure]) -> NoReturn:
     if (status := first_failure(failures)[1].exitcode) in (FOR_A_PERSON, DIVERGED):
         sys.exit(status)
     raise ChildProcessError(
-        f"{sentence(failures)}, after {config.parallel.max_restarts} restarts (--parallel.max-restarts); its own words "
-        f"are above. Go on from the newest checkpoint with --resume --output {config.output}."
+        f"{sentence(failures)}, after {config.parallel.max_restarts} restarts (`parallel.max_restarts`); its own words "
+        f"are above. Go on from the newest checkpoint with `resume=True` and `output={config.output}`."
     )
 
 

@@ -5,16 +5,11 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice, takewhile
 from typing import Any
 
 logger = logging.getLogger("gatewright")
-
-# What one request may carry, by kind of item (mlflow.utils.validation).
-BATCH_LIMITS = {"metrics": 1000, "parameters": 100, "tags": 100, "data sets": 10, "files": 1, "end of run": 1}
-# Answers that stay the same however often one asks; asking again would only hold up the rest.
-REFUSALS = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
 
 CAPACITY = 50_000
 LINGER_SECONDS = 1.0
@@ -27,17 +22,26 @@ BUSY_SECONDS = 60.0
 Item = tuple[str, Any]
 
 
-class Outbox:
+class RetryQueue:
     """A bounded queue of (kind, payload) and the one thread that empties it, batch by batch.
 
     Args:
-        send: Delivers payloads of one kind, or raises.
+        send: Delivers payloads of one kind, or raises an error.
         destination: What the warnings call the other side.
+        limits: How many payloads of a kind one request may carry; 1 of a kind that is not in it.
+        is_refusal: Whether an error stays the same however often one asks, so that asking again would only hold up the
+            rest.
     """
 
-    def __init__(self, send: Callable[[str, list[Any]], None], destination: str) -> None:
-        self._send = send
-        self._destination = destination
+    def __init__(
+        self,
+        send: Callable[[str, list[Any]], None],
+        destination: str,
+        *,
+        limits: Mapping[str, int],
+        is_refusal: Callable[[Exception], bool],
+    ) -> None:
+        self._send, self._destination, self._limits, self._is_refusal = send, destination, limits, is_refusal
         self._items: deque[Item] = deque()
         self._changed = threading.Condition()
         self._closing = threading.Event()
@@ -45,7 +49,7 @@ class Outbox:
         self._lost: Counter[str] = Counter()
         self._num_suspects = 0
         self._warned: set[str] = set()
-        self._thread = threading.Thread(target=self._run, name="gatewright-mlflow", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="gatewright-tracking", daemon=True)
         self._thread.start()
 
     def put(self, kind: str, payloads: Iterable[Any]) -> None:
@@ -74,7 +78,7 @@ class Outbox:
             try:
                 self._send(batch[0][0], [payload for _, payload in batch])
             except Exception as error:
-                if _is_refusal(error):
+                if self._is_refusal(error):
                     self._refused(batch, error)
                     continue
                 self._failed(batch, error)
@@ -97,7 +101,7 @@ class Outbox:
             if not self._items:
                 return []
             kind = self._items[0][0]
-            limit = 1 if self._num_suspects else BATCH_LIMITS[kind]
+            limit = 1 if self._num_suspects else self._limits.get(kind, 1)
             return list(islice(takewhile(lambda item: item[0] == kind, self._items), limit))
 
     def _remove(self, batch: list[Item]) -> None:
@@ -114,7 +118,7 @@ class Outbox:
         kind = batch[0][0]
         self._lost[kind] += 1
         self._remove(batch)
-        self._warn_once("refusal", f"MLflow at {self._destination} refused some {kind}: {error}")
+        self._warn_once("refusal", f"{self._destination} refused some {kind}: {error}")
 
     def _failed(self, batch: list[Item], error: Exception) -> None:
         if batch[0][0] == "files":
@@ -123,8 +127,8 @@ class Outbox:
                 self._items.rotate(-1)
         self._warn_once(
             "failure",
-            f"Logging to MLflow at {self._destination} fails ({reason(error)}). "
-            "Training and metrics.jsonl go on, and MLflow is tried again in the background.",
+            f"Logging to {self._destination} fails ({reason(error)}). "
+            "Training and metrics.jsonl go on, and it is tried again in the background.",
         )
 
     def _back_off(self, delay: float) -> bool:
@@ -140,12 +144,8 @@ class Outbox:
 
 
 def reason(error: BaseException) -> str:
-    """Say in one line why MLflow failed; it wraps `Connection refused` in four exceptions of its own."""
+    """Say in one line why a request failed; a client may wrap `Connection refused` in several exceptions of its own."""
     cause = error
     while (deeper := cause.__cause__ or cause.__context__) is not None:
         cause = deeper
     return str(cause if isinstance(cause, OSError) else error).partition("\n")[0]
-
-
-def _is_refusal(error: Exception) -> bool:
-    return isinstance(error, FileNotFoundError) or getattr(error, "error_code", None) in REFUSALS

@@ -1,14 +1,37 @@
-"""A run under its tracker, which learns how it ended."""
+"""Opening the trackers of a run, which learn how it ended."""
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 
 from gatewright.train.config import RunConfig
 from gatewright.train.config_file import settings_of
 from gatewright.train.launch.signals import Interrupted
 from gatewright.train.strategies.single import Strategy
-from gatewright.train.tracking.base import NoTracker, RunStatus, Tracker, start_tracking
+from gatewright.train.tracking.base import TRACKERS, RunStatus, Tracker, Trackers, TrackingConfig
+from gatewright.train.tracking.jsonl import JsonlTracker
+
+
+def start_tracking(config: TrackingConfig, *, output: Path, run_name: str, resume_id: str | None = None) -> Tracker:
+    """Open the run's metrics file and, unless it is turned off, its tracker.
+
+    Args:
+        config: Where to log to.
+        output: The run's folder.
+        run_name: What the tracker shows as the run's name.
+        resume_id: The `run_id` of the run to resume.
+
+    Raises:
+        ConnectionError: If the tracker's store or server does not answer.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / "metrics.jsonl"
+    if not config.enabled:
+        return JsonlTracker(path)
+    open_tracker = resolve_name(TRACKERS.get(config.name, config.name))
+    tracker = open_tracker(config, output=output, run_name=run_name, resume_id=resume_id)
+    return Trackers(JsonlTracker(path), tracker)
 
 
 @contextlib.contextmanager
@@ -22,10 +45,10 @@ def tracked(config: RunConfig, output: Path, resume_id: str | None, strategy: St
         strategy: How the run is spread over its processes.
 
     Raises:
-        ConnectionError: The MLflow store or server does not answer.
+        ConnectionError: If the tracker's store or server does not answer.
     """
     if strategy.rank > 0:
-        yield NoTracker()
+        yield Tracker()
         return
     name = f"{config.recipe}-seed{config.seed}"
     tracker = start_tracking(config.tracking, output=output, run_name=name, resume_id=resume_id)

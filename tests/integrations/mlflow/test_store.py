@@ -2,8 +2,9 @@ import logging
 
 import pytest
 
-from gatewright.train.tracking.base import TrackingConfig, start_tracking
-from tests.train.runs import logged
+from gatewright.integrations.mlflow.store import artifact_location
+from gatewright.train.tracking.base import TrackingConfig
+from gatewright.train.tracking.tracked import start_tracking
 
 pytest.importorskip("mlflow")
 
@@ -58,18 +59,17 @@ def test_a_sqlite_store_of_ones_own_keeps_its_files_beside_it(tmp_path, monkeypa
     assert list((tmp_path / "work").iterdir()) == []
 
 
-def test_without_mlflow_there_is_still_the_file(tmp_path):
-    tracker = start_tracking(TrackingConfig(enabled=False), output=tmp_path / "run", run_name="alone")
-    tracker.log_parameters({"seed": 0})
-    tracker.log_metrics({"loss": 1.0}, step=7)
-    tracker.log_artifact(tmp_path / "run" / "metrics.jsonl")
-    tracker.close("FINISHED")
-    assert tracker.run_id is None
-    assert "metrics.jsonl" in tracker.location
-    assert [(line["step"], line["values"]) for line in logged(tmp_path / "run")] == [(7, {"loss": 1.0})]
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-
-
-def test_an_interval_of_nothing_is_refused():
-    with pytest.raises(ValueError, match=r"log_interval \(0\)"):
-        TrackingConfig(log_interval=0)
+@pytest.mark.parametrize(
+    ("uri", "location"),
+    [
+        ("sqlite:////a/b/my.db", "/a/b/mlartifacts"),
+        ("sqlite+pysqlite:////a/b/my.db?timeout=5", "/a/b/mlartifacts"),
+        ("sqlite:///:memory:", None),
+        ("sqlite://", None),
+        ("postgresql://me@host/db", None),
+        ("http://127.0.0.1:5000", None),
+        ("./mlruns", None),
+    ],
+)
+def test_only_a_sqlite_file_has_a_place_for_artifacts_beside_it(uri, location):
+    assert artifact_location(uri) == location

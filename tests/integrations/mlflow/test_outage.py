@@ -8,8 +8,9 @@ import socket
 
 import pytest
 
-from gatewright.train.tracking.base import TrackingConfig, start_tracking
-from tests.train.mlflow_server import history
+from gatewright.train.tracking.base import TrackingConfig
+from gatewright.train.tracking.tracked import start_tracking
+from tests.integrations.mlflow.server import history
 from tests.train.runs import logged, wait_until
 
 pytest.importorskip("mlflow")
@@ -76,7 +77,7 @@ def test_no_server_at_the_start_is_one_clear_error(tmp_path):
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     with pytest.raises(
-        ConnectionError, match=r"Connection refused.*MLFLOW_TRACKING_URI.*--tracking\.no-enabled"
+        ConnectionError, match=r"Connection refused.*MLFLOW_TRACKING_URI.*`tracking.enabled=False`"
     ) as error:
         start_tracking(TrackingConfig(uri=f"http://me:secret@{address}"), output=tmp_path, run_name="nobody")
     assert address in str(error.value)

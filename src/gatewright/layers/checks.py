@@ -1,7 +1,7 @@
-"""What a layer takes: floating-point items of one shape behind any batch dimensions, and a mask of those."""
+"""What a layer takes: a router of its kind, items of one shape behind any batch dimensions, and a mask of those."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gatewright.experts.base import Shape
 
@@ -33,4 +33,18 @@ def check_items(x: Tensor, mask: Tensor | None, item_shape: Shape, layer: str) -
             f"A mask is a bool tensor of the batch dimensions, {tuple(batch)}, and True where an item is real; got "
             f"{mask.dtype} of shape {tuple(mask.shape)}. Torch's key_padding_mask is True where an item is not: pass "
             "mask=~key_padding_mask."
+        )
+
+
+def check_router(router: object, kind: type[nn.Module], layer: str) -> None:
+    """Refuse a router that is not of a layer's kind.
+
+    Raises:
+        ValueError: The sentence says which layer takes which.
+    """
+    if not isinstance(router, kind):
+        raise ValueError(
+            f"{layer} takes a gatewright.{kind.__name__} for its router; got {type(router).__name__}. SoftMoE takes "
+            "gatewright.Soft(dim, num_experts), which mixes items into slots, and other layers a router that chooses "
+            "experts, such as gatewright.TopK(dim, num_experts, top_k=2), which has a linear layer of its own."
         )

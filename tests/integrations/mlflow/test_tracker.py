@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from gatewright.train import train
-from gatewright.train.tracking.base import TrackingConfig, start_tracking
-from tests.train.mlflow_server import history
+from gatewright.train.tracking.base import TrackingConfig
+from gatewright.train.tracking.tracked import start_tracking
+from tests.integrations.mlflow.server import history
 from tests.train.runs import FIVE_STEPS, digits_config, logged
 
 pytest.importorskip("mlflow")

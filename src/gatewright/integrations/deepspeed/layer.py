@@ -1,4 +1,4 @@
-"""DeepSpeed's own mixture of experts inside a ready-made model, to compare with."""
+"""DeepSpeed's own mixture of experts in place of ours inside a ready-made model, to compare with."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,8 +10,31 @@ from torch import Tensor, nn
 from gatewright.experts.base import output_shape_of
 from gatewright.extras import require
 from gatewright.layers.base import RoutedLayer
+from gatewright.models import MixtureConfig
 from gatewright.models.options import check_options
 from gatewright.routers import TopK
+
+
+def build_mixture(
+    config: MixtureConfig, make_expert: Callable[[], nn.Module], router_dim: int, item_shape: tuple[int, ...]
+) -> "DeepSpeedMoE":
+    """Build the layer that a model's settings describe, with the same capacity in evaluation as in training.
+
+    Raises:
+        ValueError: If the model's router looks at other features than the items themselves.
+    """
+    if router_dim != math.prod(item_shape):
+        raise ValueError(
+            f"DeepSpeed's gate looks at the item itself, {math.prod(item_shape)} numbers for items of shape "
+            f"{item_shape}, and this model's router at {router_dim} features. Use the recipe cifar10-cnn, or "
+            "model.layer 'gatewright'."
+        )
+    capacity = {"capacity_factor": config.capacity_factor, "eval_capacity_factor": config.capacity_factor}
+    capacity |= {"min_capacity": config.min_capacity, "drop_tokens": config.dispatch == "capacity"}
+    options = {**capacity, **config.router_options}
+    return DeepSpeedMoE(
+        make_expert, config.num_experts, config.top_k, item_shape=item_shape, losses=config.losses, options=options
+    )
 
 
 class DeepSpeedMoE(RoutedLayer):
@@ -54,7 +77,7 @@ class DeepSpeedMoE(RoutedLayer):
         if math.prod(self.output_shape) != dim:
             raise ValueError(
                 f"DeepSpeed's layer gives back as many numbers per item as it takes, {dim} for items of shape "
-                f"{item_shape}; its expert returns {self.output_shape}. Use --model.layer gatewright."
+                f"{item_shape}; its expert returns {self.output_shape}. Use model.layer 'gatewright'."
             )
         make = require("deepspeed.moe.layer", "deepspeed").MoE
         check_options(make, options, "DeepSpeed's layer", given=("hidden_size", "expert", "num_experts", "k"))

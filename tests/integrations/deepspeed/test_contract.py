@@ -8,8 +8,8 @@ import torch
 from gatewright import aux_loss
 from gatewright.integrations.deepspeed.parameters import adapt_to_deepspeed
 from gatewright.parallel import expert_parameters, total_gradient_norm
-from tests.parallel.test_deepspeed import mesh_of, spread
-from tests.train.deepspeeds import installed
+from tests.integrations.deepspeed.runs import installed
+from tests.integrations.deepspeed.test_parameters import mesh_of, spread
 
 pytestmark = [installed, pytest.mark.distributed]
 

@@ -8,25 +8,25 @@ import pytest
 from gatewright.integrations.deepspeed.settings import deepspeed_settings
 from gatewright.recipes import RECIPES
 from gatewright.train.config import DeepSpeedConfig, ParallelConfig
-from tests.train.deepspeeds import ADAMW, ARTICLE, PLAIN, config_of, zero
+from tests.integrations.deepspeed.runs import ADAMW, ARTICLE, PLAIN, config_of, zero
 
 
 @pytest.mark.parametrize(
     ("changes", "settings", "words"),
     [
-        ({"ep_size": 3}, None, "equally many experts: --model.num-experts (4)"),
-        ({"batch_size": 7}, None, "equally many images: --data.batch-size (7)"),
+        ({"ep_size": 3}, None, "equally many experts: `model.num_experts` (4)"),
+        ({"batch_size": 7}, None, "equally many images: `data.batch_size` (7)"),
         ({}, zero(3), "ZeRO stage 3 cuts every parameter up between all processes"),
         ({"ep_size": 1, "optim": ADAMW}, zero(3), "no whole weights on a process to average"),
         ({}, zero(4), "stages 0, 1, 2 and 3; DeepSpeed's JSON asks for 4"),
-        ({"precision": "float16"}, None, "leave out --compile and --precision float16"),
-        ({"compile": True}, None, "leave out --compile and --precision float16"),
-        ({"parallel": ParallelConfig(batch_norm="local")}, None, "--parallel.batch-norm sync"),
+        ({"precision": "float16"}, None, "leave out `compile=True` and `precision=float16`"),
+        ({"compile": True}, None, "leave out `compile=True` and `precision=float16`"),
+        ({"parallel": ParallelConfig(batch_norm="local")}, None, "`parallel.batch_norm=sync`"),
         ({"parallel": ParallelConfig(shard="fsdp")}, None, "DeepSpeed shards by ZeRO"),
-        ({}, {"train_batch_size": 16}, "train_batch_size 16; with --data.batch-size 8"),
+        ({}, {"train_batch_size": 16}, "train_batch_size 16; with `data.batch_size=8`"),
         ({"optim": ADAMW}, {"gradient_clipping": 1.0}, "leave one of them out"),
-        ({"precision": "bfloat16"}, {"bf16": {"enabled": True}}, "say --precision float32"),
-        ({"optim": replace(PLAIN, ema_decay=0.9)}, {"fp16": {"enabled": True}}, "leave --optim.ema-decay out"),
+        ({"precision": "bfloat16"}, {"bf16": {"enabled": True}}, "say `precision=float32`"),
+        ({"optim": replace(PLAIN, ema_decay=0.9)}, {"fp16": {"enabled": True}}, "leave `optim.ema_decay` out"),
         (
             {},
             {"zero_optimization": {"stage": 1, "reduce_scatter": False}},

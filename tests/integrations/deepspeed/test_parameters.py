@@ -15,7 +15,7 @@ from gatewright import ModuleExperts, MoE, TopK, aux_loss
 from gatewright.integrations.deepspeed.parameters import adapt_to_deepspeed, plain_state
 from gatewright.parallel import expert_mesh, expert_parameters, gather_state, parallelize
 from tests.cases import EXPERT_CASES
-from tests.train.deepspeeds import installed
+from tests.integrations.deepspeed.runs import installed
 
 EXPERT = re.compile(r".*\.deepspeed_moe\.experts\.deepspeed_experts\.([0-9]+)\.")
 NETWORKS = ["batch-norm", "grouped-relu-bias"]

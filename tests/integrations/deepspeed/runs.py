@@ -23,7 +23,7 @@ from tests.cases import EXPERT_CASES, make_router, run_beside
 STEPS = 12
 ADAMW = OptimConfig(lr=0.02, clip_norm=0.5, schedule="linear", warmup_epochs=0.5, ema_decay=0.9)
 PLAIN = replace(ADAMW, clip_norm=None, ema_decay=None)
-ARTICLE = json.loads((Path(__file__).parents[2] / "deploy" / "article.json").read_text())
+ARTICLE = json.loads((Path(__file__).parents[3] / "deploy" / "article.json").read_text())
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None,

@@ -9,8 +9,10 @@ from torch import nn
 
 from gatewright import ModuleExperts, MoE, TopK, aux_loss, moe_layers
 from gatewright.integrations.deepspeed.engine import start_deepspeed
-from gatewright.models import CnnConfig, DeepSpeedMoE, ResNetsConfig
+from gatewright.integrations.deepspeed.layer import DeepSpeedMoE
+from gatewright.models import CnnConfig, ResNetsConfig
 from gatewright.recipes import RECIPES
+from gatewright.train.validate import validate
 
 pytestmark = [
     pytest.mark.distributed,
@@ -106,14 +108,18 @@ def test_its_settings_are_the_models(ranks):
     assert difference > 1e-3
 
 
-@pytest.mark.parametrize(
-    "changes", [{"engine": "torch"}, {"router": "noisy-top-k"}, {"upcycle_epoch": 2}, {"expert_dropout": 0.1}]
-)
-def test_a_run_with_it_is_deepspeeds(changes):
+def run_with_it(engine="deepspeed", **changes):
     recipe = RECIPES["cifar10-cnn"]()
     model = {"layer": "deepspeed", "router": "top-k", "upcycle_epoch": 0, **changes}
-    engine = model.pop("engine", "deepspeed")
-    with pytest.raises(
-        ValueError, match=r"--model.layer deepspeed is DeepSpeed's layer .* it wants --engine deepspeed"
-    ):
-        replace(recipe, engine=engine, model=replace(recipe.model, **model))
+    return replace(recipe, engine=engine, model=replace(recipe.model, **model))
+
+
+def test_another_engine_cannot_train_it():
+    with pytest.raises(ValueError, match=r"got `model.layer` 'deepspeed' and `engine` 'torch'. Set `engine=deepspeed`"):
+        validate(run_with_it(engine="torch"), 1, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("changes", [{"router": "noisy-top-k"}, {"upcycle_epoch": 2}, {"expert_dropout": 0.1}])
+def test_settings_that_it_has_no_place_for_are_refused(changes):
+    with pytest.raises(ValueError, match=r"DeepSpeed's layer .* has a gate of its own: it needs model.router 'top-k'"):
+        validate(run_with_it(**changes), 1, torch.device("cpu"))

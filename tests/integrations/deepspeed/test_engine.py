@@ -15,7 +15,7 @@ from gatewright.train import OptimConfig, TrainingDiverged
 from gatewright.train.phases import upcycled
 from gatewright.train.step import TorchEngine
 from tests.cases import ROUTER_CASES
-from tests.train.deepspeeds import (
+from tests.integrations.deepspeed.runs import (
     ADAMW,
     ARTICLE,
     PLAIN,
@@ -186,7 +186,7 @@ def resumed(settings, folder, ep_size):
 def test_what_our_state_cannot_hold_is_in_deepspeeds_checkpoint_if_trusted(ranks, tmp_path, settings, ep_size):
     for difference, (untrusted, missing), kept in ranks(2, resumed, settings, str(tmp_path), ep_size):
         assert difference == 0
-        assert "--deepspeed.trust-checkpoint" in untrusted
+        assert "`deepspeed.trust_checkpoint=True`" in untrusted
         assert "there is none" in missing
         assert kept == ["step-00000004", "step-00000006"]
 

@@ -1,0 +1,40 @@
+"""The library's errors in the words of the command line: the fields that they name become flags."""
+
+import re
+from collections.abc import Collection
+
+from gatewright.cli.flags import flags_of
+from gatewright.cli.plan import Question
+from gatewright.recipes import RECIPES
+
+FIELD = re.compile(r"`([a-z_]+(?:\.[a-z_]+)*)(?:=([^`]*))?`")
+"""A field, or a field with a value to give it, as the library writes them: `optim.lr`, `model.layer="gatewright"`."""
+
+
+def in_flags(sentence: str, flags: Collection[str] | None = None) -> str:
+    """Write the fields that a sentence names in backquotes as the flags that set them.
+
+    Args:
+        sentence: An error of the library.
+        flags: Every flag there is; None takes those of all commands.
+    """
+    known = every_flag() if flags is None else flags
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found[1].replace("_", "-"), (found[2] or "").strip("\"'")
+        section, _, last = name.rpartition(".")
+        switch = f"--{section}{'.' if section else ''}no-{last}"
+        if f"--{name}" not in known:
+            return found[0]
+        if switch in known and value in ("True", "False"):
+            return f"--{name}" if value == "True" else switch
+        return f"--{name} {value}".rstrip()
+
+    return FIELD.sub(flag, sentence)
+
+
+def every_flag() -> set[str]:
+    """Return the flags of all commands that take settings."""
+    configs = [recipe() for recipe in RECIPES.values()]
+    switches = {"--resume", "--no-resume", "--dry-run", "--image-shape", "--num-classes"}
+    return switches.union(*map(flags_of, configs), flags_of(Question()))

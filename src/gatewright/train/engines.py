@@ -1,0 +1,22 @@
+"""The engines that can train a run, each imported only when a run asks for it."""
+
+from collections.abc import Mapping
+from pkgutil import resolve_name
+from types import MappingProxyType
+
+from gatewright.train.config import EngineName
+from gatewright.train.step import TorchEngine
+
+ENGINES: Mapping[EngineName, str] = MappingProxyType(
+    {
+        "torch": "gatewright.train.step:TorchEngine",
+        "deepspeed": "gatewright.integrations.deepspeed.engine:DeepSpeedEngine",
+    }
+)
+"""Where the class of each engine is, as ``"module:Class"``."""
+
+
+def engine_class(name: EngineName) -> type[TorchEngine]:
+    """Import the class of an engine."""
+    engine: type[TorchEngine] = resolve_name(ENGINES[name])
+    return engine
