@@ -145,15 +145,20 @@ def test_the_triton_kernels_compute_what_plain_torch_does(activation):
         assert_close(value.float(), found[1][name].float(), rtol=0.03, atol=0.03 * found[1][name].abs().max().item())
 
 
-def test_a_compiled_layer_with_triton_kernels_is_one_graph():
+def compiled_beside_plain():
+    """Outputs and gradients of a layer with Triton kernels, plain and as one compiled graph."""
+    torch.manual_seed(0)
     moe = MoE(make_router("top-k", 64, 8, 2), GroupedFeedForward(8, 64, 96, backend="triton")).cuda().bfloat16()
     x = torch.randn(333, 64, device="cuda", dtype=torch.bfloat16)
-    compiled = torch.compile(moe, fullgraph=True)
     found = []
-    for forward in (moe, compiled):
+    for forward in (moe, torch.compile(moe, fullgraph=True)):
         moe.zero_grad()
         output = forward(x)
         (output.float().square().sum() + aux_loss(moe)).backward()
-        found.append([output, *(parameter.grad for parameter in moe.parameters())])
-    for value, wanted in zip(*found, strict=True):
+        found.append([output.detach().cpu(), *(parameter.grad.cpu() for parameter in moe.parameters())])
+    return found
+
+
+def test_a_compiled_layer_with_triton_kernels_is_one_graph(run_unhooked):
+    for value, wanted in zip(*run_unhooked(compiled_beside_plain), strict=True):
         assert_close(value, wanted, rtol=0.03, atol=0.03 * wanted.abs().max().item())
