@@ -149,12 +149,16 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.activation, ctx.backend = inputs[7:9]
 
 
-def _operator_backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _operator_backward(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if gradient is None:
+        return (None,) * 10
     found = _gradients(gradient.contiguous(), *ctx.saved_tensors, ctx.activation, ctx.backend)
     return (*found, *[None] * 6)
 
 
-def _backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if gradient is None:  # Nothing that is asked for depends on the output.
+        return (None,) * 10
     *inputs, hidden = ctx.saved_tensors
     if torch.is_grad_enabled():  # A derivative of this one may be asked for.
         return (*_differentiable_gradients(ctx, gradient, inputs), *[None] * 6)
@@ -163,9 +167,10 @@ def _backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | No
 
 
 def _differentiable_gradients(ctx: Any, gradient: Tensor, inputs: list[Tensor]) -> list[Tensor | None]:
-    x, weight_in, weight_out, weight, token_index, _, ends = inputs
-    parts = x, weight_in, weight_out, weight
+    *parts, token_index, _, ends = inputs
+    parts = [part.view_as(part) for part in parts]  # No gradient arrives at the leaves here, whose hooks would take it.
     wanted = [part for part, needed in zip(parts, ctx.needs_input_grad[:4], strict=True) if needed]
+    x, weight_in, weight_out, weight = parts
     output = specification(x, weight_in, weight_out, weight, token_index, ends, ctx.activation)
     found = iter(torch.autograd.grad(output, wanted, gradient, create_graph=True))
     return [next(found) if needed else None for needed in ctx.needs_input_grad[:4]]
