@@ -23,8 +23,8 @@ from tests.parallel import parity
 from tests.ranks import Ranks
 from tests.train.checkpoint.test_writer import resharded, save_midway, uninterrupted
 from tests.train.spread import largest_difference
-from tests.train.test_several_processes import in_float32
-from tests.train.test_several_processes import trajectory_of as of_engine
+from tests.train.strategies.test_strategies import in_float32
+from tests.train.strategies.test_strategies import trajectory_of as of_engine
 
 LAYOUTS = [(2, 1), (2, 2), (4, 2), (4, 4)]
 EXPERTS = ["modules-different", "grouped-relu-bias"]

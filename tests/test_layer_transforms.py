@@ -92,6 +92,7 @@ def test_vmap_agrees_with_a_loop(case):
 
 def test_gradients_of_each_batch_by_vmap():
     layer, _ = make("modules-noisy-top-k")
+    layer.eval()  # Noise would be other noise in every call.
     parameters, batches = dict(layer.named_parameters()), torch.randn(3, 6, 8, dtype=torch.float64)
 
     def loss(parameters, x):

@@ -11,6 +11,7 @@ from gatewright.layers.merged import MergedMoE
 from gatewright.layers.moe import MoE
 from gatewright.layers.residual import ResidualMixture
 from gatewright.layers.soft import SoftMoE
+from gatewright.ops import backends
 from gatewright.routers import (
     Biased,
     ExpertChoice,
@@ -57,6 +58,7 @@ __all__ = [
     "SoftMoE",
     "TopK",
     "aux_loss",
+    "backends",
     "end_step",
     "moe_layers",
     "seed_noise",

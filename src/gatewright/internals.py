@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C import _functorch
 from torch._functorch import pyfunctorch
 from torch.autograd import forward_ad
@@ -38,6 +38,12 @@ def in_transform() -> bool:
 def in_forward_mode() -> bool:
     """Whether derivatives are computed in forward mode, by `torch.func.jvp` or `torch.autograd.forward_ad`."""
     return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether hooks see what goes into a module or comes out of it."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return any(len(each) > 0 for each in hooks)
 
 
 def is_batched(tensor: Tensor) -> bool:

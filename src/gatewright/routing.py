@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
+from gatewright.ops import stable_sort
 from gatewright.scope import BatchScope, Mask
 
 
@@ -91,6 +92,8 @@ class Routing:
         sums: The batch's additive statistics.
         logits: The router's logits of every token, without noise; None where a router of your own leaves them out.
         probs: Its probabilities over all experts; each row sums to 1. None as above.
+        top_k: Experts per token where every token has the same number and none is dropped, so that each of the flat
+            lists can be viewed as ``(top_k, tokens)``; None for any other list.
     """
 
     token_index: Int[Tensor, " assignments"]
@@ -99,6 +102,7 @@ class Routing:
     sums: RoutingSums
     logits: Float[Tensor, "tokens experts"] | None = None
     probs: Float[Tensor, "tokens experts"] | None = None
+    top_k: int | None = None
 
     @property
     def num_experts(self) -> int:
@@ -120,8 +124,16 @@ class Routing:
             self,
             expert_index=self.expert_index.masked_fill(dropped_mask, self.num_experts),
             weight=self.weight.masked_fill(dropped_mask, 0.0),
+            top_k=None,
         )
         return kept.with_sums(dropped=self.sums.dropped + dropped_mask.sum())
+
+    def by_expert(self) -> tuple[Self, Int[Tensor, " assignments"]]:
+        """Sort by expert, arrivals in order within each and dropped assignments last; return the order as well."""
+        expert_index, order = stable_sort(self.expert_index)
+        token_index, weight = (values.index_select(0, order) for values in (self.token_index, self.weight))
+        grouped = replace(self, token_index=token_index, expert_index=expert_index, weight=weight, top_k=None)
+        return grouped, order
 
 
 def top_k_routing(
@@ -145,7 +157,8 @@ def top_k_routing(
     """
     num_tokens, top_k = expert_index.shape
     token_index = torch.arange(num_tokens, device=logits.device).repeat(top_k)
-    return flat_routing(token_index, expert_index.t().reshape(-1), weight.t().reshape(-1), logits, probs, load, mask)
+    flat = (token_index, expert_index.t().reshape(-1), weight.t().reshape(-1))
+    return replace(flat_routing(*flat, logits, probs, load, mask), top_k=top_k if mask is None else None)
 
 
 def flat_routing(

@@ -45,10 +45,7 @@ def test_the_file_holds_the_evaluated_model_and_what_it_is_for(gatewright, tmp_p
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [
-        (b"nothing of use", "is truncated or not a safetensors file"),
-        (None, "its header has no config"),
-    ],
+    [(b"nothing of use", "is truncated or not a safetensors file"), (None, "its header has no config")],
 )
 def test_a_file_that_is_no_export_is_said(tmp_path, content, sentence):
     file = tmp_path / "model.safetensors"
@@ -82,9 +79,3 @@ def test_a_file_that_cannot_be_new_is_refused(gatewright, trained, name, sentenc
 def test_a_folder_that_cannot_be_written_to_is_named(gatewright, trained):
     status, _, errors = gatewright("export", trained, "folder/model.safetensors")
     assert (status, errors) == (2, "error: The folder folder cannot be written to. Name a file in another.\n")
-
-
-def test_there_must_be_a_run(gatewright, tmp_path):
-    status, _, errors = gatewright("export", tmp_path / "none", tmp_path / "model.safetensors")
-    assert status == 2
-    assert errors.startswith("error: No run at ")

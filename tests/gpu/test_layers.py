@@ -131,3 +131,34 @@ def test_a_model_may_be_moved_there_and_back():
     assert_close(layer.cuda()(x.cuda()).cpu(), expected)
     assert_close(layer.cpu()(x), expected)
     assert isinstance(layer.router.gate, nn.Linear)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu", "swiglu"])
+def test_the_triton_kernels_compute_what_plain_torch_does(activation):
+    experts = GroupedFeedForward(8, 64, 96, activation=activation)
+    moe, x = MoE(make_router("top-k", 64, 8, 2), experts).cuda(), torch.randn(333, 64, device="cuda")
+    found = []
+    for experts.backend in ("triton", "torch"):
+        with torch.autocast("cuda", torch.bfloat16):
+            found.append(step(moe, x))
+    for name, value in found[0].items():
+        assert_close(value.float(), found[1][name].float(), rtol=0.03, atol=0.03 * found[1][name].abs().max().item())
+
+
+def compiled_beside_plain():
+    """Outputs and gradients of a layer with Triton kernels, plain and as one compiled graph."""
+    torch.manual_seed(0)
+    moe = MoE(make_router("top-k", 64, 8, 2), GroupedFeedForward(8, 64, 96, backend="triton")).cuda().bfloat16()
+    x = torch.randn(333, 64, device="cuda", dtype=torch.bfloat16)
+    found = []
+    for forward in (moe, torch.compile(moe, fullgraph=True)):
+        moe.zero_grad()
+        output = forward(x)
+        (output.float().square().sum() + aux_loss(moe)).backward()
+        found.append([output.detach().cpu(), *(parameter.grad.cpu() for parameter in moe.parameters())])
+    return found
+
+
+def test_a_compiled_layer_with_triton_kernels_is_one_graph(run_unhooked):
+    for value, wanted in zip(*run_unhooked(compiled_beside_plain), strict=True):
+        assert_close(value, wanted, rtol=0.03, atol=0.03 * wanted.abs().max().item())

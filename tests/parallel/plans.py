@@ -1,6 +1,5 @@
 """What a real training step keeps, sends and reduces on each process: what the workers of the tests of plans run."""
 
-import functools
 from unittest.mock import patch
 
 import torch
@@ -9,20 +8,16 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from gatewright import GroupedFeedForward, MoE, NoisyTopK, TopK, moe_layers, seed_noise
-from gatewright.parallel import expert_mesh, expert_runs
+from gatewright.parallel import expert_runs
 from gatewright.planner import Part, feed_forward_sizes
 from gatewright.planner.measure import saved_bytes
 from gatewright.train import OptimConfig
 from gatewright.train.optim import build_optimizers
 from gatewright.train.strategies.ddp import DDPStrategy
+from tests.train.spread import mesh_of
 
 DIM, FFN, TOP_K, IN, OUT = 32, 48, 2, 12, 5
 OPTIMIZERS = {"adamw": 2, "sgd": 1}
-
-
-@functools.cache
-def mesh_of(ep_size):
-    return expert_mesh(ep_size)
 
 
 def network(num_experts, activation="gelu", router=NoisyTopK):

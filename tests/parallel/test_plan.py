@@ -10,11 +10,10 @@ from gatewright.models import DigitsConfig, ImageClassifier, ResNetsConfig
 from gatewright.planner import feed_forward_sizes, measure_sizes, plan
 from gatewright.planner.measure import saved_bytes
 from gatewright.planner.plan import predict_memory, routed_bytes
-from gatewright.planner.sizes import LAYER_OPERATIONS
 from tests.parallel import plans
 
 CLOSE = 0.1
-LAYOUTS = [(2, 1), (2, 2), (4, 2), (4, 4)]
+LAYOUTS = [(2, 1), (4, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +43,11 @@ def test_bytes_of_a_known_routing_are_exact(steps, world, ep_size):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("world", "ep_size"), [(2, 2), (4, 2), (4, 4)])
-def test_bytes_of_random_routing_are_those_expected(ranks, world, ep_size):
+def test_bytes_of_random_routing_are_those_expected(ranks):
     """1,024 assignments to 8 experts: the share that leaves a process has a deviation of at most 1.6 %."""
-    results = ranks(world, plans.step, ep_size, 8, 512, "gelu", "sgd")
-    expected = plan(plans.sizes_of(8, 512), world, ep_size).traffic.all_to_all
-    assert sum(result["sent"] for result in results) / world == pytest.approx(expected, rel=0.08)
+    results = ranks(4, plans.step, 2, 8, 512, "gelu", "sgd")
+    expected = plan(plans.sizes_of(8, 512), 4, 2).traffic.all_to_all
+    assert sum(result["sent"] for result in results) / 4 == pytest.approx(expected, rel=0.08)
 
 
 @pytest.mark.distributed
@@ -67,8 +65,7 @@ def test_reduced_gradients_are_exact(steps, world, ep_size):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("optimizer", plans.OPTIMIZERS)
-@pytest.mark.parametrize(("world", "ep_size"), [(2, 1), (4, 2), (4, 4)])
+@pytest.mark.parametrize(("world", "ep_size", "optimizer"), [(2, 1, "adamw"), (4, 4, "sgd")])
 def test_weights_gradients_and_optimizer_state_are_exact(steps, world, ep_size, optimizer):
     memory = plan(plans.sizes_of(7, 101, optimizer=optimizer), world, ep_size).memory
     results = steps(world, ep_size, optimizer)
@@ -78,11 +75,10 @@ def test_weights_gradients_and_optimizer_state_are_exact(steps, world, ep_size, 
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
-def test_activations_of_several_processes_are_close(ranks, activation):
+def test_activations_of_several_processes_are_close(ranks):
     """Of the process with the most rows, told how many those are."""
-    sizes = plans.sizes_of(8, 512, activation, router=TopK)
-    kept = ranks(4, plans.kept, 4, 8, 512, activation)
+    sizes = plans.sizes_of(8, 512, "swiglu", router=TopK)
+    kept = ranks(4, plans.kept, 4, 8, 512, "swiglu")
     mean = 512 * plans.TOP_K / 4
     imbalance = max(rows for _, rows in kept) / mean
     assert 1 < imbalance < 2
@@ -90,9 +86,10 @@ def test_activations_of_several_processes_are_close(ranks, activation):
     assert max(found for found, _ in kept) == pytest.approx(predicted, rel=CLOSE)
 
 
-@pytest.mark.parametrize("activation", ["gelu", "relu", "swiglu"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("num_experts", "tokens"), [(4, 1024), (16, 257)])
+@pytest.mark.parametrize(
+    ("activation", "precision", "num_experts", "tokens"),
+    [("gelu", "float32", 4, 1024), ("swiglu", "bfloat16", 16, 257)],
+)
 def test_activations_of_feed_forward_experts_are_close(activation, precision, num_experts, tokens):
     torch.manual_seed(0)
     half = precision == "bfloat16"
@@ -163,13 +160,6 @@ def test_what_is_saved_is_counted_once_and_without_parameters():
     assert (found.inside, found.outside) == (0, 4 * 7 * (3 + 5))  # the input, and what Tanh returns and Linear takes
     assert found.flops == (0, 2 * 7 * (3 * 5 + 5 * 2))
     assert saved_bytes(model, torch.randn(7, 3), "1").trip is not None
-
-
-@pytest.mark.parametrize("num_experts", [2, 32])
-def test_operations_of_grouped_experts_do_not_grow_with_their_number(num_experts):
-    model = MoE(TopK(16, num_experts, 2), GroupedFeedForward(num_experts, 16, 16))
-    found = saved_bytes(model, torch.randn(64, 16, requires_grad=True))
-    assert sum(found.operations) == pytest.approx(LAYER_OPERATIONS, rel=0.2)
 
 
 def test_operations_of_a_network_are_counted():

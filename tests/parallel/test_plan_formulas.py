@@ -23,7 +23,7 @@ def even_links(bandwidth, latency=0.0, **links):
     return Links(inside=bandwidth, between=bandwidth, inside_latency=latency, between_latency=latency, **links)
 
 
-@pytest.mark.parametrize(("nodes", "distinct"), [(2, 1.99), (4, 3.60), (8, 5.25), (16, 6.45), (32, 7.18)])
+@pytest.mark.parametrize(("nodes", "distinct"), [(2, 1.99), (8, 5.25), (32, 7.18)])
 def test_copies_of_a_token_on_other_nodes(nodes, distinct):
     """Eight experts of a token, drawn at random, lie on so many different nodes; one in so many of them is its own."""
     assert copies_to_other_nodes(nodes, 8) == pytest.approx(distinct * (nodes - 1) / nodes, rel=2e-3)
@@ -99,7 +99,7 @@ def test_arithmetic_over_travel_depends_on_the_hidden_size_alone():
     assert ratio(ffn=8192) == pytest.approx(4 * ratio())
 
 
-@pytest.mark.parametrize(("memory", "ranks_per_node"), [(3e6, 1), (3e6, 4), (1.2e6, 4), (1e9, 8)])
+@pytest.mark.parametrize(("memory", "ranks_per_node"), [(3e6, 4), (1.2e6, 1)])
 def test_the_smallest_number_of_processes_is_the_smallest(memory, ranks_per_node):
     """Against every whole number of nodes below it, or of processes below one node, and every ep size."""
 

@@ -5,7 +5,7 @@ import functools
 import torch
 from torch import nn
 
-from gatewright import ModuleExperts, MoE
+from gatewright import ModuleExperts
 from gatewright.data import DataConfig
 from gatewright.models import CnnConfig
 from gatewright.parallel import expert_mesh
@@ -14,7 +14,7 @@ from gatewright.train.phases import upcycled
 from gatewright.train.step import TorchEngine
 from gatewright.train.strategies.ddp import DDPStrategy
 from gatewright.train.strategies.fsdp import FSDPStrategy
-from tests.cases import EXPERT_CASES, NUM_EXPERTS, make_router, run_beside
+from tests.cases import EXPERT_CASES, NUM_EXPERTS, mixture_of, run_beside
 
 STEPS, SAVED, FURTHER = 20, 10, 20
 
@@ -37,7 +37,7 @@ class Network(nn.Module):
     def __init__(self, router, experts, norm, *, dense=False):
         super().__init__()
         self.before = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), norm(8), nn.Tanh())
-        mixture = MoE(make_router(router, 8, NUM_EXPERTS, 2), EXPERT_CASES.get(experts, normalized)(NUM_EXPERTS, 8))
+        mixture = mixture_of(router, EXPERT_CASES.get(experts, normalized)(NUM_EXPERTS, 8))
         self.mixture = mixture.experts.experts[0] if dense else mixture
         self.after = nn.Linear(8, 3)
 

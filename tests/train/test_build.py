@@ -10,10 +10,7 @@ def test_images_that_are_too_small_for_the_model_are_refused_before_they_are_dec
     folder = write_image_folder(tmp_path / "images", size=12)
     (folder / "train" / "class1" / "1.png").write_bytes(b"no image")
     config = digits_config(
-        tmp_path / "run",
-        recipe="cifar10-cnn",
-        data={"name": "folder", "path": str(folder)},
-        model={"upcycle_epoch": 0},
+        tmp_path / "run", recipe="cifar10-cnn", data={"name": "folder", "path": str(folder)}, model={"upcycle_epoch": 0}
     )
     with pytest.raises(ValueError, match="The CNN takes images of at least 16 x 16 pixels; got 12 x 12"):
         train(config)

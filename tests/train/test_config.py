@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 
 from gatewright.data import DataConfig
@@ -10,11 +8,8 @@ from gatewright.train import OptimConfig, RunConfig
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lr": 0.0}, "`optim.lr` should be greater than 0; got 0.0."),
         ({"lr": float("inf")}, "`optim.lr` should be a finite number; got inf."),
         ({"betas": (0.9, 1.5)}, "`optim.betas` should be less than 1; got 1.5."),
-        ({"accumulation_steps": 0}, "`optim.accumulation_steps` should be greater than 0; got 0."),
-        ({"ema_decay": 0.0}, "`optim.ema_decay` should be greater than 0; got 0.0."),
         ({"schedule": "cos"}, "`optim.schedule` should be 'cosine', 'linear' or 'constant'; got 'cos'."),
     ],
 )
@@ -30,7 +25,6 @@ def test_an_optimizer_that_cannot_be_is_refused(changes, message):
     [
         ({"epochs": 0}, "`epochs` should be greater than 0; got 0."),
         ({"seed": 2**63}, "`seed` should be less than 9223372036854775808; got 9223372036854775808."),
-        ({"precision": "fp16"}, "`precision` should be 'float32', 'bfloat16' or 'float16'; got 'fp16'."),
         ({"epoch": 3}, "There is no setting 'epoch'; did you mean 'epochs'?"),
     ],
 )
@@ -39,10 +33,3 @@ def test_a_run_that_cannot_be_is_refused(changes, message):
     with pytest.raises(ValueError, match=r".") as caught:
         RunConfig(recipe="mine", model=CnnConfig(), data=DataConfig(), **changes)
     assert str(caught.value) == message
-
-
-def test_configs_cannot_be_changed():
-    config = RunConfig(recipe="mine", model=CnnConfig(), data=DataConfig())
-    with pytest.raises(AttributeError, match="cannot assign"):
-        config.epochs = 4
-    assert replace(config, epochs=4).epochs == 4

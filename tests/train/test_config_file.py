@@ -1,5 +1,4 @@
 from dataclasses import asdict, fields, replace
-from pathlib import Path
 
 import pytest
 import yaml
@@ -135,15 +134,7 @@ def test_a_config_that_cannot_be_written_leaves_the_old_one(path):
 
 
 @pytest.mark.parametrize(
-    ("place", "key", "nearest"),
-    [
-        ((), "epoch", "epochs"),
-        (("optim",), "wieght_decay", "optim.weight_decay"),
-        (("data",), "batchsize", "data.batch_size"),
-        (("data", "augment"), "flipp", "data.augment.flip"),
-        (("tracking",), "url", "tracking.uri"),
-        (("model",), "num_expert", "model.num_experts"),
-    ],
+    ("place", "key", "nearest"), [((), "epoch", "epochs"), (("data", "augment"), "flipp", "data.augment.flip")]
 )
 def test_an_unknown_key_is_named_with_the_nearest(path, place, key, nearest):
     def add(settings):
@@ -166,10 +157,6 @@ def test_a_key_of_another_network_is_unknown(path):
     ("changes", "message"),
     [
         ({"epochs": 2.7}, "`epochs` should be a valid integer; got 2.7."),
-        ({"epochs": True}, "`epochs` should be a valid integer; got True."),
-        ({"compile": "no"}, "`compile` should be a valid boolean; got 'no'."),
-        ({"output": 3}, "`output` should be a valid string; got 3."),
-        ({"optim": 3}, "`optim` should be an object; got 3."),
         ({"data": {"augment": []}}, "`data.augment` should be an object; got []."),
         (
             {"optim": {"lr": "fast", "betas": [0.9]}},
@@ -193,9 +180,7 @@ def test_what_is_missing_is_named(path, key):
     assert f"`{key}` is required, and missing" in refusal(changed(path, lambda settings: settings.pop(key) and None))
 
 
-@pytest.mark.parametrize(
-    "content", [b"a: [1,", b"\xff\xfe\x00a", b"", b"just words", b"- 1\n- 2", b"null", b"!!python/object:os.system {}"]
-)
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00a", b"just words", b"!!python/object:os.system {}"])
 def test_a_file_that_is_no_config_is_refused(path, content):
     path.write_bytes(content)
     assert "\n" not in refusal(path)
@@ -205,11 +190,6 @@ def test_a_file_that_is_no_config_is_refused(path, content):
 def test_a_folder_without_a_config_is_no_run(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No run at .*nowhere: it has no config.yaml"):
         load_config(tmp_path / "nowhere" / "config.yaml")
-
-
-def test_a_config_is_readable(path):
-    save_config(RECIPES["cifar10-cnn"](), path)
-    assert Path(path).read_text().startswith("recipe: cifar10-cnn\ntask: classification\nmodel:\n  num_experts: 8\n")
 
 
 def test_the_setting_of_an_earlier_version_has_its_new_name(tmp_path):

@@ -48,8 +48,8 @@ def test_float16_that_overflows_at_any_scale_diverged():
         train_for(engine_for(model=model, precision="float16"), 30)
 
 
-@pytest.mark.parametrize("name", ["network.fc2.weight", "network.mixture.experts.experts.1.bias", "network.conv1.bias"])
-def test_a_poisoned_weight_is_named_with_the_step(name):
+def test_a_poisoned_weight_is_named_with_the_step():
+    name = "network.mixture.experts.experts.1.bias"
     model_config = CnnConfig(num_experts=3, top_k=3)
     model = ImageClassifier(model_config.build((3, 16, 16), 4), [0.5] * 3, [0.25] * 3)
     engine = engine_for(model_config, model=model)
@@ -57,7 +57,7 @@ def test_a_poisoned_weight_is_named_with_the_step(name):
     train_for(engine, 2, batch_size=8, images=images)
     with torch.no_grad():
         model.get_parameter(name).view(-1)[3] = math.nan
-    expected = rf"The loss became nan at step 3; the first layer that is not finite is {name}\. Try a lower --optim.lr"
+    expected = rf"The loss became nan at step 3; the first layer that is not finite is {name}\. Try a lower `optim.lr`"
     with pytest.raises(TrainingDiverged, match=expected):
         train_for(engine, 1, batch_size=8, images=images)
 
@@ -71,9 +71,7 @@ class Scale(nn.Module):
         return x * self.factor
 
 
-@pytest.mark.parametrize(
-    ("precision", "factor"), [("float32", 1e38), ("bfloat16", 1e38), ("float16", 1e4)], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("precision", "factor"), [("float32", 1e38), ("float16", 1e4)])
 def test_a_layer_that_overflows_is_named(precision, factor):
     """Also one that overflows in half precision alone."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), Scale(1e3), Scale(factor), nn.Linear(8, 4))
@@ -100,8 +98,7 @@ def test_a_loss_of_its_own_is_named():
         train_for(engine, 1)
 
 
-@pytest.mark.parametrize("clip_norm", [None, 1.0])
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(("clip_norm", "bad"), [(None, math.nan), (1.0, math.inf)])
 def test_a_gradient_that_is_not_finite_is_named(clip_norm, bad):
     model = linear()
     model[3].bias.register_hook(lambda gradient: gradient * bad)

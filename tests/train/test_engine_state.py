@@ -17,15 +17,14 @@ VARIANTS = {
     "sgd": (MIXTURE, OptimConfig(name="sgd", lr=0.1, ema_decay=0.5, clip_norm=1.0), {}),
     "muon": (MIXTURE, OptimConfig(name="muon", lr=0.01, adam_lr=1e-3, schedule="linear"), {}),
     "biased": (replace(MIXTURE, router="biased"), OptimConfig(lr=3e-3, ema_decay=0.9), {}),
-    "float16": (MIXTURE, OptimConfig(lr=3e-3), {"precision": "float16"}),
-    "bfloat16": (MIXTURE, OptimConfig(lr=3e-3), {"precision": "bfloat16", "channels_last": False}),
+    "float16": (MIXTURE, OptimConfig(lr=3e-3), {"precision": "float16", "channels_last": False}),
     "resnets": (ResNetsConfig(num_experts=2, gate_size=8), OptimConfig(name="muon", lr=0.01), {}),
 }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("steps", [1, 3])
-def test_a_state_through_a_file_goes_on_bit_by_bit(variant, steps, tmp_path):
+def test_a_state_through_a_file_goes_on_bit_by_bit(variant, tmp_path):
+    steps = 3
     model_config, optim, changes = VARIANTS[variant]
     resnets = isinstance(model_config, ResNetsConfig)
     images, shape = (image_set(16), (3, 16, 16)) if resnets else (IMAGES, (1, 8, 8))

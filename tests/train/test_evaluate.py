@@ -1,5 +1,4 @@
 import copy
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -53,7 +52,7 @@ def one_by_one(model, images):
 
 
 @pytest.mark.parametrize("model", [digits_model, Patches], ids=["images", "rows"])
-@pytest.mark.parametrize("batch_size", [1, 5, 36, 37, 1000])
+@pytest.mark.parametrize("batch_size", [5, 36, 1000])
 def test_every_image_counts_once_at_any_batch_size(model, batch_size):
     model = model()
     predicted, experts = one_by_one(model, IMAGES)
@@ -73,13 +72,6 @@ def test_every_image_counts_once_at_any_batch_size(model, batch_size):
         tokens_per_image = len(experts[name][0]) // model.get_submodule(name).router.top_k
         assert use.tokens_per_class.tolist() == (IMAGES.labels.bincount() * tokens_per_image).tolist()
         assert use.sums.num_tokens == 37 * len(experts[name][0]) / model.get_submodule(name).router.top_k
-
-
-def test_order_does_not_matter():
-    model, order = digits_model(), torch.randperm(37)
-    one, other = (evaluate(model, images, batch_size=8) for images in (IMAGES, IMAGES.select(order)))
-    assert torch.equal(one.confusion, other.confusion)
-    assert torch.equal(one.layers["network.mixture"].class_by_expert, other.layers["network.mixture"].class_by_expert)
 
 
 def test_accuracies_are_those_of_the_confusion():
@@ -112,22 +104,20 @@ def test_flipping_averages_the_two_views_and_counts_the_experts_of_one():
     assert torch.equal(found.layers["network.mixture"].class_by_expert, plain.layers["network.mixture"].class_by_expert)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_the_model_is_left_as_it_was(training):
-    model = digits_model().train(training)
+def test_the_model_is_left_as_it_was():
+    model = digits_model().train()
     before, random_state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     evaluate(model, IMAGES, batch_size=8)
-    assert all(module.training is training for module in model.modules())
+    assert all(module.training for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_half_precision_is_used_and_counts_every_image(precision):
+def test_half_precision_is_used_and_counts_every_image():
     model, seen = digits_model(), []
     model.network.features[3].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
-    assert evaluate(model, IMAGES, batch_size=20, precision=precision).confusion.sum() == 37
-    assert set(seen) == {getattr(torch, precision)}
+    assert evaluate(model, IMAGES, batch_size=20, precision="bfloat16").confusion.sum() == 37
+    assert set(seen) == {torch.bfloat16}
 
 
 def test_a_capacity_drops_nothing_in_evaluation():
@@ -152,12 +142,11 @@ def test_dropped_assignments_are_not_seen_by_an_expert():
     assert routing.sums.dropped > 0
 
 
-@pytest.mark.parametrize("batch_size", [5, 37])
-def test_weights_of_a_soft_mixture_are_added_up_by_class(batch_size):
+def test_weights_of_a_soft_mixture_are_added_up_by_class():
     """Rows of an image that are a group of 8 tokens: looked up one image at a time."""
     model = Patches()
     model.rows = SoftMoE(Soft(8, 3, slots_per_expert=2, group_size=8), GroupedFeedForward(3, 8, 8))
-    use = evaluate(model, IMAGES, batch_size=batch_size).layers["rows"]
+    use = evaluate(model, IMAGES, batch_size=5).layers["rows"]
     expected = torch.zeros(4, 3)
     for image, label in zip(as_floats(IMAGES.images), IMAGES.labels, strict=True):
         expected[label] += model.rows.router(image[0]).combine.detach().sum((0, 1, 3))
@@ -169,29 +158,8 @@ def test_weights_of_a_soft_mixture_are_added_up_by_class(batch_size):
     assert all(share % 1 for share in described["tokens_per_expert"])
 
 
-def test_a_class_nobody_shows_has_a_row_of_zeros():
-    model = Patches().eval()
-    with torch.no_grad():
-        model(as_floats(IMAGES.images))
-    found = class_by_expert(take_routing(model.head), torch.zeros(37, dtype=torch.int64), 6)
-    assert found.sum(1).tolist() == [37, 0, 0, 0, 0, 0]
-
-
-def test_a_routing_is_taken_once():
-    model = Patches().eval()
-    model(as_floats(IMAGES.images))
-    assert take_routing(model.rows) is not None
-    assert take_routing(model.rows) is None
-
-
 def test_sums_of_batches_are_those_of_the_whole():
     model = digits_model()
     parts, whole = (evaluate(model, IMAGES, batch_size=size).layers["network.mixture"].sums for size in (7, 37))
     for name in ("importance", "load", "probs", "entropy", "router_z", "num_tokens"):
         assert_close(getattr(parts, name), getattr(whole, name))
-
-
-def test_images_that_are_all_one_class():
-    images = replace(IMAGES, labels=torch.full((37,), 2))
-    found = evaluate(digits_model(), images, batch_size=10)
-    assert found.confusion.sum(1).tolist() == [0, 0, 37, 0]

@@ -2,7 +2,6 @@
 
 import json
 import resource
-import subprocess
 from dataclasses import replace
 
 import pytest
@@ -36,12 +35,6 @@ def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     assert newest_checkpoint(tmp_path / "run" / "checkpoints").read_bytes() == before
     assert all(value.isfinite().all() for value in load_checkpoint(good)["engine"]["model"].values())
     assert not (tmp_path / "run" / "result.json").exists()
-
-
-def test_a_run_that_diverges_at_once_says_that_nothing_was_saved(tmp_path):
-    config = digits_config(tmp_path / "run", data=FIVE_STEPS, optim={"name": "sgd", "lr": 1e30, "warmup_epochs": 0.0})
-    with pytest.raises(TrainingDiverged, match=r"The last good checkpoint: none yet\."):
-        train(config)
 
 
 def test_a_checkpoint_of_which_nothing_finite_came_is_not_called_good(tmp_path):
@@ -92,30 +85,12 @@ def test_images_of_other_classes_or_another_shape_are_refused_on_resuming(tmp_pa
     assert train(config, resume=True)[0]["epochs"] == 2
 
 
-def test_batches_of_one_are_refused_where_batch_norm_needs_a_variance(tmp_path):
-    with pytest.raises(ValueError, match=r"BatchNorm, .* got `data.batch_size=1`. Use at least 2"):
-        train(digits_config(tmp_path / "run", data={"batch_size": 1}))
-
-
 def test_a_run_that_never_began_leaves_no_run_behind(tmp_path):
     """A mistake in the settings of the data does not claim the folder."""
     missing = {"name": "folder", "path": str(tmp_path / "nowhere")}
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
         train(digits_config(tmp_path / "run", data=missing))
-    with pytest.raises(ValueError, match=r"has 3 batches of 500, fewer than `optim.accumulation_steps` \(4\)"):
-        train(digits_config(tmp_path / "run", data={"batch_size": 500}, optim={"accumulation_steps": 4}))
-    with pytest.raises(ValueError, match="There is no device 'gpu' here"):
-        train(digits_config(tmp_path / "run", device="gpu"))
     train(digits_config(tmp_path / "run", data=FIVE_STEPS))
-
-
-def test_a_mixture_that_would_never_come_is_refused_before_any_work(tmp_path):
-    config = digits_config(tmp_path / "run", epochs=2, data=FIVE_STEPS, model={"upcycle_epoch": 2})
-    with pytest.raises(ValueError, match=r"until epoch 2, .* ends after 2 \(`epochs`\)\. Use `epochs=3` or more"):
-        train(config)
-    assert not (tmp_path / "run").exists()
-    result, _ = train(replace(config, model=replace(config.model, num_experts=1)))
-    assert result["layers"] == {}
 
 
 def test_a_run_is_resumed_where_its_mixture_has_come_or_still_comes(tmp_path):
@@ -137,25 +112,3 @@ def test_a_file_in_place_of_the_folder_is_named(tmp_path):
         with pytest.raises(FileExistsError, match=r"/file is a file, and `output` names the run's folder"):
             train(digits_config(tmp_path / output))
     assert (tmp_path / "file").read_text() == "in the way"
-
-
-def test_a_disk_that_fills_up_ends_the_run_with_a_sentence(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2400k", "tmpfs", disk], capture_output=True, text=True)
-    if mount.returncode:
-        pytest.skip(f"mounting a small disk needs rights that this user has not: {mount.stderr.strip()}")
-    try:
-        config = digits_config(disk / "run", epochs=4, data=FIVE_STEPS)  # a checkpoint takes 0.9 MiB
-        with pytest.raises(
-            OSError, match=r"could not be written .*No space left on device. .* is intact: go on"
-        ) as full:
-            train(config)
-        good = newest_checkpoint(disk / "run" / "checkpoints")
-        assert str(good) in str(full.value)
-        assert load_checkpoint(good)["position"]["epoch"] == 2
-        subprocess.run(["mount", "-o", "remount,size=10m", disk], check=True)
-        result, _ = train(config, resume=True)
-        assert result["epochs"] == 4
-    finally:
-        subprocess.run(["umount", disk], check=True)

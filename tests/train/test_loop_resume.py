@@ -7,7 +7,7 @@ import pytest
 
 from gatewright.data import AugmentConfig
 from gatewright.models import ResNetsConfig
-from gatewright.train import Interrupted, load_config, load_run, train
+from gatewright.train import Interrupted, load_run, train
 from gatewright.train.checkpoint.format import newest_checkpoint
 from tests.train.runs import FIVE_STEPS, differences, digits_config, final_state, logged, signal_at, write_image_folder
 
@@ -96,17 +96,6 @@ def test_a_run_in_parts_across_both_phases_ends_as_the_whole(tmp_path):
     ]
 
 
-def test_resuming_with_settings_that_do_not_fit_spoils_nothing(tmp_path):
-    config = digits_config(tmp_path / "run", epochs=2, data=FIVE_STEPS, log_interval=1)
-    with signal_at(7), pytest.raises(Interrupted):
-        train(config)
-    other = replace(config, model=replace(config.model, num_experts=5))
-    with pytest.raises(ValueError, match=r"model.num_experts was 4 and is 5, but it decides which weights there are"):
-        train(other, resume=True)
-    assert load_config(tmp_path / "run" / "config.yaml") == config
-    train(config, resume=True)
-
-
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(tmp_path, capsys):
     config = digits_config(tmp_path / "run", epochs=2, data=FIVE_STEPS)
     _, output = train(config)
@@ -123,17 +112,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(tmp_path, ca
     assert differences(final_state(output), expected) == []
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_says_so_and_keeps_them(tmp_path):
-    config = digits_config(tmp_path / "run", epochs=2, data=FIVE_STEPS)
-    _, output = train(config)
-    for path in (output / "checkpoints").iterdir():
-        path.unlink()
-        path.write_bytes(b"nothing of use")
-    with pytest.raises(ValueError, match=r"step-00000012.safetensors is truncated or not a safetensors file"):
-        train(config, resume=True)
-    assert len([*(output / "checkpoints").glob("step-*.safetensors")]) == 2
-
-
 def test_a_run_saves_every_few_steps_besides_every_epoch(tmp_path):
     config = digits_config(tmp_path / "run", data=FIVE_STEPS, checkpoint_every_steps=2)
     train(config)
@@ -141,5 +119,5 @@ def test_a_run_saves_every_few_steps_besides_every_epoch(tmp_path):
         "step-00000004.safetensors",
         "step-00000006.safetensors",
     ]
-    with pytest.raises(ValueError, match="checkpoint_every_steps is at least 1, or None; got 0"):
+    with pytest.raises(ValueError, match="`checkpoint_every_steps` should be greater than 0; got 0"):
         replace(config, checkpoint_every_steps=0)

@@ -9,12 +9,7 @@ from gatewright import GroupedFeedForward, ModuleExperts
 from gatewright.train.muon import FORMS, Muon
 
 SETTINGS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.5}
-SHAPES = {
-    "matrix": (7, 3),
-    "filter": (20, 3, 2, 2),
-    "stacked matrix": (4, 5, 9),
-    "stacked filter": (2, 6, 3, 2, 2),
-}
+SHAPES = {"matrix": (7, 3), "filter": (20, 3, 2, 2), "stacked matrix": (4, 5, 9), "stacked filter": (2, 6, 3, 2, 2)}
 
 
 def gradients(shape, steps=3):

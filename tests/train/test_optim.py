@@ -42,15 +42,6 @@ def test_logarithmic_warm_up_is_that_of_deepspeed():
     assert set(rates[4:]) == {1.0}
 
 
-def test_a_part_of_an_epoch_warms_up():
-    assert factors(warmup_epochs=0.4, schedule="constant")[:3] == [0.5, 1.0, 1.0]
-
-
-@pytest.mark.parametrize("warmup", ["linear", "log"])
-def test_one_step_of_warm_up_is_at_the_full_rate(warmup):
-    assert factors(warmup_epochs=0.2, warmup=warmup)[0] == 1.0
-
-
 def test_the_cosine_is_torchs():
     optimizer = SGD([nn.Parameter(torch.ones(()))], lr=1.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
@@ -62,19 +53,14 @@ def test_the_cosine_is_torchs():
     assert_close(factors(schedule="cosine"), expected)
 
 
-def test_the_linear_fall_is_even_and_would_be_zero_at_the_next_step():
-    assert_close(factors(schedule="linear"), [1 - step / 20 for step in range(20)])
-
-
 def test_the_fall_begins_where_the_warm_up_ends():
     rates = factors(schedule="linear", warmup_epochs=2)
     assert rates[9] == rates[10] == 1.0
     assert_close(rates[10:], [1 - step / 10 for step in range(10)])
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
-@pytest.mark.parametrize("warmup", ["linear", "log"])
-@pytest.mark.parametrize("warmup_epochs", [0, 0.1, 1, 3.9, 4, 100])
+@pytest.mark.parametrize("warmup_epochs", [0.2, 1, 3.9, 100])
+@pytest.mark.parametrize(("schedule", "warmup"), [("cosine", "linear"), ("linear", "log")])
 def test_the_rate_rises_then_falls_within_bounds(schedule, warmup, warmup_epochs):
     rates = factors(schedule=schedule, warmup=warmup, warmup_epochs=warmup_epochs)
     peak = rates.index(max(rates))
@@ -82,11 +68,6 @@ def test_the_rate_rises_then_falls_within_bounds(schedule, warmup, warmup_epochs
     assert min(rates) >= 0.0
     assert rates[:peak] == sorted(rates[:peak])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
-
-
-def test_a_run_of_one_step():
-    for schedule in ("cosine", "linear", "constant"):
-        assert factors(num_steps=1, steps_per_epoch=1, schedule=schedule) == [1.0]
 
 
 def test_groups_keep_their_ratio_and_factors_do_not_pile_up():
@@ -173,15 +154,14 @@ def test_clipping_returns_the_norm_and_scales_down():
     assert_close(model[1].grad, torch.tensor([0.0, 0.8]))
 
 
-@pytest.mark.parametrize("max_norm", [None, 5.1, 100.0])
+@pytest.mark.parametrize("max_norm", [None, 5.1])
 def test_gradients_within_the_norm_stay(max_norm):
     model = with_gradients([3.0], [0.0, 4.0])
     assert clip_gradients(model, max_norm) == 5.0
     assert model[0].grad.tolist() + model[1].grad.tolist() == [3.0, 0.0, 4.0]
 
 
-@pytest.mark.parametrize("max_norm", [None, 1.0])
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(("max_norm", "bad"), [(None, math.nan), (1.0, math.inf)])
 def test_a_gradient_that_is_not_finite_is_left_to_be_found(max_norm, bad):
     model = with_gradients([3.0], [4.0, bad])
     assert not clip_gradients(model, max_norm).isfinite()
@@ -211,7 +191,6 @@ def test_a_loaded_state_has_the_names_the_values_and_the_layout_of_the_parameter
             assert torch.equal(other.state[parameter][what], value)
             assert other.state[parameter][what].stride() == value.stride()
     assert not other.state[model[0].weight]["exp_avg"].is_contiguous()
-    assert "0.weight|step" not in named_state(optimizer, model, leave={model[0].weight})
 
 
 def test_a_state_from_when_the_scale_of_soft_was_a_number_is_taken():

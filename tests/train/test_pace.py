@@ -1,6 +1,5 @@
 """What each process spends its steps on is counted as it is."""
 
-import functools
 import time
 
 import pytest
@@ -8,18 +7,13 @@ import torch
 from torch import nn
 
 from gatewright import ModuleExperts, MoE, TopK, aux_loss
-from gatewright.parallel import expert_mesh
 from gatewright.train.pace import Pace, peak_memory
 from gatewright.train.strategies.ddp import DDPStrategy
 from gatewright.train.strategies.single import ALONE
+from tests.train.spread import mesh_of
 
 pytestmark = pytest.mark.distributed
 DIM, TOKENS = 8, 6
-
-
-@functools.cache
-def mesh_of(ep_size):
-    return expert_mesh(ep_size)
 
 
 def model_of(num_experts=4):

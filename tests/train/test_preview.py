@@ -1,7 +1,7 @@
 import pytest
 
 from gatewright.train.preview import preview
-from tests.train.runs import FIVE_STEPS, digits_config
+from tests.train.runs import digits_config
 
 
 def test_a_run_to_go_on_with_is_described_and_left_as_it_is(finished):
@@ -16,10 +16,8 @@ def test_a_run_to_go_on_with_is_described_and_left_as_it_is(finished):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 2, "model": {"upcycle_epoch": 2}}, "until epoch 2, counted from 0"),
         ({"processes": 3, "data": {"batch_size": 2}}, "leaves some of 3 processes without any"),
         ({"device": "cuda:99"}, "There is no device"),
-        ({"optim": {"accumulation_steps": 9}, "data": FIVE_STEPS}, "fewer than `optim.accumulation_steps`"),
         ({"data": {"batch_size": 1}}, "This network has BatchNorm"),
     ],
 )

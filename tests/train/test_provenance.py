@@ -57,8 +57,6 @@ def test_what_a_run_changes_of_its_recipe():
 @pytest.mark.parametrize(
     ("program", "said"),
     [
-        ("/usr/bin/gatewright", "gatewright train digits --output 'my run'"),
-        ("/lib/gatewright/__main__.py", "gatewright train digits --output 'my run'"),
         ("/lib/gatewright_command/__main__.py", "gatewright train digits --output 'my run'"),
         ("my script.py", "python 'my script.py' train digits --output 'my run'"),
     ],

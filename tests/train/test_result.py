@@ -13,10 +13,8 @@ from gatewright.train.result import (
     active_flops,
     describe_layer,
     describe_result,
-    hardware,
     layer_metrics,
     num_active_parameters,
-    versions,
     write_json,
 )
 from tests.train.runs import image_set
@@ -37,9 +35,8 @@ def cnn(**settings):
     return ImageClassifier(CnnConfig(**settings).build((3, 32, 32), 10), [0.5] * 3, [0.2] * 3)
 
 
-@pytest.mark.parametrize("top_k", [1, 2, 8])
-@pytest.mark.filterwarnings("ignore:NoisyTopK with top_k=1")
-def test_the_article_cnn_by_hand(top_k):
+def test_the_article_cnn_by_hand():
+    top_k = 2
     model = cnn(num_experts=8, top_k=top_k)
     assert sum(p.numel() for p in model.parameters()) == CNN_WITHOUT_FC3 + 8 * FC3 + GATES
     assert num_active_parameters(model) == CNN_WITHOUT_FC3 + top_k * FC3 + GATES
@@ -53,10 +50,10 @@ def test_the_dense_twin_by_hand():
     assert active_flops_per_item(model, torch.rand(5, 3, 32, 32)) == CNN_FLOPS_WITHOUT_FC3 + 2 * 84 * 84
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("activation", "matrices"), [("gelu", 2), ("relu", 2), ("swiglu", 3)])
-@pytest.mark.parametrize(("dim", "ffn"), [(8, 16), (7, 5)], ids=["torchs-grouped-mm", "loop"])
-@pytest.mark.parametrize("top_k", [1, 3])
+@pytest.mark.parametrize(
+    ("activation", "matrices", "bias", "dim", "ffn", "top_k"),
+    [("gelu", 2, True, 8, 16, 3), ("swiglu", 3, False, 8, 16, 1), ("relu", 2, False, 7, 5, 3)],
+)
 def test_grouped_experts_by_hand(activation, matrices, bias, dim, ffn, top_k):
     experts = GroupedFeedForward(4, dim, ffn, activation=activation, bias=bias)
     model = nn.Sequential(nn.Flatten(), MoE(TopK(dim, 4, top_k), experts))
@@ -78,10 +75,9 @@ def test_a_shared_expert_counts_whole():
     assert active_flops_per_item(layer, torch.rand(6, 8)) == 2 * (8 * 4 + 2 * 8 * 8 + 8 * 8)
 
 
-@pytest.mark.parametrize("top_k", [2, 4])
-def test_merged_experts_count_where_their_parameters_are_mixed(top_k):
-    layer = MergedMoE(TopK(8, 4, top_k), lambda: nn.Linear(8, 5), 4)
-    assert num_active_parameters(layer) == 8 * 4 + top_k * (8 * 5 + 5)
+def test_merged_experts_count_where_their_parameters_are_mixed():
+    layer = MergedMoE(TopK(8, 4, 2), lambda: nn.Linear(8, 5), 4)
+    assert num_active_parameters(layer) == 8 * 4 + 2 * (8 * 5 + 5)
     assert active_flops_per_item(layer, torch.rand(6, 8)) == 2 * (8 * 4 + 4 * (8 * 5 + 5) + 8 * 5)
 
 
@@ -104,13 +100,6 @@ def test_a_mixture_of_resnets_works_as_many_of_them_as_top_k():
     expert = active_flops_per_item(dense, images) - classifier
     gate = 2 * (8 * 8 * 16 * 27 + 4 * 4 * 32 * 144 + 2 * 2 * 8 * 288 + 8 * 4)
     assert active_flops_per_item(mixture, images) == 2 * expert + gate + classifier
-
-
-def test_counting_leaves_mode_gradients_and_statistics():
-    model = cnn(num_experts=2).train()
-    active_flops_per_item(model, torch.rand(2, 3, 32, 32))
-    assert model.training
-    assert all(p.grad is None for p in model.parameters())
 
 
 def test_the_description_is_that_of_the_evaluation():
@@ -142,12 +131,6 @@ def test_the_metrics_of_a_layer_are_named_and_are_numbers():
     assert [values[f"train/layers/a.b/load/{index:02d}"] for index in (10, 11)] == pytest.approx(
         (layer.routing.sums.tokens_per_expert / 2)[10:].tolist()
     )
-
-
-def test_versions_and_hardware_say_what_runs():
-    assert versions()["torch"] == torch.__version__
-    assert {"cores", "threads", "device", "processor"} <= set(hardware(torch.device("cpu")))
-    assert hardware(torch.device("cpu"))["processor"]
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):

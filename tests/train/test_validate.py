@@ -20,7 +20,6 @@ def run_of(**changes):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"top_k": 9}, r"top_k \(9\) cannot exceed num_experts \(8\)"),
         ({"router": "top-j"}, r"No router is called 'top-j'; did you mean 'top-k'\?"),
         ({"router_options": {"jitter": 0.1}}, "router noisy-top-k is called 'jitter'. Known: gate_bias"),
         ({"router": "top-k", "router_options": {"jitter": 2.0}}, "jitter is at least 0 and below 1"),

@@ -1,13 +1,12 @@
 """The trip to the experts and back: rows grouped by expert, then a weighted sum per token."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gatewright.ops import stable_sort
 from gatewright.routing import Routing
 
 
@@ -38,6 +37,10 @@ class Dispatcher(ABC):
         With `training` false nothing may be dropped: a prediction never depends on what else is in the batch.
         """
 
+    def keeps_all(self, *, training: bool) -> bool:
+        """Whether all assignments reach their experts in this process, so that these may be given the tokens."""
+        return False
+
     def arrive(self, batch: ExpertBatch) -> ExpertBatch:
         """Wait for rows that are on their way; what a layer computes before this, it computes while they travel."""
         return batch
@@ -54,9 +57,7 @@ class Dispatcher(ABC):
 
 def group_by_expert(x: Float[Tensor, "tokens *item"], routing: Routing) -> ExpertBatch:
     """Gather one row per assignment; experts in order, arrivals in order within each, dropped assignments last."""
-    _, order = stable_sort(routing.expert_index)
-    token_index, expert_index, weight = (v[order] for v in (routing.token_index, routing.expert_index, routing.weight))
-    grouped = replace(routing, token_index=token_index, expert_index=expert_index, weight=weight)
+    grouped, _ = routing.by_expert()
     return ExpertBatch(x.index_select(0, grouped.token_index), count(grouped), grouped)
 
 

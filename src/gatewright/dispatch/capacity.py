@@ -69,6 +69,10 @@ class Capacity(Dispatcher):
             routing = routing.drop(self._over(routing, capacity, x.shape[0]))
         return group_by_expert(x, routing)
 
+    def keeps_all(self, *, training: bool) -> bool:
+        """Evaluation drops nothing."""
+        return not training
+
     def _over(self, routing: Routing, capacity: Int[Tensor, ""], num_tokens: int) -> Bool[Tensor, " assignments"]:
         """Mark every assignment that finds its expert full."""
         served = self._served(routing, num_tokens)

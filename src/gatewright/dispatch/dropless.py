@@ -14,6 +14,10 @@ class Dropless(Dispatcher):
         """Gather one row per assignment, grouped by expert; the same in training and evaluation."""
         return group_by_expert(x, routing)
 
+    def keeps_all(self, *, training: bool) -> bool:
+        """Nothing is ever dropped."""
+        return True
+
     def __repr__(self) -> str:
         """Show the dispatcher when a layer is printed."""
         return "Dropless()"

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gatewright.reset import reset_parts
+from gatewright.routing import Routing
 
 Shape = tuple[int, ...]
 _FORMS = (
@@ -44,6 +45,23 @@ class Experts(nn.Module, ABC):
 
         An expert without rows has a gradient of zero, never None, and its buffers do not change.
         """
+
+    def forward_routed(
+        self, x: Float[Tensor, "tokens *item"], routing: Routing
+    ) -> tuple[Float[Tensor, "tokens *out"], Routing] | None:
+        """Go the whole way from tokens to weighted sums at once, where that takes fewer passes over memory.
+
+        A layer asks for this first. None stands for no such way: it then dispatches rows, calls the experts and
+        combines, which computes the same.
+
+        Args:
+            x: Items.
+            routing: None of its assignments is dropped.
+
+        Returns:
+            One output per token, and the routing grouped by expert; or None.
+        """
+        return None
 
     def reset_parameters(self) -> None:
         """Initialise every expert as construction does, each of its modules by its own ``reset_parameters``.

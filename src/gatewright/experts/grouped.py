@@ -1,16 +1,16 @@
 """Equal feed-forward experts with stacked weights: two grouped GEMMs instead of a call per expert."""
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gatewright.experts.base import Experts, Shape
-from gatewright.ops import expert_of_rows, grouped_mm
-
-Activation = Literal["gelu", "relu", "swiglu"]
+from gatewright.internals import in_forward_mode, in_transform, is_exporting
+from gatewright.kernels.plain import Activation, activate
+from gatewright.names import known
+from gatewright.ops import BACKENDS, expert_of_rows, grouped_mm, routed_feed_forward
+from gatewright.routing import Routing
 
 
 class GroupedFeedForward(Experts):
@@ -26,6 +26,8 @@ class GroupedFeedForward(Experts):
         bias: Whether both layers add a bias.
         dropout: In training, the probability of zeroing each hidden activation: the expert dropout of
             https://arxiv.org/abs/2101.03961 section 2.4, 0.4 there in fine-tuning. It draws from torch's generator.
+        backend: Name of the back-end of the fused way, ``"torch"`` or ``"triton"``; by default the first of
+            `gatewright.backends` that takes the items.
 
     Raises:
         ValueError: If a size is below 1, the activation is unknown or dropout is outside ``[0, 1)``.
@@ -42,6 +44,7 @@ class GroupedFeedForward(Experts):
         activation: Activation = "gelu",
         bias: bool = False,
         dropout: float = 0.0,
+        backend: str | None = None,
     ) -> None:
         super().__init__()
         if min(num_experts, dim, ffn) < 1:
@@ -51,7 +54,9 @@ class GroupedFeedForward(Experts):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is at least 0 and below 1; got {dropout}. Switch fine-tunes with 0.4.")
         self.num_experts, self.dim, self.ffn, self.activation = num_experts, dim, ffn, activation
-        self.dropout = dropout
+        if backend is not None:
+            known(backend, BACKENDS, "back-end")
+        self.dropout, self.backend = dropout, backend
         hidden = 2 * ffn if activation == "swiglu" else ffn
         self.weight_in = nn.Parameter(torch.empty(num_experts, dim, hidden))
         self.weight_out = nn.Parameter(torch.empty(num_experts, ffn, dim))
@@ -92,15 +97,35 @@ class GroupedFeedForward(Experts):
         Raises:
             ValueError: If rows and parameters are of different types, outside of autocast.
         """
-        hidden = self._activate(_linear(rows, self.weight_in, self.bias_in, tokens_per_expert))
+        hidden = activate(_linear(rows, self.weight_in, self.bias_in, tokens_per_expert), self.activation)
         hidden = F.dropout(hidden, self.dropout, self.training)
         return _linear(hidden, self.weight_out, self.bias_out, tokens_per_expert)
 
-    def _activate(self, hidden: Tensor) -> Tensor:
-        if self.activation == "swiglu":
-            gate, up = hidden.chunk(2, dim=-1)
-            return F.silu(gate) * up
-        return F.gelu(hidden) if self.activation == "gelu" else F.relu(hidden)
+    def forward_routed(
+        self, x: Float[Tensor, "tokens dim"], routing: Routing
+    ) -> tuple[Float[Tensor, "tokens dim"], Routing] | None:
+        """Run the fused feed-forward, which keeps no row per assignment; with biases or dropout there is none.
+
+        Raises:
+            ValueError: If items and parameters are of different types, outside of autocast, or the back-end given does
+                not take them.
+        """
+        if routing.top_k is None or not self._can_fuse(x):
+            return None
+        x, weight_in, weight_out = _in_one_dtype(x, self.weight_in, self.weight_out)
+        grouped, order = routing.by_expert()
+        row_index = torch.empty_like(order).scatter(0, order, torch.arange(order.shape[0], device=order.device))
+        output = routed_feed_forward(
+            x, weight_in, weight_out, grouped.weight, grouped.token_index, row_index.view(routing.top_k, x.shape[0]),
+            routing.sums.tokens_per_expert, self.activation, self.backend,
+        )  # fmt: skip
+        return output, grouped
+
+    def _can_fuse(self, x: Tensor) -> bool:
+        """The fused operator has no bias and no dropout, and no rule for transforms, forward mode or export."""
+        changed = type(self).forward is not GroupedFeedForward.forward
+        special = in_transform() or in_forward_mode() or is_exporting()
+        return not (changed or special or self.bias_in is not None or (self.training and self.dropout > 0))
 
     def extra_repr(self) -> str:
         """Show the sizes when a model is printed."""
@@ -110,18 +135,25 @@ class GroupedFeedForward(Experts):
         )
 
 
-def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None, tokens_per_expert: Tensor) -> Tensor:
-    """Apply each expert's linear layer to its rows, in autocast's dtype where it is on, as `F.linear` would."""
+def _in_one_dtype(rows: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+    """Convert to autocast's dtype where it is on, as `F.linear` would."""
     if torch.is_autocast_enabled(rows.device.type) and rows.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(rows.device.type)
-        rows, weight, bias = rows.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    if rows.dtype != weight.dtype:
-        raise ValueError(
-            f"GroupedFeedForward has parameters of {weight.dtype} and got items of {rows.dtype}. Convert either, with "
-            ".to(dtype), or run under torch.autocast."
-        )
+        return tuple(tensor.to(dtype) for tensor in (rows, *parameters))
+    for parameter in parameters:
+        if rows.dtype != parameter.dtype:
+            raise ValueError(
+                f"GroupedFeedForward has parameters of {parameter.dtype} and got items of {rows.dtype}. Convert "
+                "either with .to(dtype), or run under torch.autocast."
+            )
+    return (rows, *parameters)
+
+
+def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None, tokens_per_expert: Tensor) -> Tensor:
+    """Apply each expert's linear layer to its rows."""
+    rows, weight, *biases = _in_one_dtype(rows, weight, *([] if bias is None else [bias]))
     product = grouped_mm(rows, weight, tokens_per_expert)
     if bias is None:
         return product
     expert = expert_of_rows(tokens_per_expert.cumsum(0), rows.shape[0])
-    return product + F.pad(bias, (0, 0, 0, 1)).index_select(0, expert)
+    return product + F.pad(biases[0], (0, 0, 0, 1)).index_select(0, expert)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from gatewright.dispatch import Dispatcher, Dropless
 from gatewright.experts import Experts
+from gatewright.internals import has_hooks
 from gatewright.layers.base import RoutedLayer
 from gatewright.losses import Coefficients
 from gatewright.routers import Router
@@ -82,16 +83,28 @@ class MoE(RoutedLayer):
         """
         items = self.flat_items(x, mask)
         routing: Routing = self.route(x, features, mask)
+        output, routing = self._forward_routed(items, routing) or self._forward_rows(items, routing)
+        output = self.like_batch(output, x, mask)
+        self.record(routing, output)
+        return output
+
+    def _forward_routed(self, items: Tensor, routing: Routing) -> tuple[Tensor, Routing] | None:
+        """Let the experts go the whole way, unless somebody is to see their rows: other processes, or hooks."""
+        if not self.dispatcher.keeps_all(training=self.training) or has_hooks(self.experts):
+            return None
+        routed = self.experts.forward_routed(items, routing)
+        if routed is None or self.shared is None:
+            return routed
+        return routed[0] + self.shared(items), routed[1]
+
+    def _forward_rows(self, items: Tensor, routing: Routing) -> tuple[Tensor, Routing]:
+        """Dispatch, experts, combine: what the fused way computes too."""
         batch = self.dispatcher.dispatch(items, routing, training=self.training)
         beside = None if self.shared is None else self.shared(items)  # while the rows travel
         batch = self.dispatcher.arrive(batch)
         rows = self.experts(batch.rows, batch.tokens_per_expert)
         output = self.dispatcher.combine(rows, batch, items.shape[0])
-        if beside is not None:
-            output = output + beside
-        output = self.like_batch(output, x, mask)
-        self.record(batch.routing, output)
-        return output
+        return output if beside is None else output + beside, batch.routing
 
     def extra_repr(self) -> str:
         """Show the dispatcher and the losses when a model is printed."""

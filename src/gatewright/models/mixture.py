@@ -75,7 +75,7 @@ class MixtureConfig:
     losses: dict[str, float] | None = None
     dispatch: Literal["dropless", "capacity"] = "dropless"
     capacity_factor: PositiveFloat = 1.25
-    min_capacity: PositiveInt = 4
+    min_capacity: NonNegativeInt = 4
     priority: Priority = "arrival"
     upcycle_epoch: NonNegativeInt = 0
     layer: Literal["gatewright", "deepspeed"] = "gatewright"

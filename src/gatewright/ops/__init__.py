@@ -1,7 +1,19 @@
 """Operations with several back-ends; the choice is made here, in one place."""
 
+from gatewright.ops.feed_forward import routed_feed_forward
 from gatewright.ops.grouped_mm import expert_of_rows, grouped_mm
+from gatewright.ops.registry import BACKENDS, backends
 from gatewright.ops.sinkhorn import sinkhorn
 from gatewright.ops.stable_sort import stable_sort
+from gatewright.ops.wide_product import wide_product
 
-__all__ = ["expert_of_rows", "grouped_mm", "sinkhorn", "stable_sort"]
+__all__ = [
+    "BACKENDS",
+    "backends",
+    "expert_of_rows",
+    "grouped_mm",
+    "routed_feed_forward",
+    "sinkhorn",
+    "stable_sort",
+    "wide_product",
+]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
-from gatewright.ops import stable_sort
+from gatewright.ops import stable_sort, wide_product
 from gatewright.reset import refuse_unknown_start, reset_parts
 from gatewright.routing import Loss, Routing, RoutingSums
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask
@@ -195,7 +195,10 @@ class Gate(nn.Linear):
         dtype = torch.promote_types(torch.promote_types(input.dtype, self.weight.dtype), torch.float32)
         bias = None if self.bias is None else self.bias.to(dtype)
         with torch.autocast(input.device.type, enabled=False):
-            return F.linear(input.to(dtype), self.weight.to(dtype), bias)
+            product = wide_product(input, self.weight)
+            if product is None:
+                return F.linear(input.to(dtype), self.weight.to(dtype), bias)
+        return product if bias is None else product + bias
 
 
 class EvenGate(Gate):

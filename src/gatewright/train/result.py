@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata as package
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Size, Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gatewright import metrics
+from gatewright.experts import GroupedFeedForward
 from gatewright.layers.base import RoutedLayer, moe_layers
 from gatewright.routing import RoutingSums
 from gatewright.tasks import Batch, Evaluation, LayerUse, Task
@@ -140,12 +141,25 @@ def active_flops(model: nn.Module, inputs: Tensor, strategy: Strategy = ALONE) -
     was_training = model.training
     model.eval()
     grouped = (torch.ops.aten._grouped_mm, torch.ops.gatewright.grouped_mm_loop)
-    with FlopCounterMode(display=False, custom_mapping=dict.fromkeys(grouped, _grouped_mm_flops)) as counter:
+    counting = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(grouped, _grouped_mm_flops))
+    with _by_torchs_products(model), counting as counter:
         model(inputs[strategy.shard_batch(len(inputs))])
     model.train(was_training)
     total = torch.tensor(counter.get_total_flops())
     strategy.all_reduce(total)
     return int(total)
+
+
+@contextlib.contextmanager
+def _by_torchs_products(model: nn.Module) -> Iterator[None]:
+    """Have grouped experts multiply by torch's own products, since those of kernels cannot be counted."""
+    experts = [module for module in model.modules() if isinstance(module, GroupedFeedForward)]
+    chosen = [each.backend for each in experts]
+    for each in experts:
+        each.backend = "torch"
+    yield
+    for each, backend in zip(experts, chosen, strict=True):
+        each.backend = backend
 
 
 def _grouped_mm_flops(rows: Size, weight: Size, *_: Any, **__: Any) -> int:

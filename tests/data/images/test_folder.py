@@ -81,13 +81,6 @@ def test_a_class_may_be_called_train(tmp_path):
     assert read_folder(tmp_path).class_names == ("bus", "plane", "train")
 
 
-def test_a_class_too_rare_for_the_validation_split(tmp_path):
-    write_class_folders(tmp_path, splits=("train", "val", "test"))
-    (tmp_path / "val" / "dog").rename(tmp_path / "dog")
-    source = read_folder(tmp_path)
-    assert [image.label for image in source.holdout] == [0, 0, 0]
-
-
 def folders(path, *names):
     for name in names:
         (path / name).mkdir(parents=True)

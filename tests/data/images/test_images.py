@@ -18,26 +18,12 @@ def test_select_keeps_order_and_repeats():
     assert chosen.class_names == images.class_names
 
 
-def test_an_empty_set_is_a_set():
-    assert len(image_set().select(torch.zeros(0, dtype=torch.long))) == 0
-
-
 @pytest.mark.parametrize(("label", "row"), [(3, 0), (-1, 6), (10**12, 2)])
 def test_labels_out_of_range(label, row):
     labels = torch.zeros(7, dtype=torch.long)
     labels[row] = label
     with pytest.raises(ValueError, match=f"between 0 and 2, as there are 3 classes; got {label} in row {row}"):
         ImageSet(image_set().images, labels, ("a", "b", "c"))
-
-
-def test_a_label_short(unchecked):
-    with pytest.raises(ValueError, match="got 7 images, 6 labels"):
-        ImageSet(image_set().images, torch.zeros(6, dtype=torch.long), ("a",))
-
-
-def test_floats_span_zero_to_one():
-    levels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 3)
-    torch.testing.assert_close(as_floats(levels), torch.tensor([[[0.0, 0.2, 1.0]]]))
 
 
 def test_channel_statistics_are_those_of_the_floats():

@@ -21,12 +21,6 @@ def cache_files(tmp_path):
     return sorted((tmp_path / "cache").glob("*.safetensors"))
 
 
-def test_digits_need_no_cache_and_no_network(tmp_path):
-    splits = load_images(DataConfig(cache=str(tmp_path)))
-    assert [len(part) for part in (splits.train, splits.holdout, splits.test)] == [1294, 144, 359]
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_hub_folder_is_decoded_split_and_cached(tmp_path):
     write_hub_folder(tmp_path / "data")
     config = hub_config(tmp_path)
@@ -55,20 +49,6 @@ def test_a_changed_file_or_size_is_decoded_anew(tmp_path):
     write_parquet(tmp_path / "data" / "test.parquet", rows(range(9)))
     assert len(load_images(hub_config(tmp_path)).test) == 9
     assert len(cache_files(tmp_path)) == 3
-
-
-def test_any_hub_name_reads_a_local_copy(tmp_path):
-    write_hub_folder(tmp_path / "data")
-    assert len(load_images(replace(hub_config(tmp_path), name="owner/name")).test) == 6
-
-
-def test_a_folder_of_images(tmp_path):
-    write_class_folders(tmp_path / "data")
-    splits = load_images(replace(hub_config(tmp_path, holdout=0.34), name="folder"))
-    assert [len(part) for part in (splits.train, splits.holdout, splits.test)] == [4, 2, 6]
-    assert splits.holdout.labels.tolist() == [0, 1]
-    assert splits.test.class_names == ("cat", "dog")
-    assert torch.equal(splits.test.images[4], torch.from_numpy(pixels(111)).movedim(2, 0))
 
 
 def test_a_validation_split_is_held_out_in_place_of_training_images(tmp_path, capsys):
@@ -103,14 +83,6 @@ def test_a_broken_image_in_a_good_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"train/dog/1.png: cannot be decoded as an image"):
         load_images(DataConfig(name="folder", path=str(tmp_path / "folder"), cache=str(tmp_path / "cache")))
     assert not cache_files(tmp_path)
-
-
-def test_holding_nothing_or_everything_out(tmp_path):
-    write_hub_folder(tmp_path / "data", num_train=3)
-    splits = load_images(hub_config(tmp_path, holdout=0.0))
-    assert (len(splits.train), len(splits.holdout)) == (3, 0)
-    with pytest.raises(ValueError, match=r"holding out 0.95 of 3 leaves none: lower data.holdout"):
-        load_images(hub_config(tmp_path, holdout=0.95))
 
 
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason=f"no CIFAR-10 in {CIFAR10}")

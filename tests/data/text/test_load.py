@@ -2,7 +2,6 @@ import sysconfig
 
 import datasets
 import pytest
-import torch
 
 from gatewright.data import TextConfig, load_text, local_text_files
 from tests.data.samples import write_parquet
@@ -133,17 +132,9 @@ def test_what_holds_no_text_is_refused(tmp_path):
         ({"name": "text"}, "`data.path` names the file or folder of `data.name=text`"),
         ({"path": "x"}, "`data.name=python` has none"),
         ({"column": "text"}, "`data.column` is for a Hugging Face data set"),
-        ({"holdout": 1.0}, "`data.holdout` should be less than 1"),
         ({"epoch_batches": 0}, "`data.epoch_batches` should be greater than 0"),
     ],
 )
 def test_settings_out_of_range(settings, message):
     with pytest.raises(ValueError, match=message):
         TextConfig(**settings)
-
-
-def test_windows_cover_what_was_loaded(library, tmp_path):
-    train = load(tmp_path).train
-    inputs, targets = train.windows(torch.tensor([0]), len(train))
-    assert bytes(targets[0].tolist()) == b"".join(documents(train))
-    assert int((inputs == 256).sum()) == train.num_documents

@@ -1,6 +1,5 @@
 """A network of a few hundred parameters, and configs and steps of it by DeepSpeed's engine and by torch's."""
 
-import functools
 import importlib.util
 import json
 import os
@@ -11,14 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from gatewright import MoE
 from gatewright.models import DigitsConfig
-from gatewright.parallel import expert_mesh
 from gatewright.recipes import RECIPES
 from gatewright.train import OptimConfig, RunConfig
 from gatewright.train.config import DeepSpeedConfig, ParallelConfig
-from gatewright.train.strategies.ddp import DDPStrategy
-from tests.cases import EXPERT_CASES, make_router, run_beside
+from tests.cases import EXPERT_CASES, mixture_of, run_beside
+from tests.train.spread import batches, several
 
 STEPS = 12
 ADAMW = OptimConfig(lr=0.02, clip_norm=0.5, schedule="linear", warmup_epochs=0.5, ema_decay=0.9)
@@ -37,17 +34,12 @@ class Network(nn.Module):
     def __init__(self, router, experts, *, dense=False):
         super().__init__()
         self.before = nn.Sequential(nn.Flatten(), nn.Linear(16, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh())
-        mixture = MoE(make_router(router, 8, 4, 2), EXPERT_CASES[experts](4, 8))
+        mixture = mixture_of(router, EXPERT_CASES[experts](4, 8))
         self.mixture = mixture.experts.experts[0] if dense else mixture
         self.after = nn.Linear(8, 3)
 
     def forward(self, images):
         return self.after(run_beside(self.mixture, self.before(images.to(self.after.weight.dtype)), images))
-
-
-@functools.cache
-def several(ep_size):
-    return DDPStrategy(expert_mesh(ep_size))
 
 
 def config_of(ep_size=2, optim=ADAMW, settings=None, folder=None, trust=False, **changes):
@@ -78,25 +70,13 @@ def engine_of(
     return kind(model, config, **options)
 
 
-def batches(count, size=8):
-    generator = torch.Generator().manual_seed(5)
-    images = torch.rand(count, size, 1, 4, 4, generator=generator)
-    return list(zip(images, torch.randint(3, (count, size), generator=generator), strict=True))
-
-
 def train(engine, start=0, stop=STEPS):
     """Make steps of a run."""
     per_step = engine.config.optim.accumulation_steps
-    found, reports = batches(STEPS * per_step), []
+    found, reports = batches(STEPS * per_step, size=8), []
     for step in range(start, stop):
         reports.append(engine.step(found[step * per_step : (step + 1) * per_step]))
     return reports
-
-
-def largest_difference(state, expected):
-    assert state.keys() == expected.keys()
-    tensors = [name for name in state if isinstance(state[name], torch.Tensor)]
-    return max(float((state[name].double() - expected[name].double()).abs().max()) for name in tensors)
 
 
 def zero(stage, **settings):

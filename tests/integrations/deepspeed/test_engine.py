@@ -14,7 +14,6 @@ from gatewright.integrations.deepspeed.engine import DeepSpeedEngine
 from gatewright.train import OptimConfig, TrainingDiverged
 from gatewright.train.phases import upcycled
 from gatewright.train.step import TorchEngine
-from tests.cases import ROUTER_CASES
 from tests.integrations.deepspeed.runs import (
     ADAMW,
     ARTICLE,
@@ -24,12 +23,11 @@ from tests.integrations.deepspeed.runs import (
     config_of,
     engine_of,
     installed,
-    largest_difference,
-    several,
     train,
     zero,
 )
 from tests.train.runs import finish, start
+from tests.train.spread import largest_difference, several
 
 
 def run_of(kind, config, upcycle_at, **options):
@@ -72,15 +70,13 @@ SGD = OptimConfig(name="sgd", lr=0.1, accumulation_steps=2, clip_norm=0.3, sched
 @pytest.mark.parametrize(
     ("world", "ep_size", "optim", "settings", "experts"),
     [
-        (2, 2, ADAMW, None, "modules"),
         (2, 1, ADAMW, None, "modules"),
-        (2, 2, SGD, None, "grouped-relu-bias"),
+        (4, 2, SGD, None, "grouped-relu-bias"),
         (4, 2, SGD, zero(1), "modules"),
-        (4, 2, ADAMW, zero(2), "modules"),
-        (2, 1, SGD, zero(2), "modules"),
+        (2, 2, ADAMW, zero(2), "modules"),
         (2, 1, replace(ADAMW, ema_decay=None), zero(3), "modules"),
     ],
-    ids=["ep2", "ep1", "accumulated", "zero1", "zero2", "zero2-ep1", "zero3"],
+    ids=["ep1", "accumulated", "zero1", "zero2", "zero3"],
 )
 def test_the_trajectory_is_the_torch_engines(ranks, tmp_path, world, ep_size, optim, settings, experts):
     """As near to float64 as torch's own float32 is: rounding grows with steps, and 4 times its size allows for order.
@@ -93,28 +89,13 @@ def test_the_trajectory_is_the_torch_engines(ranks, tmp_path, world, ep_size, op
         assert torchs["weights"] < 1e-5
 
 
-@installed
-@pytest.mark.slow
-@pytest.mark.distributed
-@pytest.mark.parametrize("experts", ["modules", "grouped-relu-bias"])
-@pytest.mark.parametrize("router", [*ROUTER_CASES, "soft", "soft-per-token"])
-def test_the_trajectory_of_every_router_is_the_torch_engines(ranks, tmp_path, router, experts):
-    for torchs, deepspeeds in ranks(2, trajectory_with, 2, ADAMW, None, str(tmp_path), experts, router):
-        for name, value in deepspeeds.items():
-            assert value <= 4 * torchs[name] + 1e-7, (name, value, torchs[name])
-
-
 def trajectory_with(ep_size, optim, settings, folder, experts, router="noisy-top-k", upcycle_at=0):
     return trajectory(ep_size, optim, settings, folder, upcycle_at, experts=experts, router=router)
 
 
 @installed
 @pytest.mark.distributed
-@pytest.mark.parametrize(
-    ("world", "ep_size", "optim"),
-    [(2, 1, ADAMW), (2, 2, ADAMW), (4, 2, ADAMW), (4, 4, SGD)],
-    ids=["ep1", "ep2", "replicas", "accumulated"],
-)
+@pytest.mark.parametrize(("world", "ep_size", "optim"), [(4, 2, ADAMW), (4, 4, SGD)], ids=["replicas", "accumulated"])
 def test_a_dense_network_is_upcycled_as_under_the_torch_engine(ranks, tmp_path, world, ep_size, optim):
     """In the middle of the run, with what the optimizer keeps."""
     options = (ep_size, optim, None, str(tmp_path), "modules", "noisy-top-k", STEPS // 2)
@@ -179,9 +160,7 @@ def resumed(settings, folder, ep_size):
 @installed
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("settings", "ep_size"),
-    [(zero(2), 2), (zero(3), 1), (THEIRS, 2)],
-    ids=["zero2", "zero3", "their-optimizer"],
+    ("settings", "ep_size"), [(zero(2), 2), (zero(3), 1), (THEIRS, 2)], ids=["zero2", "zero3", "their-optimizer"]
 )
 def test_what_our_state_cannot_hold_is_in_deepspeeds_checkpoint_if_trusted(ranks, tmp_path, settings, ep_size):
     for difference, (untrusted, missing), kept in ranks(2, resumed, settings, str(tmp_path), ep_size):
@@ -251,9 +230,9 @@ def two_optimizers(folder):
 
 
 def number_as_parameter(folder):
-    model = Network("top-k", "modules", 0)
+    model = Network("top-k", "modules")
     model.scale = nn.Parameter(torch.ones(()))
-    options = {"device": torch.device("cpu"), "steps_per_epoch": STEPS, "processes": several(2)}
+    options = {"device": torch.device("cpu"), "steps_per_epoch": STEPS, "strategy": several(2)}
     with pytest.raises(ValueError, match="one without dimensions: scale"):
         DeepSpeedEngine(model, config_of(2), **options)
     return True

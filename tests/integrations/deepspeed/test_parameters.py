@@ -1,7 +1,6 @@
 """What DeepSpeed recognises, reduces and saves of our layer: its contract, line by line, on DeepSpeed itself."""
 
 import copy
-import functools
 import re
 import subprocess
 import sys
@@ -13,9 +12,10 @@ from torch import nn
 
 from gatewright import ModuleExperts, MoE, TopK, aux_loss
 from gatewright.integrations.deepspeed.parameters import adapt_to_deepspeed, plain_state
-from gatewright.parallel import expert_mesh, expert_parameters, gather_state, parallelize
+from gatewright.parallel import expert_parameters, gather_state, parallelize
 from tests.cases import EXPERT_CASES
 from tests.integrations.deepspeed.runs import installed
+from tests.train.spread import mesh_of
 
 EXPERT = re.compile(r".*\.deepspeed_moe\.experts\.deepspeed_experts\.([0-9]+)\.")
 NETWORKS = ["batch-norm", "grouped-relu-bias"]
@@ -39,11 +39,6 @@ class Network(nn.Module):
 
     def forward(self, x):
         return self.out(self.block(x))
-
-
-@functools.cache
-def mesh_of(ep_size):
-    return expert_mesh(ep_size)
 
 
 def spread(ep_size=2, **options):

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import signal
 import socket
 
@@ -11,7 +10,7 @@ import pytest
 from gatewright.train.tracking.base import TrackingConfig
 from gatewright.train.tracking.tracked import start_tracking
 from tests.integrations.mlflow.server import history
-from tests.train.runs import logged, wait_until
+from tests.train.runs import wait_until
 
 pytest.importorskip("mlflow")
 
@@ -54,22 +53,6 @@ def test_a_server_that_hangs_does_not_hold_the_run(server, tmp_path, monkeypatch
         server.signal(signal.SIGCONT)
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "1"
     assert "1 metrics, 1 end of run" in caplog.text
-
-
-def test_a_server_that_never_comes_back_is_told_and_the_file_is_complete(server, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("gatewright.train.tracking.retry_queue.AWAY_SECONDS", 1.0)
-    tracker = start_tracking(TrackingConfig(uri=server.uri), output=tmp_path, run_name="killed")
-    server.kill()
-    for step in range(100):
-        tracker.log_metrics({"loss": float(step), "accuracy": 0.0}, step)
-    tracker.log_artifact(tmp_path / "metrics.jsonl")
-    tracker.close("FINISHED")
-
-    assert [line["values"]["loss"] for line in logged(tmp_path)] == [float(step) for step in range(100)]
-    assert re.search("Connection (refused|reset)", caplog.text)
-    assert "200 metrics" in caplog.text
-    assert "1 files" in caplog.text
-    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 
 
 def test_no_server_at_the_start_is_one_clear_error(tmp_path):

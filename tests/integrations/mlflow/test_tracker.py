@@ -1,6 +1,5 @@
 import json
 import math
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,30 +99,6 @@ def test_non_finite_metrics_arrive_and_stay_json(server, client, tmp_path):
     assert line["step"] == 3
 
 
-def test_runs_that_start_together_share_a_new_experiment(server, client, tmp_path):
-    config = TrackingConfig(uri=server.uri, experiment="together")
-    barrier = threading.Barrier(3)
-    trackers = []
-
-    def start(index):
-        barrier.wait()
-        trackers.append(start_tracking(config, output=tmp_path / str(index), run_name=str(index)))
-
-    threads = [threading.Thread(target=start, args=(index,)) for index in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for index, tracker in enumerate(trackers):
-        tracker.log_metrics({"index": float(index)}, step=0)
-    for tracker in trackers:
-        tracker.close("FINISHED")
-
-    runs = [client.get_run(tracker.run_id) for tracker in trackers]
-    assert len({run.info.experiment_id for run in runs}) == 1
-    assert [run.data.metrics["index"] for run in runs] == [0, 1, 2]
-
-
 def test_a_resumed_run_goes_on_and_says_which_parameters_changed(server, client, tmp_path, caplog):
     config = TrackingConfig(uri=server.uri)
     first = start_tracking(config, output=tmp_path, run_name="resumed")
@@ -154,13 +129,3 @@ def test_an_unknown_run_is_replaced(server, tmp_path, caplog):
     tracker.close("FINISHED")
     assert tracker.run_id != "0" * 32
     assert "going on in a new one" in caplog.text
-
-
-def test_a_file_that_is_gone_does_not_hold_up_the_rest(server, client, tmp_path, caplog):
-    tracker = start_tracking(TrackingConfig(uri=server.uri), output=tmp_path, run_name="gone")
-    tracker.log_artifact(tmp_path / "missing.png")
-    tracker.log_metrics({"loss": 1.0}, step=0)
-    tracker.close("FINISHED")
-    assert client.get_run(tracker.run_id).data.metrics == {"loss": 1.0}
-    assert "Not delivered" in caplog.text
-    assert "1 files" in caplog.text

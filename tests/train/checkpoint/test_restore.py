@@ -56,5 +56,5 @@ def test_what_is_no_run_is_refused(finished, tmp_path):
     with pytest.raises(ValueError, match=r"is truncated or not a safetensors file"):
         load_run(copied)
     shutil.rmtree(copied / "checkpoints")
-    with pytest.raises(FileNotFoundError, match=r"The run at .*elsewhere has no checkpoint yet. Go on with it"):
+    with pytest.raises(FileNotFoundError, match=r"The run at .*elsewhere has no checkpoint yet. Train it on with"):
         load_run(copied)

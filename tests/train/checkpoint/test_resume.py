@@ -47,14 +47,11 @@ DIGITS = replace(RECIPES["digits"](), epochs=4)
     ("changes", "reason"),
     [
         ({"seed": 7}, r"seed was 0 and is 7, but weights, order"),
-        ({"recipe": "other"}, r"recipe was 'digits' and is 'other', but the result bears its name"),
         (
             {"data": replace(DIGITS.data, batch_size=32)},
             r"data.batch_size was 64 and is 32, but it decides which items",
         ),
         ({"data": replace(DIGITS.data, holdout=0.3)}, r"data.holdout was 0.1 and is 0.3, but images that were trained"),
-        ({"optim": replace(DIGITS.optim, accumulation_steps=2)}, r"optim.accumulation_steps was 1 and is 2"),
-        ({"optim": replace(DIGITS.optim, ema_decay=0.9)}, r"optim.ema_decay was None and is 0.9, but averaged weights"),
         ({"model": replace(DIGITS.model, router="top-k")}, r"model.router was 'noisy-top-k' and is 'top-k'"),
         (
             {"model": replace(DIGITS.model, upcycle_epoch=3)},

@@ -47,11 +47,6 @@ def test_a_tracker_of_ones_own_takes_one_function(tmp_path):
     assert [(line["step"], line["values"]) for line in logged(tmp_path / "run")] == [(7, {"loss": 1.0})]
 
 
-def test_an_interval_of_nothing_is_refused():
-    with pytest.raises(ValueError, match=r"`tracking.log_interval` should be greater than 0"):
-        TrackingConfig(log_interval=0)
-
-
 def test_an_unknown_tracker_is_refused():
     with pytest.raises(ValueError, match=r"No tracker is called 'mlfow'; did you mean 'mlflow'?"):
         TrackingConfig(name="mlfow")

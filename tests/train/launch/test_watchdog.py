@@ -69,15 +69,3 @@ def test_a_full_disk_then_a_damaged_checkpoint(disk):
         assert resumed.finish() == 0, resumed.errors()
     assert f"{good} is damaged, and is now {good.name}.damaged; going on from step 5." in resumed.errors()
     assert [step for step, _ in resumed.steps()] == [*range(1, 16), *range(6, 22)]
-
-
-def test_a_folder_that_may_not_be_written_is_said_and_nothing_starts_again(disk, tmp_path):
-    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    with Launched(disk / "run", "--epochs", 1, folder=tmp_path) as run:
-        assert run.finish() == 2
-    assert (
-        f"error: {disk} cannot be written to, and the run's folder is to be {disk / 'run'}. Name another."
-        in run.errors()
-    )
-    assert "start again" not in run.errors()
-    assert "Traceback" not in run.errors()

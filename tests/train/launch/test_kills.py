@@ -1,5 +1,6 @@
 """Processes killed with SIGKILL at random moments: the run starts again by itself, and ends with the same bits."""
 
+import os
 import random
 import signal
 
@@ -14,36 +15,28 @@ pytestmark = [pytest.mark.distributed, needs_proc]
 
 STEPS_PER_EPOCH = 21
 MOMENTS = ("training", "writing", "starting")
-
-
+KILLS = int(os.environ.get("GATEWRIGHT_KILLS", "3"))  # 20 where docs/failures.md was measured
 UPCYCLED = "--model.upcycle-epoch 1"
-BACKGROUND = "--checkpoint-in-background"
-SHARDED = "--parallel.shard fsdp --parallel.ep-size 1"
-DEEPSPEED = "--engine deepspeed"
+BACKGROUND = "--parallel.shard fsdp --parallel.ep-size 1 --checkpoint-in-background"
 ZERO = "--engine deepspeed --deepspeed.config zero.json --deepspeed.trust-checkpoint"
 
 
 @pytest.mark.parametrize(
-    ("number", "epochs", "more"),
+    "more",
     [
-        (3, 2, UPCYCLED),
-        pytest.param(3, 2, BACKGROUND, marks=pytest.mark.slow),
-        pytest.param(3, 2, SHARDED, marks=pytest.mark.slow),
-        pytest.param(3, 2, DEEPSPEED, marks=[pytest.mark.slow, installed]),
-        pytest.param(3, 2, ZERO, marks=[pytest.mark.slow, installed]),
-        pytest.param(20, 6, "", marks=pytest.mark.slow),
+        UPCYCLED if KILLS == 3 else "",
+        pytest.param(BACKGROUND, marks=pytest.mark.slow),
+        pytest.param(ZERO, marks=[pytest.mark.slow, installed]),
     ],
-    ids=["three-upcycled", "three-in-background", "three-sharded", "three-deepspeed", "three-zero", "twenty"],
+    ids=["plain", "sharded-in-background", "zero"],
 )
-def test_killed_processes_start_again_and_lose_no_more_than_the_steps_since_the_last_checkpoint(
-    tmp_path, number, epochs, more
-):
+def test_killed_processes_start_again_and_lose_no_more_than_the_steps_since_the_last_checkpoint(tmp_path, more):
     (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 2}}')
-    rng = random.Random(number)
-    moments = [*MOMENTS, *rng.choices(MOMENTS, weights=(3, 3, 1), k=number - 3)]
-    flags = ("--epochs", epochs, "--parallel.max-restarts", number, *more.split())
+    rng, epochs = random.Random(KILLS), 2 + KILLS // 5
+    moments = [*MOMENTS, *rng.choices(MOMENTS, weights=(3, 3, 1), k=KILLS - 3)]
+    flags = ("--epochs", epochs, "--parallel.max-restarts", KILLS, *more.split())
     with Launched(tmp_path / "killed", *flags) as killed:
-        kills = kill_at_random(killed, moments, STEPS_PER_EPOCH * epochs, seed=number)
+        kills = kill_at_random(killed, moments, STEPS_PER_EPOCH * epochs, seed=KILLS)
         assert killed.finish() == 0, killed.errors()
     with Launched(tmp_path / "whole", *flags) as whole:
         assert whole.finish() == 0, whole.errors()
@@ -71,9 +64,6 @@ def test_sigterm_saves_on_every_process_and_says_how_to_go_on(tmp_path):
     assert saved["position"]["step"] == run.steps()[-1][0]
     assert "Go on with: " in run.errors()
     assert "Traceback" not in run.errors()
-    with Launched(tmp_path / "run", "--epochs", 2, "--resume") as again:
-        assert again.finish() == 0, again.errors()
-    assert [step for step, _ in again.steps()] == [*range(1, 2 * STEPS_PER_EPOCH + 1)]
 
 
 @pytest.mark.slow

@@ -1,0 +1,187 @@
+"""The fused feed-forward: from tokens to their weighted sums, without keeping a row per assignment.
+
+Saved for backward are the items, the hidden values before the activation, and the order of the assignments. What else
+backward needs is gathered or computed again, as in SonicMoE: https://arxiv.org/abs/2512.14080.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gatewright.kernels.plain import activate
+from gatewright.ops.grouped_mm import grouped_mm
+from gatewright.ops.registry import BACKENDS, choose_backend
+
+
+def routed_feed_forward(
+    x: Float[Tensor, "tokens dim"],
+    weight_in: Float[Tensor, "experts dim hidden"],
+    weight_out: Float[Tensor, "experts ffn dim"],
+    weight: Float[Tensor, " assignments"],
+    token_index: Int[Tensor, " assignments"],
+    row_index: Int[Tensor, "top_k tokens"],
+    tokens_per_expert: Int[Tensor, " experts"],
+    activation: str,
+    backend: str | None = None,
+) -> Float[Tensor, "tokens dim"]:
+    """``y = sum_i weight_i activation(x W_in,i) W_out,i`` over each token's experts.
+
+    Args:
+        x: Items.
+        weight_in: First matrices.
+        weight_out: Second matrices, of the items' type.
+        weight: Of each assignment, sorted by expert.
+        token_index: Of each assignment, sorted by expert.
+        row_index: Where each token's assignments stand in this order.
+        tokens_per_expert: How many assignments each expert has; none is dropped.
+        activation: ``"gelu"``, ``"relu"`` or ``"swiglu"``.
+        backend: Name in `BACKENDS`; None takes the first that can.
+
+    Raises:
+        ValueError: If the back-end given does not take the items.
+    """
+    backend = choose_backend(x, backend)
+    ends = tokens_per_expert.cumsum(0, dtype=torch.int32)
+    parts = (x.contiguous(), weight_in.contiguous(), weight_out.contiguous(), weight.contiguous())
+    save = torch.is_grad_enabled() and any(part.requires_grad for part in parts)
+    run: Callable[..., Any] = _forward if torch.compiler.is_compiling() else _Routed.apply
+    output: Tensor = run(*parts, token_index, row_index, ends, activation, backend, save)[0]
+    return output
+
+
+def specification(
+    x: Tensor, weight_in: Tensor, weight_out: Tensor, weight: Tensor, token_index: Tensor, ends: Tensor, activation: str
+) -> Tensor:
+    """Compute the same in plain steps, which have derivatives of any order."""
+    counts = ends.diff(prepend=ends.new_zeros(1))
+    hidden = grouped_mm(x.index_select(0, token_index), weight_in, counts)
+    rows = grouped_mm(activate(hidden, activation), weight_out, counts) * weight[:, None]
+    return rows.new_zeros(x.shape[0], rows.shape[1]).index_add(0, token_index, rows).to(x.dtype)
+
+
+def _run_forward(
+    x: Tensor,
+    weight_in: Tensor,
+    weight_out: Tensor,
+    weight: Tensor,
+    token_index: Tensor,
+    row_index: Tensor,
+    ends: Tensor,
+    activation: str,
+    backend: str,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    kernels = BACKENDS[backend].kernels()
+    with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
+        hidden, activated = kernels.up(x, weight_in, weight, token_index, ends, activation, save)
+        return kernels.gather_sum(kernels.grouped(activated, weight_out, ends), row_index), hidden
+
+
+def _run_backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight_in: Tensor,
+    weight_out: Tensor,
+    weight: Tensor,
+    token_index: Tensor,
+    row_index: Tensor,
+    ends: Tensor,
+    hidden: Tensor,
+    activation: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    kernels = BACKENDS[backend].kernels()
+    with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
+        of_hidden, activated, of_weight = kernels.down_backward(
+            gradient, weight_out, hidden, weight, token_index, ends, activation
+        )
+        of_out = kernels.weight_gradient(activated, gradient, token_index, ends, "right")
+        of_in = kernels.weight_gradient(x, of_hidden, token_index, ends, "left")
+        of_x = kernels.gather_sum(kernels.grouped(of_hidden, weight_in.transpose(1, 2), ends), row_index)
+    return of_x, of_in, of_out, of_weight
+
+
+# Operators, so that torch.compile sees them whole; without it their wrappers would cost more than small products do.
+_forward = torch.library.custom_op("gatewright::routed_feed_forward", _run_forward, mutates_args=())
+_gradients = torch.library.custom_op("gatewright::routed_feed_forward_backward", _run_backward, mutates_args=())
+
+
+@_forward.register_fake
+def _(
+    x: Tensor,
+    weight_in: Tensor,
+    weight_out: Tensor,
+    weight: Tensor,
+    token_index: Tensor,
+    row_index: Tensor,
+    ends: Tensor,
+    activation: str,
+    backend: str,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(token_index.shape[0] if save else 0, weight_in.shape[2])
+
+
+@_gradients.register_fake
+def _(
+    gradient: Tensor,
+    x: Tensor,
+    weight_in: Tensor,
+    weight_out: Tensor,
+    weight: Tensor,
+    token_index: Tensor,
+    row_index: Tensor,
+    ends: Tensor,
+    hidden: Tensor,
+    activation: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(weight_in), torch.empty_like(weight_out), torch.empty_like(weight)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*inputs[:7], output[1])
+    ctx.activation, ctx.backend = inputs[7:9]
+
+
+def _operator_backward(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if gradient is None:
+        return (None,) * 10
+    found = _gradients(gradient.contiguous(), *ctx.saved_tensors, ctx.activation, ctx.backend)
+    return (*found, *[None] * 6)
+
+
+def _backward(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if gradient is None:  # Nothing that is asked for depends on the output.
+        return (None,) * 10
+    *inputs, hidden = ctx.saved_tensors
+    if torch.is_grad_enabled():  # A derivative of this one may be asked for.
+        return (*_differentiable_gradients(ctx, gradient, inputs), *[None] * 6)
+    run: Callable[..., Any] = _run_backward
+    return (*run(gradient.contiguous(), *inputs, hidden, ctx.activation, ctx.backend), *[None] * 6)
+
+
+def _differentiable_gradients(ctx: Any, gradient: Tensor, inputs: list[Tensor]) -> list[Tensor | None]:
+    *parts, token_index, _, ends = inputs
+    parts = [part.view_as(part) for part in parts]  # No gradient arrives at the leaves here, whose hooks would take it.
+    wanted = [part for part, needed in zip(parts, ctx.needs_input_grad[:4], strict=True) if needed]
+    x, weight_in, weight_out, weight = parts
+    output = specification(x, weight_in, weight_out, weight, token_index, ends, ctx.activation)
+    found = iter(torch.autograd.grad(output, wanted, gradient, create_graph=True))
+    return [next(found) if needed else None for needed in ctx.needs_input_grad[:4]]
+
+
+_forward.register_autograd(_operator_backward, setup_context=_save)
+
+
+class _Routed(torch.autograd.Function):
+    """The same without an operator's wrappers."""
+
+    forward = staticmethod(_run_forward)
+    setup_context = staticmethod(_save)
+    backward = staticmethod(_backward)
