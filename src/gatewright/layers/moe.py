@@ -1,4 +1,4 @@
-"""The layer: route, dispatch, experts, combine. The only file that sees all four nouns."""
+"""The layer: route, dispatch, experts, combine. With `soft`, the only file that sees all four nouns."""
 
 from collections.abc import Sequence
 
