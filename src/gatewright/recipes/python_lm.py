@@ -23,7 +23,6 @@ def python_lm() -> RunConfig:
         data=TextConfig(name="python", context=128, batch_size=32, epoch_batches=100),
         optim=OptimConfig(lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), warmup_epochs=0.5, clip_norm=1.0),
         epochs=12,
-        precision="bfloat16",
         channels_last=False,
     )
 
