@@ -72,7 +72,7 @@ def by_name(coefficients: Coefficients, own_losses: Mapping[str, Loss]) -> tuple
     """Return functions and coefficients of auxiliary losses by name; a function given in place of one has its own.
 
     Args:
-        coefficients: By name in `LOSSES` or ``own_losses``, or by function.
+        coefficients: Each loss's coefficient, by its name in `LOSSES` or ``own_losses`` or by its function.
         own_losses: Those of a router.
 
     Raises:

@@ -179,7 +179,7 @@ def flat_routing(
         logits: As in `top_k_routing`.
         probs: As in `top_k_routing`.
         load: As in `top_k_routing`.
-        mask: As in `top_k_routing`.
+        mask: The mask, as in `top_k_routing`.
     """
     num_tokens, num_experts = logits.shape
     if mask is not None:

@@ -43,8 +43,9 @@ class Untaken:
     """Sums of a training forward whose losses nobody has taken yet.
 
     Args:
-        sums: Of its batch.
-        mark: Of its output. None of a compiled forward and of one in a transform of `torch.func`, which leave none.
+        sums: The sums over its batch.
+        mark: The mark on its output; None of a compiled forward and of one in a transform of `torch.func`, which leave
+            none.
     """
 
     sums: RoutingSums

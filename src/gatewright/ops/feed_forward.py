@@ -33,9 +33,9 @@ def routed_feed_forward(
         x: Items.
         weight_in: First matrices.
         weight_out: Second matrices, of the items' type.
-        weight: Of each assignment, sorted by expert.
-        token_index: Of each assignment, sorted by expert.
-        row_index: Where each token's assignments stand in this order.
+        weight: The weight of each assignment, sorted by expert.
+        token_index: The token of each assignment, sorted by expert.
+        row_index: The places of each token's assignments in this order.
         tokens_per_expert: How many assignments each expert has; none is dropped.
         activation: ``"gelu"``, ``"relu"`` or ``"swiglu"``.
         backend: Name in `BACKENDS`; None takes the first that can.

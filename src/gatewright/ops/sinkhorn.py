@@ -17,7 +17,8 @@ def sinkhorn(
     factor of ``exp(tolerance)`` where the iteration ended by itself. It has no gradient. Without tokens it is zero.
 
     Args:
-        logits: Of all tokens that share the experts. A row of minus infinities is no token's, and counts for nothing.
+        logits: The logits of all tokens that share the experts. A row of minus infinities is no token's, and counts for
+            nothing.
         tolerance: The iteration ends where no entry of ``log v`` changes by more.
         max_iterations: The iteration ends here at the latest.
     """

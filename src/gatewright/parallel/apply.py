@@ -92,7 +92,7 @@ def average_expert_gradients(model: nn.Module, mesh: DeviceMesh) -> None:
     the rows, and the number of processes that a mean over each one's loss is divided by.
 
     Args:
-        model: From `parallelize`.
+        model: A model that `parallelize` has spread.
         mesh: The same one.
     """
     found = (parameter.grad for _, parameter in expert_parameters(model))
@@ -106,7 +106,7 @@ def total_gradient_norm(model: nn.Module, mesh: DeviceMesh) -> Tensor:
     """Return the norm of all gradients, with each expert counted once wherever it lives.
 
     Args:
-        model: From `parallelize`.
+        model: A model that `parallelize` has spread.
         mesh: The same one.
     """
     # In order: a sum of squares has other last digits in another one, and a set's differs from run to run.

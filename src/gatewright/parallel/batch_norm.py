@@ -97,7 +97,7 @@ def synchronize_experts(experts: ModuleExperts, item_shape: Shape, scope: BatchS
     From now on an expert without rows is called too, because its copies elsewhere wait for its sums.
 
     Args:
-        experts: In which they are replaced, in place; without a BatchNorm they stay as they are.
+        experts: The experts whose norms are replaced in place; without a BatchNorm they stay as they are.
         item_shape: Shape of one item.
         scope: The processes that hold copies.
 

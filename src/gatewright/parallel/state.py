@@ -44,7 +44,7 @@ def part_of_state(tensors: Mapping[str, Tensor], model: nn.Module, mesh: DeviceM
     Args:
         tensors: By name: parameters and buffers as `state_dict` names them, or what an optimizer keeps of a parameter,
             under the parameter's name with an ending of its own.
-        model: From `parallelize`.
+        model: A model that `parallelize` has spread.
         mesh: The same one.
     """
     if mesh.get_local_rank("replica") > 0:
@@ -91,8 +91,8 @@ def gather_state(tensors: dict[str, Tensor], model: nn.Module, mesh: DeviceMesh)
     """Put the state of all experts together on the first process; every process calls it.
 
     Args:
-        tensors: As in `part_of_state`.
-        model: From `parallelize`.
+        tensors: The tensors, named as in `part_of_state`.
+        model: A model that `parallelize` has spread.
         mesh: The same one.
 
     Returns:

@@ -55,7 +55,7 @@ def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
     Args:
         title: The heading.
-        columns: Their names.
+        columns: The names of the columns.
         rows: A cell for each column.
     """
     text = require("rich.text", "train").Text

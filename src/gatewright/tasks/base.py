@@ -217,8 +217,8 @@ class Task(ABC):
         """Return in JSON's types what the model says of a file.
 
         Args:
-            model: In evaluation mode.
-            file: To be read as the data of training were.
+            model: The trained model, in evaluation mode.
+            file: A file, which is read as the data of training were.
             fingerprint: That of the data that the model was trained on.
             top: The number of answers, where there are several.
 

@@ -40,10 +40,10 @@ class ClassificationEvaluation(Evaluation):
     """What a model makes of a set of images.
 
     Args:
-        layers: Use of each MoE layer, by its name in the model.
+        layers: The use of each MoE layer, by its name in the model.
         confusion: Images by true class (rows) and predicted class (columns).
         loss: Mean cross-entropy of the images, without label smoothing; 0 where there are none.
-        class_names: In the order of the labels.
+        class_names: The names of the classes, in the order of the labels.
     """
 
     confusion: Int[Tensor, "classes classes"]

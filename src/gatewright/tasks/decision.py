@@ -16,7 +16,7 @@ class Decision:
 
     Args:
         kind: One of the four.
-        why: Of a refusal, the reason.
+        why: The reason for a refusal.
     """
 
     kind: Literal["exact", "rounding", "from here", "refused"]

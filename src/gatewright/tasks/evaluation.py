@@ -56,7 +56,7 @@ class Table:
 
     Args:
         title: The heading.
-        columns: Their names.
+        columns: The names of the columns.
         rows: A cell for each column.
     """
 
@@ -70,7 +70,7 @@ class Evaluation(ABC):
     """What a model makes of a set of items; each task says what there is to know beside its experts.
 
     Args:
-        layers: Use of each MoE layer, by its name in the model.
+        layers: The use of each MoE layer, by its name in the model.
     """
 
     layers: Mapping[str, LayerUse]

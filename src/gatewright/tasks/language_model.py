@@ -40,7 +40,7 @@ class LanguageModelEvaluation(Evaluation):
     """How well a model predicts a text.
 
     Args:
-        layers: Use of each MoE layer, by its name in the model.
+        layers: The use of each MoE layer, by its name in the model.
         loss: Mean cross-entropy per byte, in nats; 0 where there is no text.
     """
 

@@ -32,7 +32,7 @@ def build_engine(
 
     Args:
         config: The run.
-        splits: Its data.
+        splits: The parts of its data.
         device: Where to train.
         strategy: How the run is spread over its processes.
         folder: Where an engine writes checkpoints in a format of its own.

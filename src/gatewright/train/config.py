@@ -25,8 +25,8 @@ class OptimConfig:
         lr: Largest learning rate.
         adam_lr: Learning rate of the parameters that Muon leaves to AdamW; None takes `lr`.
         weight_decay: Weight decay of everything but biases and norms, which have none.
-        momentum: Of SGD and Muon.
-        betas: Of AdamW.
+        momentum: Momentum coefficient of SGD and Muon.
+        betas: Decay rates of AdamW's two moments.
         warmup_epochs: Epochs, or a part of one, in which the rate rises from 0.
         warmup: The rise: linear, or logarithmic as DeepSpeed's WarmupLR.
         schedule: The fall to 0 after warm-up: ``"cosine"``, ``"linear"``, or ``"constant"`` for none.
@@ -101,7 +101,7 @@ class RunConfig:
         engine: Who changes the weights: ``"torch"``, or ``"deepspeed"``.
         deepspeed: What DeepSpeed is told.
         processes: How many to start on this machine; under torchrun, srun or DeepSpeed's launcher leave it out.
-        seed: Of initialisation, order, augmentation and routing noise.
+        seed: The seed of initialisation, order, augmentation and routing noise.
         epochs: Passes over the training data.
         precision: ``"float32"``; ``"bfloat16"`` (autocast); ``"float16"`` (autocast with dynamic loss scale).
         device: ``"auto"`` takes a GPU where there is one; or a torch device such as ``"cpu"``.

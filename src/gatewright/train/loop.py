@@ -92,20 +92,10 @@ def train(
             if strategy.rank == 0:  # Only now: settings that do not fit leave no run behind, and spoil none.
                 save_config(config, output / CONFIG)
             with Saver(checkpoints, strategy, in_background=config.checkpoint_in_background) as saver:
+                pace = Pace(engine.model, strategy)
                 run = Run(
-                    config,
-                    recipe,
-                    report,
-                    output,
-                    task,
-                    splits,
-                    data,
-                    engine,
-                    tracker,
-                    position,
-                    saver,
-                    Pace(engine.model, strategy),
-                )
+                    config, recipe, report, output, task, splits, data, engine, tracker, position, saver, pace
+                )  # fmt: skip
                 run = train_epochs(run)
             try:
                 return conclude(run), output

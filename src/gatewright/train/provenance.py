@@ -33,7 +33,7 @@ def describe_origin(config: "RunConfig", recipe: "RunConfig | None", data: list[
     Args:
         config: The run's settings.
         recipe: The recipe's own settings; None where the run was not made from one.
-        data: As the task describes them.
+        data: The parts of the data, as the task describes them.
     """
     return {
         "command": command(),

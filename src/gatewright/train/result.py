@@ -82,7 +82,7 @@ def layer_metrics(name: str, sums: RoutingSums, split: str) -> dict[str, float]:
 
     Args:
         name: The layer's name in the model.
-        sums: Of batches of one split.
+        sums: The sums over batches of one split.
         split: ``"train"``, where a router may add noise, or ``"holdout"`` or ``"test"``, where none does.
     """
     values = {

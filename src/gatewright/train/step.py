@@ -42,8 +42,8 @@ class StepReport:
     Args:
         task_loss: Mean of the task's loss over the micro-batches.
         aux_loss: Mean of the coefficients times the auxiliary losses.
-        learning_rate: Of the first parameter group.
-        gradient_norm: Before clipping.
+        learning_rate: The rate of the first parameter group.
+        gradient_norm: The norm of all gradients before clipping.
     """
 
     task_loss: float

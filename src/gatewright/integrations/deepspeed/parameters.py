@@ -33,7 +33,7 @@ def adapt_to_deepspeed(model: nn.Module) -> nn.Module:
     between processes where an expert has no items.
 
     Args:
-        model: From `parallelize`.
+        model: A model that `parallelize` has spread.
 
     Raises:
         ImportError: If DeepSpeed is not installed.

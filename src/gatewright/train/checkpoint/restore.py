@@ -26,7 +26,7 @@ class Trained:
 
     Args:
         config: The run; of one that has only trained its dense network so far, with that as its model.
-        model: In evaluation mode, with averaged weights where the run kept them.
+        model: The trained model in evaluation mode, with averaged weights where the run kept them.
         fingerprint: What its task says of the data that it was trained on.
     """
 

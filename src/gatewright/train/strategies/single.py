@@ -56,7 +56,7 @@ class Strategy:
         """Leave out the all-reduce of gradients, for every micro-batch of a step but the last.
 
         Args:
-            network: From `setup`.
+            network: What `setup` returned.
             enabled: Whether it is left out.
         """
         return contextlib.nullcontext()

@@ -41,7 +41,7 @@ def tracked(config: RunConfig, output: Path, resume_id: str | None, strategy: St
     Args:
         config: The run.
         output: The run's folder.
-        resume_id: As in `start_tracking`.
+        resume_id: The name of the run to go on with, as in `start_tracking`.
         strategy: How the run is spread over its processes.
 
     Raises:
