@@ -27,8 +27,8 @@ class TransformerConfig(MixtureConfig):
     twin, the gate apart. With an `upcycle_epoch` it is ``ffn`` wide, as wide as the dense layer that it is a copy of.
 
     Args:
-        experts: The kind of experts, as in any mixture; with an `upcycle_epoch`, ``"grouped"`` ones are modules, which can be
-            copied.
+        experts: The kind of experts, as in any mixture; with an `upcycle_epoch`, ``"grouped"`` ones are modules, which
+            can be copied.
         router: The router, as in any mixture; or ``"hashed"``, which sends every token to the experts of its own
             identity.
         num_layers: Blocks of attention and feed-forward.

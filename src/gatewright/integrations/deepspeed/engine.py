@@ -22,7 +22,6 @@ from gatewright.scope import BatchScope
 from gatewright.train.config import RunConfig
 from gatewright.train.optim import averaged, build_optimizers
 from gatewright.train.step import TorchEngine, TrainingDiverged
-from gatewright.train.strategies.single import ALONE, Strategy
 
 KEPT = 2
 
@@ -34,7 +33,7 @@ class DeepSpeedEngine(TorchEngine):
     and either engine goes on from it. Otherwise it holds the weights, and the rest is in DeepSpeed's own checkpoint.
 
     Args:
-        model: Maps images in [0, 1] to logits; the whole model, on every process the same.
+        model: The whole model, on every process the same.
         config: The run.
         device: Where to train.
         steps_per_epoch: Optimizer steps per epoch.
@@ -46,23 +45,6 @@ class DeepSpeedEngine(TorchEngine):
     """
 
     needs_process_group = True
-
-    def __init__(
-        self,
-        model: nn.Module,
-        config: RunConfig,
-        *,
-        device: torch.device,
-        steps_per_epoch: int,
-        strategy: Strategy = ALONE,
-        folder: Path | None = None,
-    ) -> None:
-        self.settings, said = deepspeed_settings(config, strategy.world_size, on_cpu=device.type == "cpu")
-        if strategy.rank == 0:
-            print(*said, sep="\n", end="\n" if said else "")
-        super().__init__(
-            model, config, device=device, steps_per_epoch=steps_per_epoch, strategy=strategy, folder=folder
-        )
 
     @classmethod
     def check(cls, config: RunConfig, world: int, device: torch.device) -> None:
@@ -84,6 +66,11 @@ class DeepSpeedEngine(TorchEngine):
             super().leave()
 
     def _start(self) -> nn.Module:
+        self.settings, said = deepspeed_settings(
+            self.config, self.strategy.world_size, on_cpu=self.device.type == "cpu"
+        )
+        if self.strategy.rank == 0:
+            print(*said, sep="\n", end="\n" if said else "")
         if single := [name for name, parameter in self.model.named_parameters() if parameter.dim() == 0]:
             raise ValueError(
                 "DeepSpeed sends parameters out as bytes, which fails for one without dimensions: "
