@@ -46,8 +46,10 @@ class Server:
         wait_until(self.answers)
 
     def answers(self):
+        """Whether its store answers, which a server that says it is healthy may only then begin to open."""
         assert self.process.poll() is None, (self.folder / "log.txt").read_text()
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=5) as response:
+        question = f"{self.uri}/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
+        with contextlib.suppress(OSError), urllib.request.urlopen(question, timeout=30) as response:
             return response.status == 200
         return False
 
