@@ -90,6 +90,20 @@ def test_second_derivatives():
     assert_close(*found)
 
 
+def test_transposed_matrices_are_used_as_they_are_and_so_are_their_gradients(fused):
+    """Matrices that another library stores as ``(experts, out, in)`` are not copied, forward or backward."""
+    moe, x = make(), torch.randn(9, 8)
+    expected = results(by_the_layer, moe, [x], torch.ones_like(x))
+    stored = [moe.experts.weight_in, moe.experts.weight_out]
+    moe.experts.weight_in, moe.experts.weight_out = (torch.nn.Parameter(each.mT.contiguous().mT) for each in stored)
+    moe(x).backward(torch.ones_like(x))
+    for name in ("weight_in", "weight_out"):
+        parameter = getattr(moe.experts, name)
+        assert parameter.data_ptr() in {each.data_ptr() for each in fused[-1][1:3]}
+        assert parameter.grad.mT.is_contiguous()
+        assert_close(parameter.grad, expected[f"experts.{name}"])
+
+
 def test_a_frozen_matrix_has_no_gradient_and_the_others_have_theirs():
     moe, x = make(), torch.randn(9, 8)
     other = by_rows(moe)

@@ -33,11 +33,13 @@ class Backend:
         module: Where its kernels are; it is imported when they are first used.
         missing: Says why the back-end cannot run in this process, or None.
         refuses: Says why it does not take such items, or None.
+        transposed: Whether its kernels take transposed views of matrices; for the others they are copied.
     """
 
     module: str
     missing: Callable[[], str | None]
     refuses: Callable[[Tensor], str | None]
+    transposed: bool = False
 
     def kernels(self) -> Kernels:
         """Import the kernels."""
@@ -89,7 +91,7 @@ def _triton_refuses(x: Tensor) -> str | None:
 BACKENDS: Mapping[str, Backend] = MappingProxyType(
     {
         "triton": Backend("gatewright.kernels.launch", _no_triton, _triton_refuses),
-        "torch": Backend("gatewright.kernels.plain", lambda: None, lambda x: None),
+        "torch": Backend("gatewright.kernels.plain", lambda: None, lambda x: None, transposed=True),
     }
 )
 """Every back-end by name, in order of preference."""
