@@ -11,9 +11,9 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from gatewright.experts import GroupedFeedForward
-from gatewright.models.mixture import MixtureConfig
+from gatewright.models.mixture import CHOOSABLE_ROUTERS, MixtureConfig
 from gatewright.models.options import check_options
-from gatewright.routers import ExpertDropout, Hashed, Router, Soft
+from gatewright.routers import ExpertDropout, Hashed, Router
 from gatewright.settings import settings
 
 ROTARY_BASE = 10_000.0
@@ -29,8 +29,8 @@ class TransformerConfig(MixtureConfig):
     Args:
         experts: The kind of experts, as in any mixture; with an `upcycle_epoch`, ``"grouped"`` ones are modules, which
             can be copied.
-        router: The router, as in any mixture; or ``"hashed"``, which sends every token to the experts of its own
-            identity.
+        router: The router, as in any mixture, but for those that compare tokens with later ones in training; or
+            ``"hashed"``, which sends every token to the experts of its own identity.
         num_layers: Blocks of attention and feed-forward.
         dim: Width of the residual stream.
         num_heads: Attention heads; they divide `dim`.
@@ -45,6 +45,12 @@ class TransformerConfig(MixtureConfig):
     ffn: PositiveInt | None = None
 
     def __post_init__(self) -> None:
+        if self.num_experts > 1 and getattr(CHOOSABLE_ROUTERS.get(self.router), "compares_tokens", False):
+            causal = ", ".join(name for name, router in CHOOSABLE_ROUTERS.items() if not router.compares_tokens)
+            raise ValueError(
+                f"In training the router {self.router} compares or mixes each token with those after it, of which a "
+                f"causal language model must not know. Set `model.router` to hashed, or to one of {causal}."
+            )
         if self.dim % (2 * self.num_heads):
             raise ValueError(
                 f"`model.dim` is a multiple of twice `model.num_heads`; got {self.dim} and {self.num_heads}."
@@ -71,18 +77,10 @@ class TransformerConfig(MixtureConfig):
         return Transformer(self, num_inputs, num_outputs, begin)
 
     def build_router(self, dim: int) -> Router:
-        """Make the router for features of a size, or the one that hashes tokens.
-
-        Raises:
-            ValueError: If the router is ``"soft"``, which mixes tokens with those after them.
-        """
+        """Make the router for features of a size, or the one that hashes tokens."""
         if self.router != "hashed":
             router = super().build_router(dim)
-            if isinstance(router, Soft):
-                raise ValueError(
-                    "The router soft mixes every token with those after it, of which a causal language model must not "
-                    "know. Choose another router, such as top-k."
-                )
+            assert isinstance(router, Router)
             return router
         check_options(Hashed, self.router_options, "the router hashed", given=("dim", "num_experts", "top_k"))
         router = Hashed(1, self.num_experts, self.top_k, **cast(dict[str, Any], self.router_options))
