@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gatewright.routers.base import EvenGate, Router, gate_logits, normalized
+from gatewright.routers.base import Router, normalized
+from gatewright.routers.gate import EvenGate, gate_logits
 from gatewright.routing import Routing, RoutingSums, flat_routing, real_only
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
@@ -45,6 +46,7 @@ class ExpertChoice(Router):
 
     default_losses = MappingProxyType({"threshold": 0.1})
     own_losses = MappingProxyType({"threshold": threshold_loss})
+    compares_tokens = True
 
     def __init__(
         self, dim: int, num_experts: int, top_k: int = 2, *, normalize: bool = False, gate_bias: bool = False

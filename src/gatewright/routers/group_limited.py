@@ -10,19 +10,18 @@ from torch import Tensor
 
 from gatewright.routers.base import (
     TASK_GRADIENT_HINT,
-    EvenGate,
-    ExpertBias,
     Router,
     Score,
     check_scale,
     check_score,
-    gate_logits,
     largest,
     normalized,
     score_logits,
     selected_weight,
     size_of_groups,
 )
+from gatewright.routers.expert_bias import ExpertBias
+from gatewright.routers.gate import EvenGate, gate_logits
 from gatewright.routing import Routing, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 

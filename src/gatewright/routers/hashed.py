@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from gatewright.routers.base import EvenGate, Router, Score, check_score, gate_logits, score_logits, selected_weight
+from gatewright.routers.base import Router, Score, check_score, score_logits, selected_weight
+from gatewright.routers.gate import EvenGate, gate_logits
 from gatewright.routing import Routing, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask, noise_key, splitmix64
 

@@ -12,15 +12,8 @@ from torch import Tensor, nn
 
 from gatewright.losses import cv_squared
 from gatewright.ops import stable_sort
-from gatewright.routers.base import (
-    MIN_NOISE_STD,
-    Gate,
-    Router,
-    gate_logits,
-    largest,
-    load_probability,
-    size_of_groups,
-)
+from gatewright.routers.base import MIN_NOISE_STD, Router, largest, load_probability, size_of_groups
+from gatewright.routers.gate import Gate, gate_logits
 from gatewright.routing import Routing, RoutingSums, real_only, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 

@@ -7,15 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from gatewright.routers.base import (
-    MIN_NOISE_STD,
-    TASK_GRADIENT_HINT,
-    Gate,
-    Router,
-    gate_logits,
-    largest,
-    load_probability,
-)
+from gatewright.routers.base import MIN_NOISE_STD, TASK_GRADIENT_HINT, Router, largest, load_probability
+from gatewright.routers.gate import Gate, gate_logits
 from gatewright.routing import Routing, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 

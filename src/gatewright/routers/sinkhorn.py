@@ -5,16 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gatewright.ops import sinkhorn
-from gatewright.routers.base import (
-    EvenGate,
-    Router,
-    Score,
-    check_score,
-    gate_logits,
-    largest,
-    normalized,
-    score_logits,
-)
+from gatewright.routers.base import Router, Score, check_score, largest, normalized, score_logits
+from gatewright.routers.gate import EvenGate, gate_logits
 from gatewright.routing import Routing, real_only, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
@@ -46,6 +38,8 @@ class Sinkhorn(Router):
         ValueError: If top_k is above num_experts, a size or max_iterations is below 1, tolerance is not positive or
             score is unknown.
     """
+
+    compares_tokens = True
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from gatewright.reset import reset_parts
-from gatewright.routers.base import Gate, gate_logits
+from gatewright.routers.gate import Gate, gate_logits
 from gatewright.routing import Loss, Routing, RoutingSums, real_only, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
@@ -97,6 +97,7 @@ class Soft(nn.Module):
 
     default_losses: Mapping[str, float] = MappingProxyType({})
     own_losses: Mapping[str, Loss] = MappingProxyType({})
+    compares_tokens: bool = True
 
     def __init__(self, dim: int, num_experts: int, *, slots_per_expert: int = 1, group_size: int | None = None) -> None:
         super().__init__()

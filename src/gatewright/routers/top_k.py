@@ -7,16 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gatewright.routers.base import (
-    TASK_GRADIENT_HINT,
-    EvenGate,
-    Router,
-    Score,
-    check_score,
-    gate_logits,
-    normalized,
-    score_logits,
-)
+from gatewright.routers.base import TASK_GRADIENT_HINT, Router, Score, check_score, normalized, score_logits
+from gatewright.routers.gate import EvenGate, gate_logits
 from gatewright.routing import Routing, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
