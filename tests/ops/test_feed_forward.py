@@ -153,6 +153,22 @@ def test_it_is_one_operator_of_a_compiled_graph(run_unhooked):
     run_unhooked(compiled, 7)
 
 
+def compiled_beside_a_dict():
+    moe, noted = make(), {}
+
+    def forward(x):
+        noted.update(size=x.shape[1])
+        return moe(x)
+
+    x = torch.randn(13, 8)
+    assert_close(torch.compile(forward, backend="aot_eager", fullgraph=True)(x), moe(x))
+
+
+def test_it_is_so_in_a_graph_that_changes_a_dict(run_unhooked):
+    """As the models of transformers do, after which torch.compile reads no mapping proxy."""
+    run_unhooked(compiled_beside_a_dict)
+
+
 def test_a_backend_that_does_not_take_the_items_says_why(capsys):
     with pytest.raises(ValueError, match="back-end"):
         GroupedFeedForward(2, 8, 8, backend="cutlass")
