@@ -74,7 +74,10 @@ def list_command(words: list[str]) -> None:
         "--data.name of images": DATA_SETS,
         "--data.name of text": TEXTS,
         "--model.router": {name: _summary(router) for name, router in CHOOSABLE_ROUTERS.items()},
-        "--model.router of text": {"hashed": _summary(Hashed)},
+        "--model.router of text": {
+            "hashed": _summary(Hashed),
+            "gated-hash": "The same, with weights from a learned gate.",
+        },
         "--model.experts": EXPERTS,
         "beside the experts": BESIDE,
         "--model.dispatch": DISPATCHERS,

@@ -59,3 +59,8 @@ class TextConfig(BatchConfig):
             raise ValueError(
                 f"`data.column` is for a Hugging Face data set; got {self.column!r} with the name {self.name!r}."
             )
+
+    @property
+    def items_per_batch(self) -> int:
+        """Bytes of a training batch without padding."""
+        return self.batch_size * self.context
