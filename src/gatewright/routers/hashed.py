@@ -20,10 +20,10 @@ class Hashed(Router):
     The layer hands keys over as features: ``moe(x, features=keys)``. It has no parameters and needs no losses.
 
     Args:
-        dim: How many integers make a token's key; they are hashed together, in order.
-        num_experts: How many experts there are.
+        dim: Number of integers in a token's key; they are hashed together, in order.
+        num_experts: Number of experts.
         top_k: Experts per token.
-        seed: Another one gives an unrelated assignment.
+        seed: Seed of the hash; another one gives an unrelated assignment.
 
     Raises:
         ValueError: If top_k is above num_experts or a size is below 1; in forward, if features are not integers.
