@@ -23,7 +23,7 @@ def build(**changes):
 def spread(model):
     """Make gates choose, and weigh, by more than their small first weights."""
     for _, layer in moe_layers(model):
-        if hasattr(layer.router, "gate"):
+        if getattr(layer.router, "gate", None) is not None:
             torch.nn.init.normal_(layer.router.gate.weight)
     return model
 
@@ -67,7 +67,7 @@ def test_the_dense_twin_does_the_same_arithmetic(router):
     assert not list(moe_layers(build(num_experts=1)))
 
 
-@pytest.mark.parametrize("router", ["top-k", "hashed"])
+@pytest.mark.parametrize("router", ["top-k", "hashed", "gated-hash"])
 def test_every_parameter_learns(router):
     model = spread(build(router=router, top_k=4 if router == "top-k" else 2))
     tokens = torch.randint(0, 11, (8, 12))
@@ -86,6 +86,18 @@ def test_a_hash_sends_a_token_to_the_same_experts_wherever_it_stands():
         assert (len(seen), layer.router.seed) == (4, 3)
 
 
+def test_the_first_layers_may_choose_by_the_token_and_weigh_by_a_gate():
+    model, tokens = spread(build(hashed_layers=1, losses={"load_balance": 0.1})), torch.tensor([[4, 7, 4], [7, 4, 4]])
+    model(tokens)
+    (_, first), (_, second) = moe_layers(model)
+    by_token = first.routing.expert_index.view(2, 6).sort(0).values[:, tokens.flatten() == 4]
+    assert (by_token == by_token[:, :1]).all()
+    weights = first.routing.weight
+    assert len(set(weights.tolist())) > 4  # and not one for each token's identity
+    assert (first.losses, second.losses) == ({}, {"load_balance": 0.1})
+    assert type(second.router).__name__ == "TopK"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -100,6 +112,7 @@ def test_a_hash_sends_a_token_to_the_same_experts_wherever_it_stands():
             for router in ("expert-choice", "sinkhorn", "soft")
         ),
         ({"router": "hashd"}, "No router of a language model is called 'hashd'; did you mean 'hashed'?"),
+        ({"hashed_layers": 3}, "`model.hashed_layers` is at most `model.num_layers`; got 3 and 2"),
         ({"router": "hashed", "router_options": {"jitter": 0.1}}, "option of the router hashed"),
     ],
 )

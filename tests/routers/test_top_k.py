@@ -12,7 +12,7 @@ from gatewright.losses import load_balance_loss, router_z_loss
 
 VARIANTS = [
     {"score": score, "score_after_top_k": after, "normalize": normalize}
-    for score in ("softmax", "sigmoid")
+    for score in ("softmax", "sigmoid", "sqrt_softplus")
     for after in (False, True)
     for normalize in (False, True)
 ]
@@ -85,7 +85,7 @@ def test_first_logits_are_small():
 @pytest.mark.usefixtures("unchecked")
 def test_wrong_settings_are_refused():
     for setting, message in [
-        ({"score": "softmin"}, "score is 'softmax' or 'sigmoid'; got 'softmin'"),
+        ({"score": "softmin"}, "score is 'softmax', 'sigmoid' or 'sqrt_softplus'; got 'softmin'"),
         ({"jitter": 1.0}, "jitter is at least 0 and below 1; got 1.0"),
         ({"jitter": -0.1}, "jitter is at least 0 and below 1; got -0.1"),
         ({"jitter": float("nan")}, "jitter is at least 0 and below 1; got nan"),

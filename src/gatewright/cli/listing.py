@@ -74,7 +74,8 @@ def list_command(words: list[str]) -> None:
         "--data.name of images": DATA_SETS,
         "--data.name of text": TEXTS,
         "--model.router of images": {name: _summary(router) for name, router in CHOOSABLE_ROUTERS.items()},
-        "--model.router of text": {name: _summary(router) for name, router in CAUSAL_ROUTERS.items()},
+        "--model.router of text": {name: _summary(router) for name, router in CAUSAL_ROUTERS.items()}
+        | {"gated-hash": "As hashed, with weights from a learned gate."},
         "--model.experts": EXPERTS,
         "beside the experts": BESIDE,
         "--model.dispatch": DISPATCHERS,

@@ -19,3 +19,8 @@ class BatchConfig:
 
     batch_size: PositiveInt = 128
     eval_batch_size: PositiveInt = 1000
+
+    @property
+    def items_per_batch(self) -> int:
+        """How many items a full training batch has, as the task counts them."""
+        return self.batch_size

@@ -7,6 +7,7 @@ from jaxtyping import Int, Real
 from torch import Tensor
 
 from gatewright.extras import require
+from gatewright.report.comparison import Comparison, spread
 from gatewright.report.facts import LOAD, expert_facts, favourites_heading, result_facts
 
 if TYPE_CHECKING:
@@ -80,3 +81,15 @@ def result_table(result: Mapping[str, Any]) -> "Table":
     for label, value in result_facts(result):
         table.add_row(text(label), text(value))
     return table
+
+
+def comparison_table(comparison: Comparison) -> "Table":
+    """Return a row per figure: both groups' means with standard deviations, how they differ, and how surely.
+
+    Args:
+        comparison: Two groups of runs of the same seeds.
+    """
+    names = [", ".join(sorted({run.name for run in group})) for group in (comparison.runs, comparison.others)]
+    columns = [comparison.title, *names, "difference or ratio", "p"]
+    rows = [(row.name, spread(row.values), spread(row.others), row.difference, row.p_text) for row in comparison.rows()]
+    return plain_table("", columns, rows)

@@ -4,9 +4,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from gatewright.routers.expert_bias import ExpertBias
 from gatewright.routing import Loss, Routing, RoutingSums
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
-Score = Literal["softmax", "sigmoid"]
+Score = Literal["softmax", "sigmoid", "sqrt_softplus"]
 
 MIN_NOISE_STD = 1e-6
 """Floor under the noise's standard deviation. The paper has none; below it the gradient of the load would be NaN."""
@@ -123,7 +124,9 @@ def load_probability(
 
 
 def score_logits(logits: Float[Tensor, "tokens choices"], score: Score) -> Float[Tensor, "tokens choices"]:
-    """Turn logits into scores in (0, 1)."""
+    """Turn logits into positive scores: below 1, but for DeepSeek-V4's ``sqrt(log(1 + exp(logit)))``."""
+    if score == "sqrt_softplus":
+        return F.softplus(logits).clamp(min=torch.finfo(logits.dtype).tiny).sqrt()
     return logits.softmax(-1) if score == "softmax" else logits.sigmoid()
 
 
@@ -163,9 +166,9 @@ def size_of_groups(num_experts: int, num_groups: int, top_k_groups: int) -> int:
 
 
 def check_score(score: str) -> None:
-    """Raise a `ValueError` of a score that is neither softmax nor sigmoid."""
-    if score not in ("softmax", "sigmoid"):
-        raise ValueError(f"score is 'softmax' or 'sigmoid'; got {score!r}.")
+    """Raise a `ValueError` of a score that there is not."""
+    if score not in get_args(Score):
+        raise ValueError(f"score is 'softmax', 'sigmoid' or 'sqrt_softplus'; got {score!r}.")
 
 
 def check_scale(scale: float) -> None:

@@ -48,6 +48,7 @@ class ClassificationEvaluation(Evaluation):
     confusion: Int[Tensor, "classes classes"]
     loss: float
     class_names: tuple[str, ...]
+    higher_is_better = True
 
     @property
     def accuracy(self) -> float:

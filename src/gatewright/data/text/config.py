@@ -67,3 +67,8 @@ class TextConfig(BatchConfig):
         if self.path is not None:
             return str(Path(self.path).expanduser().resolve())
         return "Python's standard library" if self.name == "python" else "Hugging Face hub"
+
+    @property
+    def items_per_batch(self) -> int:
+        """Bytes of a training batch without padding."""
+        return self.batch_size * self.context
