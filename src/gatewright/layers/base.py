@@ -31,7 +31,7 @@ class RoutedLayer(nn.Module):
     """A layer with a router: its auxiliary losses, its last routing and its place in a global batch.
 
     Args:
-        router: Who goes where.
+        router: The router, which chooses the experts of each item.
         losses: Coefficient per auxiliary loss, by its name in `gatewright.losses.LOSSES` or by a function of your own
             from `RoutingSums` to a scalar; None takes the router's own.
         item_shape: Shape of one item; an int stands for one dimension, None for ``(router.dim,)``.
@@ -165,8 +165,8 @@ class RoutedLayer(nn.Module):
         """Keep what losses and metrics read; a forward that runs again inside backward records nothing.
 
         Args:
-            routing: What was routed where.
-            output: What the layer returns.
+            routing: The routing of this forward.
+            output: The output of the layer.
         """
         if is_exporting():
             return

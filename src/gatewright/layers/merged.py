@@ -27,10 +27,10 @@ class MergedMoE(RoutedLayer):
     and the expert then runs in autocast's type throughout.
 
     Args:
-        router: How much of which expert.
+        router: The router, whose weights mix the experts.
         experts: A factory, called once per expert so that each has its own initialisation, or modules of one
             architecture, without buffers; the code that runs is the first one's.
-        num_experts: How many to make; with modules, leave it out.
+        num_experts: Number of experts to make; with modules, leave it out.
         item_shape: Shape of one item; an int stands for one dimension. By default ``(router.dim,)``.
         losses: Coefficient per auxiliary loss, as in `MoE`. Nothing can starve where every expert is chosen: pass an
             empty mapping.

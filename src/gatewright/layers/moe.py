@@ -27,10 +27,11 @@ class MoE(RoutedLayer):
     step that forgets it fails in backward.
 
     Args:
-        router: Who goes where.
-        experts: What they do there.
+        router: The router, which chooses the experts of each item.
+        experts: The experts.
         item_shape: Shape of what is dispatched; an int stands for one dimension. By default ``(router.dim,)``.
-        dispatcher: How tokens travel; by default `Dropless`. Evaluation drops nothing, whatever the dispatcher.
+        dispatcher: The way of tokens to the experts and back; by default `Dropless`. Evaluation drops nothing, whatever
+            the dispatcher.
         losses: Coefficient per auxiliary loss, by its name in `gatewright.losses.LOSSES` or by a function of your own
             from `RoutingSums` to a scalar; by default the router's own (``router.default_losses``). An empty mapping
             turns them off.

@@ -20,7 +20,7 @@ class ResidualMixture(nn.Module):
 
     Args:
         moe: The mixture, `MoE` or `MergedMoE`; `gatewright.aux_loss` finds it here.
-        branch: What every item goes through, a module on flat items ``(tokens, *item)``; by default nothing, so that
+        branch: Module that every item goes through, on flat items ``(tokens, *item)``; by default nothing, so that
             the input itself is added.
 
     Raises:

@@ -24,8 +24,8 @@ class SoftMoE(RoutedLayer):
     expert, by its share of it.
 
     Args:
-        router: The weights D and C, and what a group is.
-        experts: What is done with the slots.
+        router: The router, which makes the weights D and C of each group.
+        experts: The experts, which run on the slots.
         item_shape: Shape of one item; an int stands for one dimension. By default ``(router.dim,)``.
         losses: Coefficient per auxiliary loss, as in `MoE`; by default none, since no expert can starve.
         shared: A module applied to every item and added with weight 1.

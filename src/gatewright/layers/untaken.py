@@ -20,7 +20,7 @@ class Mark:
     """What is known of one forward's output: which backward pass came to it, and whether anybody holds on to it.
 
     Args:
-        output: What the layer returned.
+        output: The output of the layer.
     """
 
     def __init__(self, output: Tensor) -> None:

@@ -34,8 +34,8 @@ class Router(nn.Module, ABC):
 
     Args:
         dim: Size of the features a token is routed by; several trailing dimensions count as their product.
-        num_experts: How many experts there are to choose among.
-        top_k: How many of them each token is sent to.
+        num_experts: Number of experts to choose among.
+        top_k: Number of experts that each token is sent to.
 
     Raises:
         ValueError: If a size is below 1 or top_k is above num_experts.
@@ -68,8 +68,8 @@ class Router(nn.Module, ABC):
         What depends on more than the token itself (noise, other tokens) comes from the scope.
 
         Args:
-            features: What tokens are routed by.
-            scope: The batch that they are part of.
+            features: Features that tokens are routed by.
+            scope: The batch that the tokens are part of.
             mask: True where a token is real. The others are sent nowhere, have no part in the sums, and change neither
                 where the real ones are sent nor their noise.
         """

@@ -37,9 +37,9 @@ class Biased(Router):
 
     Args:
         dim: Size of the features a token is routed by.
-        num_experts: How many experts there are.
+        num_experts: Number of experts.
         top_k: Experts per token.
-        score: What turns logits into scores.
+        score: Function that turns logits into scores.
         normalize: Whether the k chosen weights are divided by their sum. With top_k=1 the task then does not teach the
             gate; a warning says so.
         scale: Factor on the weights; 2.5 in DeepSeek-V3.

@@ -29,7 +29,7 @@ class ExpertBias(nn.Module):
     any other type, because a step of 0.001 vanishes next to a bfloat16 of 0.5.
 
     Args:
-        num_experts: How many experts there are.
+        num_experts: Number of experts.
         rate: Size of a step: 0.001 in the paper, where 0.0001 is slow and 0.01 swings. 0 leaves the bias as it is.
 
     Raises:

@@ -34,7 +34,7 @@ class ExpertChoice(Router):
 
     Args:
         dim: Size of the features a token is routed by.
-        num_experts: How many experts there are.
+        num_experts: Number of experts.
         top_k: Experts per token on average: the capacity factor ``c`` of the first paper.
         normalize: Whether a token's weights are divided by their sum, as in the second paper, instead of being scores.
             A token of one expert then has weight 1 and does not teach the gate.
@@ -120,6 +120,6 @@ def threshold_miss(
 
     Args:
         margin: Scores minus thresholds, ``X - T``.
-        chosen_mask: Who was chosen in the batch, ``M_batchwise``.
+        chosen_mask: The tokens that each expert chose in the batch, ``M_batchwise``.
     """
     return (((margin > 0).to(margin.dtype) - chosen_mask.to(margin.dtype)) * margin).sum()

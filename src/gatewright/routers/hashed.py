@@ -26,12 +26,12 @@ class Hashed(Router):
     ``moe(x, features=torch.cat([keys, x], dim=-1))``; the key is then below 2**24, above which float32 has gaps.
 
     Args:
-        dim: How many integers make a token's key; they are hashed together, in order.
-        num_experts: How many experts there are.
+        dim: Number of integers in a token's key; they are hashed together, in order.
+        num_experts: Number of experts.
         top_k: Experts per token.
-        seed: Another one gives an unrelated assignment.
+        seed: Seed of the hash; another one gives an unrelated assignment.
         gate_dim: Size of the features behind the key that a gate looks at; 0 is no gate.
-        score: What turns the gate's logits into weights.
+        score: Function that turns the gate's logits into weights.
 
     Raises:
         ValueError: If top_k is above num_experts, a size is below 1, gate_dim is negative or the score is unknown; in

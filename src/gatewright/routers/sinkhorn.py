@@ -27,10 +27,10 @@ class Sinkhorn(Router):
 
     Args:
         dim: Size of the features a token is routed by.
-        num_experts: How many experts there are.
+        num_experts: Number of experts.
         top_k: Experts per token.
-        score: What turns logits into weights, over all experts and not normalised over the chosen.
-        tolerance: By what factor, ``exp(tolerance)``, a column of Pi may miss its sum.
+        score: Function that turns logits into weights, over all experts and not normalised over the chosen.
+        tolerance: Logarithm of the factor by which a column of Pi may miss its sum.
         max_iterations: Most iterations for it, of one pass over the global batch's logits each.
         gate_bias: Whether the gate adds a bias, zero at first, as gpt-oss's does.
 
