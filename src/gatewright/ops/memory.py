@@ -23,7 +23,7 @@ class GradientMemory:
         if tensor.device.type != "cpu":
             return torch.empty_like(tensor)
         kept = self._kept.pop(name, None)  # In one step, since another thread may ask too.
-        if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype or num_holders(kept) > 1:
+        if kept is None or not _alike(kept, tensor) or num_holders(kept) > 1:
             kept = torch.empty_like(tensor)
         gradient, self._kept[name] = kept.detach(), kept
         return gradient
@@ -31,3 +31,7 @@ class GradientMemory:
     def __reduce__(self) -> tuple[type[Self], tuple[()]]:
         """Leave the memory out of copies and pickles."""
         return type(self), ()
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
