@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.cases import Case, Weights, make_items
-from gatewright import GroupedFeedForward, MoE, TopK
+from gatewright import GroupedFeedForward, MoE, TopK, moe_layers
 from gatewright.kernels.plain import activate
 
 Build = Callable[[Case, Weights], nn.Module]
@@ -161,6 +161,15 @@ class OneHot(Stacked):
         return torch.einsum("tec,ecd->td", combine, self.products(rows))
 
 
+def go_by(model: nn.Module, way: str | None) -> None:
+    """Make the experts of a model's mixtures go by rows, or by a back-end."""
+    for _, layer in moe_layers(model):
+        if way == "rows":
+            layer.experts.register_forward_hook(lambda *_: None)
+        else:
+            layer.experts.backend = way
+
+
 def gatewright(case: Case, weights: Weights, backend: str | None = None, rows: bool = False) -> nn.Module:
     """Our layer by a back-end's name; `rows` makes it dispatch rows instead, as it does where nothing is fused."""
     experts = GroupedFeedForward(case.experts, case.dim, case.ffn, activation=case.activation, backend=backend)
@@ -171,7 +180,7 @@ def gatewright(case: Case, weights: Weights, backend: str | None = None, rows: b
         experts.weight_in.copy_(weights.up)
         experts.weight_out.copy_(weights.down)
     if rows:
-        experts.register_forward_hook(lambda *_: None)
+        go_by(layer, "rows")
     return layer
 
 
