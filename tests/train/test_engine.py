@@ -2,18 +2,22 @@ import copy
 import shutil
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gatewright import aux_loss, seed_noise
+from gatewright.tasks import task_named
 from gatewright.train import OptimConfig
 from gatewright.train.device import find_device
+from gatewright.train.step import TorchEngine
 from tests.train.engines import IMAGES, MIXTURE, SGD, classifier, engine_for, linear, train_for, weights
-from tests.train.runs import batches_of
+from tests.train.runs import batches_of, digits_config, text_config
 
 
 def test_accumulation_equals_one_batch():
@@ -38,8 +42,8 @@ def test_a_step_is_the_one_written_out():
     loss = F.cross_entropy(expected(images), labels, label_smoothing=0.2)
     loss.backward()
     norm = torch.cat([p.grad.flatten() for p in expected.parameters()]).norm()
-    assert_close(report.task_loss, loss.item())
-    assert_close(report.gradient_norm, float(norm))
+    assert_close(report.task_loss, loss.detach())
+    assert_close(report.gradient_norm, norm)
     assert (report.aux_loss, report.learning_rate) == (0.0, 0.1 * 0.25)  # the first of 4 steps of warm-up
     for name, parameter in expected.named_parameters():
         assert_close(model.get_parameter(name).detach(), before[name] - 0.025 * parameter.grad)
@@ -132,6 +136,33 @@ def test_every_precision_and_optimizer_learns(precision, name):
     assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
     unmoved = [name for name, value in weights(model).items() if torch.equal(value, before[name])]
     assert unmoved == []
+
+
+class ReadsNothing(TorchDispatchMode):
+    """Refuses to tell a tensor's value, for which a GPU would have to finish all that it was asked for."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_experts": 1}, {"router": "biased", "router_options": {}}], ids=["mixture", "dense", "biased"]
+)
+@pytest.mark.parametrize("recipe", ["digits", "python-lm"])
+def test_a_step_reads_nothing_from_the_device(recipe, changes):
+    config = text_config("run", Path("text")) if recipe == "python-lm" else digits_config("run")
+    optim = replace(config.optim, clip_norm=1.0, accumulation_steps=2)
+    config = replace(config, model=replace(config.model, **changes), optim=optim)
+    model = task_named(config.task).build(config.model, {"image_shape": (1, 8, 8), "class_names": "0123456789"})
+    engine = TorchEngine(model, config, device=torch.device("cpu"), steps_per_epoch=4)
+    images, text = (torch.rand(6, 1, 8, 8), torch.arange(6)), (torch.randint(256, (6, 16)), torch.randint(256, (6, 16)))
+    batch = text if recipe == "python-lm" else images
+    engine.step([batch])
+    with ReadsNothing():
+        engine.step([batch, batch])
+    with pytest.raises(AssertionError), ReadsNothing():
+        engine.check_finite()
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

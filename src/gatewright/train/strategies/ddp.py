@@ -36,6 +36,7 @@ from gatewright.parallel.collectives import waiting
 from gatewright.routers import Router
 from gatewright.scope import BatchScope
 from gatewright.train.config import ParallelConfig
+from gatewright.train.optim import clip_gradients
 from gatewright.train.strategies.single import Reduction, Strategy, WithLosses
 
 
@@ -130,10 +131,7 @@ class DDPStrategy(Strategy):
 
     def clip_gradients(self, model: nn.Module, max_norm: float | None) -> Tensor:
         """Clip by the norm over all processes, each expert counted once."""
-        norm = total_gradient_norm(model, self.mesh)
-        if max_norm is not None and torch.isfinite(norm):
-            nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm, foreach=False)
-        return norm
+        return clip_gradients(model, max_norm, total_gradient_norm(model, self.mesh))
 
     def all_reduce(self, tensor: Tensor, op: Reduction = "sum", *, background: bool = False) -> Tensor:
         """Reduce over the default group, or over the one for threads beside the training."""

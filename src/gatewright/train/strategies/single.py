@@ -113,5 +113,7 @@ ALONE = Strategy()
 
 def largest(strategy: Strategy, number: int | None, *, background: bool = False) -> int | None:
     """Return the largest number that any process has; None where none has one."""
+    if strategy.world_size == 1:
+        return number
     found = strategy.all_reduce(torch.tensor(-1 if number is None else number), "max", background=background)
     return None if found < 0 else int(found)
