@@ -97,8 +97,9 @@ def train(
             saver = Saver(checkpoints, strategy, in_background=config.checkpoint_in_background)
             with saver, last_good_named(checkpoints):
                 pace = Pace(engine.model, strategy)
+                training = task.on_device(splits.train, device)
                 run = Run(
-                    config, recipe, report, output, task, splits, data, engine, tracker, position, saver, pace
+                    config, recipe, report, output, task, splits, training, data, engine, tracker, position, saver, pace
                 )  # fmt: skip
                 run = train_epochs(run)
             try:
@@ -196,7 +197,7 @@ def conclude(run: Run) -> dict[str, Any]:
         "num_test_items": run.task.size(run.splits.test),
         "test_headline": list(evaluation.headline),
         "class_names": list(run.task.class_names(run.splits.test)),
-        "versions": versions(),
+        "versions": versions(run.engine.libraries),
         "hardware": hardware(run.engine.device),
         "processes": run.pace.summary(run.engine.device),
         "tracking": run.tracker.location,
@@ -229,7 +230,7 @@ def _steps(run: Run) -> Iterator[list[Batch]]:
     config, position = run.config, run.position
     per_step = config.optim.accumulation_steps
     batches = run.task.training_batches(
-        run.splits.train, config.data, seed=config.seed, epoch=position.epoch, start=position.step * per_step
+        run.training, config.data, seed=config.seed, epoch=position.epoch, start=position.step * per_step
     )
     for _ in range(position.step, run.engine.steps_per_epoch):
         yield list(islice(batches, per_step))

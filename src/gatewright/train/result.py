@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata as package
 from pathlib import Path
 from typing import Any
@@ -167,10 +167,10 @@ def _grouped_mm_flops(rows: Size, weight: Size, *_: Any, **__: Any) -> int:
     return 2 * rows[0] * weight[1] * weight[2]
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that a number depends on."""
+def versions(libraries: Sequence[str] = ()) -> dict[str, str]:
+    """Return the versions that a number depends on, and those of the libraries of a run's engine."""
     found = {"python": platform.python_version()}
-    for name in ("gatewright", "torch", "numpy", "datasets", "deepspeed", "mlflow", "scikit-learn"):
+    for name in ("gatewright", "torch", "numpy", "datasets", "mlflow", "scikit-learn", *libraries):
         with contextlib.suppress(package.PackageNotFoundError):
             found[name] = package.version(name)
     return found

@@ -3,9 +3,8 @@
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -23,12 +22,11 @@ from gatewright.train.diagnosis import FiniteCheck, Step, first_non_finite
 from gatewright.train.optim import (
     averaged,
     build_optimizers,
-    load_named_state,
-    named_state,
     rate_factor,
     set_learning_rate,
     stop_at,
 )
+from gatewright.train.state import load_logical_state, logical_state
 from gatewright.train.strategies.single import ALONE, Strategy
 from gatewright.train.weights import load_weights
 
@@ -63,6 +61,8 @@ class TorchEngine:
     """
 
     needs_process_group = False  # on one process
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """The packages beside torch whose versions the numbers depend on."""
 
     def __init__(
         self,
@@ -261,46 +261,21 @@ class TorchEngine:
     def logical_state(self, *, part: bool = False) -> dict[str, Any]:
         """Return what `state_dict` does of tensors and numbers."""
         self.check_finite()
-        gather = partial(self.strategy.local_state if part else self.strategy.gather_state, model=self.model)
-        return {
-            "settings": self._fixed_settings(),
-            "model": gather(self._weights()),
-            "optimizers": [gather(named_state(optimizer, self.model)) for optimizer in self.optimizers],
-            "scaler": self.scaler.state_dict(),
-            "average": None if self.average is None else gather(self.average.module.state_dict()),
-            "averaged": 0 if self.average is None else int(self.average.n_averaged),
-            "step_count": self.step_count,
-            "random_state": torch.get_rng_state(),
-            "cuda_random_state": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
-        }
+        return logical_state(self, part=part)
 
     def load_logical_state(self, state: dict[str, Any]) -> None:
         """Go on from what `logical_state` returned."""
-        if state["settings"] != self._fixed_settings():
-            raise ValueError(
-                "A run goes on with the settings that decide what it keeps, as it began: "
-                f"{_changes(state['settings'], self._fixed_settings())}. Leave the flags out that change them."
-            )
-        own = partial(self.strategy.load_state, model=self.model)
-        self._load_weights(own(state["model"]))
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            load_named_state(optimizer, own(saved), self.model)
-        self.scaler.load_state_dict(state["scaler"])
-        if self.average is not None:
-            load_weights(self.average.module, own(state["average"]))
-            self.average.n_averaged.fill_(state["averaged"])
-        self.step_count = state["step_count"]
-        torch.set_rng_state(state["random_state"])
-        if self.device.type == "cuda" and len(state["cuda_random_state"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["cuda_random_state"])
+        load_logical_state(self, state)
 
-    def _weights(self) -> dict[str, Any]:
+    def weights(self) -> dict[str, Any]:
+        """Return the state of the model, under its own names."""
         return self.model.state_dict()
 
-    def _load_weights(self, weights: dict[str, Any]) -> None:
+    def load_weights(self, weights: dict[str, Any]) -> None:
+        """Load what `weights` returned."""
         load_weights(self.model, weights)
 
-    def _fixed_settings(self) -> dict[str, Any]:
+    def fixed_settings(self) -> dict[str, Any]:
         """Return the settings that decide what there is to save, and so cannot change in a resumed run."""
         averaging, loss_scale = self.average is not None, self.scaler.is_enabled()
         return {"optimizer": self.config.optim.name, "averaging": averaging, "loss_scale": loss_scale}
@@ -310,8 +285,3 @@ def take_routing(layer: RoutedLayer) -> Routing | None:
     """Return the routing of the last forward and forget it; None where the layer did not run since."""
     routing, layer.routing = layer.routing, None
     return routing
-
-
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
-    changed = (name for name in {**before, **now} if before.get(name) != now.get(name))
-    return "; ".join(f"{name.replace('_', ' ')} was {before.get(name)} and is {now.get(name)}" for name in changed)

@@ -47,6 +47,7 @@ class DeepSpeedEngine(TorchEngine):
     """
 
     needs_process_group = True
+    libraries = ("deepspeed",)
 
     @classmethod
     def check(cls, config: RunConfig, world: int, device: torch.device) -> None:
@@ -214,21 +215,24 @@ class DeepSpeedEngine(TorchEngine):
     def _tag(self, step: int) -> str:
         return f"step-{step:08d}"
 
-    def _weights(self) -> dict[str, Any]:
+    def weights(self) -> dict[str, Any]:
+        """Return the state of the model under our names, which ZeRO 3 puts together first."""
         if zero_stage(self.settings) < 3:
             return plain_state(self.model)
         with require("deepspeed", "deepspeed").zero.GatheredParameters(list(self.model.parameters())):
             return {name: value.clone() for name, value in plain_state(self.model).items()}
 
-    def _load_weights(self, weights: dict[str, Any]) -> None:
+    def load_weights(self, weights: dict[str, Any]) -> None:
+        """Load the state of the model, where DeepSpeed's own checkpoint does not."""
         if is_plain(self.settings):  # Otherwise they come with DeepSpeed's own checkpoint.
-            super()._load_weights(weights)
+            super().load_weights(weights)
 
-    def _fixed_settings(self) -> dict[str, Any]:
+    def fixed_settings(self) -> dict[str, Any]:
+        """Return what decides the state, of which DeepSpeed's own checkpoint holds more."""
         if is_plain(self.settings):
-            return super()._fixed_settings()
+            return super().fixed_settings()
         sizes = {"processes": self.strategy.world_size, "ep_size": self.config.parallel.ep_size}
-        return {**super()._fixed_settings(), "zero_stage": zero_stage(self.settings), **sizes}
+        return {**super().fixed_settings(), "zero_stage": zero_stage(self.settings), **sizes}
 
 
 def start_deepspeed(device: torch.device) -> Any:

@@ -172,13 +172,11 @@ class DDPStrategy(Strategy):
         self.steps = steps
         self.noted.set()
 
-    def gather_state(self, tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        """Put the experts' state together on the first process."""
-        return gather_state(tensors, model, self.mesh)
-
-    def local_state(self, tensors: dict[str, Tensor], model: nn.Module) -> Mapping[str, Tensor | Rows]:
-        """Pick this process's experts, and on the first process all that is not spread too."""
-        return part_of_state(tensors, model, self.mesh)
+    def gather_state(
+        self, tensors: dict[str, Tensor], model: nn.Module, *, part: bool = False
+    ) -> Mapping[str, Tensor | Rows]:
+        """Put the experts' state together on the first process; or pick this process's, and there all the rest too."""
+        return part_of_state(tensors, model, self.mesh) if part else gather_state(tensors, model, self.mesh)
 
     def part_number(self, model: nn.Module) -> tuple[int | None, int]:
         """Return this process's place among those that hold different experts, if it has their first copy."""
