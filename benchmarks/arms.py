@@ -1,112 +1,203 @@
-"""The arms: each builds a module of a case's weights, which maps tokens to the layer's output."""
+"""Gatewright's arms and the baselines: each builds a module of a case's weights, from tokens to the layer's output."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.cases import Case, Weights
-from gatewright import GroupedFeedForward, MoE, TopK
+from benchmarks.cases import Case, Weights, make_items
+from gatewright import GroupedFeedForward, MoE, TopK, moe_layers
+from gatewright.kernels.plain import activate
+
+Build = Callable[[Case, Weights], nn.Module]
+COPIES = 3e9
+"""The most bytes that an arm may take for copied matrices or one-hot masks."""
 
 
-class Dense(nn.Module):
-    """A feed-forward of as many active operations, which no router precedes."""
+class LeftOutError(Exception):
+    """Says why an arm has no figure for a case."""
 
-    def __init__(self, case: Case, weights: Weights) -> None:
+
+def longest_group(case: Case, weights: Weights) -> int:
+    """Return how many of the case's tokens the most wanted expert gets."""
+    index = (make_items(case, weights.gate) @ weights.gate).topk(case.top_k).indices
+    return int(torch.bincount(index.flatten(), minlength=case.experts).max())
+
+
+def refuse_copies(what: str, numbers: int, weights: Weights) -> None:
+    """Leave an arm out where what it makes of one batch would not fit into memory."""
+    size = numbers * weights.up.element_size()
+    if size > COPIES:
+        raise LeftOutError(f"its {what} would take {size / 1e9:.0f} GB")
+
+
+class FeedForward(nn.Module):
+    """One expert."""
+
+    def __init__(self, up: Tensor, down: Tensor, activation: str) -> None:
         super().__init__()
-        used = weights.up[: case.top_k]
-        gate, up = (half.transpose(0, 1).flatten(1).t() for half in used.chunk(2, -1))
-        self.up = nn.Parameter(torch.cat([gate, up]).contiguous())
-        self.down = nn.Parameter(weights.down[: case.top_k].flatten(0, 1).t().contiguous())
+        self.up, self.down, self.activation = nn.Parameter(up.clone()), nn.Parameter(down.clone()), activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return one output per token."""
-        gate, up = F.linear(x, self.up).chunk(2, -1)
-        return F.linear(F.silu(gate) * up, self.down)
+        """Return one output per row."""
+        return activate(x @ self.up, self.activation) @ self.down
+
+
+def experts_of(case: Case, weights: Weights) -> list[nn.Module]:
+    """Make every expert as a module of its own."""
+    return [FeedForward(up, down, case.activation) for up, down in zip(weights.up, weights.down, strict=True)]
+
+
+def dense(case: Case, weights: Weights) -> nn.Module:
+    """Make a feed-forward of as many active operations, which no router precedes."""
+    halves = weights.up[: case.top_k].chunk(2 if case.activation == "swiglu" else 1, -1)
+    up = torch.cat([half.transpose(0, 1).flatten(1) for half in halves], -1)
+    return FeedForward(up, weights.down[: case.top_k].flatten(0, 1), case.activation)
 
 
 class Routed(nn.Module):
-    """What the peers share: a gate in bfloat16, softmax in float32, and the k largest."""
+    """What the baselines share: a gate in the items' dtype, softmax in at least float32, and the k largest."""
 
-    def __init__(self, case: Case, weights: Weights) -> None:
+    def __init__(self, gate: Tensor, top_k: int) -> None:
         super().__init__()
-        self.case = case
-        self.gate = nn.Parameter(weights.gate.t().contiguous())
+        self.top_k, self.gate = top_k, nn.Parameter(gate.t().contiguous())
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return ``(tokens, experts)``."""
+        return F.linear(x, self.gate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Route, and mix what the experts return."""
-        top = F.linear(x, self.gate).softmax(-1, dtype=torch.float32).topk(self.case.top_k)
-        return self.mix(x, top.indices, top.values)
+        logits = self.logits(x)
+        top = logits.softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32)).topk(self.top_k)
+        weight = top.values / top.values.sum(-1, keepdim=True) if self.top_k > 1 else top.values
+        return self.mix(x, top.indices, weight.to(x.dtype))
 
     def mix(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
         """Return each token's weighted sum of its experts' outputs."""
         raise NotImplementedError
 
 
-class SortAndProduct(Routed):
-    """A plain sort, `F.grouped_mm`, and a sum per token."""
+class ModuleLoop(Routed):
+    """A loop over the experts; in float64 it is also what every arm's numbers are compared with."""
+
+    def __init__(self, gate: Tensor, top_k: int, experts: Iterable[nn.Module]) -> None:
+        super().__init__(gate, top_k)
+        self.experts = nn.ModuleList(experts)
+
+    def mix(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+        """Call each expert that has tokens on its tokens, and add what it returns."""
+        output = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            token, choice = torch.where(index == number)
+            if len(token):
+                output.index_add_(0, token, expert(x[token]) * weight[token, choice, None])
+        return output
+
+
+class Stacked(Routed):
+    """Experts as two stacks of matrices."""
 
     def __init__(self, case: Case, weights: Weights) -> None:
-        super().__init__(case, weights)
-        self.up, self.down = nn.Parameter(weights.up.clone()), nn.Parameter(weights.down.clone())
+        super().__init__(weights.gate, case.top_k)
+        self.case, self.up, self.down = case, nn.Parameter(weights.up.clone()), nn.Parameter(weights.down.clone())
+
+    def slots(self, index: Tensor) -> tuple[Tensor, int]:
+        """Return each assignment's place in its expert's group, and the length of the longest group."""
+        expert = index.flatten()
+        order = expert.argsort(stable=True)
+        counts = torch.bincount(expert, minlength=self.case.experts)
+        place = torch.arange(len(order), device=index.device) - (counts.cumsum(0) - counts)[expert[order]]
+        return torch.empty_like(place).scatter_(0, order, place), int(counts.max())
+
+    def products(self, rows: Tensor) -> Tensor:
+        """Run all experts on groups of one length."""
+        return activate(rows @ self.up, self.case.activation) @ self.down
+
+
+class SortAndProduct(Stacked):
+    """A plain sort, `F.grouped_mm`, and a sum per token."""
 
     def mix(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
         """Sort, multiply twice, and sum."""
         order = index.flatten().argsort(stable=True)
         inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
-        counts = torch.histc(index.int(), self.case.experts, 0, self.case.experts - 1)
+        counts = torch.bincount(index.flatten(), minlength=self.case.experts)
         ends = counts.cumsum(0, dtype=torch.int32)
-        gate, up = F.grouped_mm(x[order // self.case.top_k], self.up, offs=ends).chunk(2, -1)
-        rows = F.grouped_mm(F.silu(gate) * up, self.down, offs=ends)
-        return (rows[inverse].unflatten(0, index.shape) * weight[..., None].to(x.dtype)).sum(1)
+        hidden = activate(F.grouped_mm(x[order // self.top_k], self.up, offs=ends), self.case.activation)
+        rows = F.grouped_mm(hidden, self.down, offs=ends)
+        return (rows[inverse].unflatten(0, index.shape) * weight[..., None]).sum(1)
 
 
-class Transformers(Routed):
-    """The grouped_mm experts of transformers 5."""
+class Padded(Stacked):
+    """Batched products over groups padded to the longest."""
 
-    num_experts: int
-    has_gate, has_bias, is_transposed, is_concatenated = True, False, False, True
+    def mix(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+        """Write rows into padded groups, multiply twice, and read them back."""
+        place, longest = self.slots(index)
+        slot = index.flatten() * longest + place
+        token = torch.arange(len(x), device=x.device).repeat_interleave(self.top_k)
+        rows = x.new_zeros(self.case.experts * longest, x.shape[1]).index_copy(0, slot, x[token])
+        rows = self.products(rows.unflatten(0, (-1, longest))).flatten(0, 1)
+        return (rows[slot].unflatten(0, index.shape) * weight[..., None]).sum(1)
+
+
+class OneHot(Stacked):
+    """Dispatch and combine as products with one-hot masks: https://arxiv.org/abs/2006.16668."""
 
     def __init__(self, case: Case, weights: Weights) -> None:
         super().__init__(case, weights)
-        from transformers.integrations.moe import grouped_mm_experts_forward
-
-        self.experts_forward: Callable[..., Tensor] = grouped_mm_experts_forward
-        self.num_experts, self.act_fn, self.config = case.experts, F.silu, None
-        self.gate_up_proj = nn.Parameter(weights.up.transpose(1, 2).contiguous())
-        self.down_proj = nn.Parameter(weights.down.transpose(1, 2).contiguous())
-
-    def _apply_gate(self, hidden: Tensor) -> Tensor:
-        gate, up = hidden.chunk(2, -1)
-        return F.silu(gate) * up
+        refuse_copies("one-hot masks", 2 * case.tokens * case.experts * longest_group(case, weights), weights)
 
     def mix(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-        """Call the library's function."""
-        return self.experts_forward(self, x, index, weight)
+        """Multiply by the mask, by the experts, and by the weighted mask."""
+        place, longest = self.slots(index)
+        shape = (len(x), self.case.experts * longest)
+        slot = index * longest + place.view_as(index)
+        combine = x.new_zeros(shape).scatter(1, slot, weight).unflatten(1, (-1, longest))
+        rows = torch.einsum("tec,td->ecd", (combine != 0).to(x.dtype), x)
+        return torch.einsum("tec,ecd->td", combine, self.products(rows))
 
 
-def gatewright(case: Case, weights: Weights, backend: str | None, rows: bool = False) -> nn.Module:
+def go_by(model: nn.Module, way: str | None) -> None:
+    """Make the experts of a model's mixtures go by rows, or by a back-end."""
+    for _, layer in moe_layers(model):
+        if way == "rows":
+            layer.experts.register_forward_hook(lambda *_: None)
+        else:
+            layer.experts.backend = way
+
+
+def gatewright(case: Case, weights: Weights, backend: str | None = None, rows: bool = False) -> nn.Module:
     """Our layer by a back-end's name; `rows` makes it dispatch rows instead, as it does where nothing is fused."""
-    experts = GroupedFeedForward(case.experts, case.dim, case.ffn, activation="swiglu", backend=backend)
-    layer = MoE(TopK(case.dim, case.experts, case.top_k), experts, losses={}).cuda().bfloat16()
+    experts = GroupedFeedForward(case.experts, case.dim, case.ffn, activation=case.activation, backend=backend)
+    router = TopK(case.dim, case.experts, case.top_k, score_after_top_k=case.top_k > 1)
+    layer = MoE(router, experts, losses={}).to(weights.gate)
     with torch.no_grad():
         layer.router.gate.weight.copy_(weights.gate.t())
         experts.weight_in.copy_(weights.up)
         experts.weight_out.copy_(weights.down)
     if rows:
-        experts.register_forward_hook(lambda *_: None)
+        go_by(layer, "rows")
     return layer
 
 
-ARMS: dict[str, Callable[[Case, Weights], Any]] = {
-    "dense": Dense,
-    "gatewright triton": partial(gatewright, backend="triton"),
-    "gatewright torch": partial(gatewright, backend="torch"),
-    "gatewright rows": partial(gatewright, backend=None, rows=True),
-    "sort and product": SortAndProduct,
-    "transformers": Transformers,
+def module_loop(case: Case, weights: Weights) -> ModuleLoop:
+    """Make a loop over experts that are modules."""
+    return ModuleLoop(weights.gate, case.top_k, experts_of(case, weights))
+
+
+OURS: dict[str, Build] = {
+    "gatewright": gatewright,
+    "gatewright, torch": partial(gatewright, backend="torch"),
+    "gatewright, rows": partial(gatewright, rows=True),
 }
-"""Every arm by name; the first is of equal active operations, and no mixture."""
+"""Our layer as it is, by the back-end of plain torch, and by rows."""
+BASELINES: dict[str, Build] = {
+    "module loop": module_loop,
+    "sort and product": SortAndProduct,
+    "padded product": Padded,
+    "one-hot product": OneHot,
+}

@@ -91,7 +91,12 @@ def _hierarchical_gates(router, features):
 
 
 def _hashed_gates(router, features):
-    return reference.hashed(features, router.num_experts, router.top_k, router.seed)
+    keys, seen = features[:, : router.dim - router.gate_dim].long(), features[:, router.dim - router.gate_dim :]
+    gates = reference.hashed(keys, router.num_experts, router.top_k, router.seed)
+    if router.gate is None:
+        return gates
+    all_scores = reference.top_k(seen @ router.gate.weight.t(), router.num_experts, score=router.score)
+    return reference.gated(gates, all_scores)
 
 
 def _expert_dropout_gates(router, features):

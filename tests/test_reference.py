@@ -92,6 +92,7 @@ def test_top_k_variants():
         ({"normalize": True}, [0, 1 / 3, 2 / 3]),
         ({"score_after_top_k": True}, [0, 1 / 3, 2 / 3]),
         ({"score": "sigmoid"}, [0, 2 / 3, 4 / 5]),
+        ({"score": "sqrt_softplus"}, [0, math.log(3) ** 0.5, math.log(5) ** 0.5]),
         ({"score": "sigmoid", "score_after_top_k": True}, [0, 2 / 3, 4 / 5]),
         ({"score": "sigmoid", "normalize": True}, [0, 10 / 22, 12 / 22]),
     ]:

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gatewright import aux_loss, moe_layers
 from gatewright.models import TransformerConfig
-from gatewright.routers import ROUTERS
+from gatewright.models.transformer import CAUSAL_ROUTERS
 
 BEGIN = 10
 SMALL = TransformerConfig(num_layers=2, dim=16, num_heads=2, num_experts=4, top_k=2)
@@ -23,12 +23,12 @@ def build(**changes):
 def spread(model):
     """Make gates choose, and weigh, by more than their small first weights."""
     for _, layer in moe_layers(model):
-        if hasattr(layer.router, "gate"):
+        if getattr(layer.router, "gate", None) is not None:
             torch.nn.init.normal_(layer.router.gate.weight)
     return model
 
 
-@pytest.mark.parametrize("router", [name for name in ROUTERS if name not in ("group-limited", "hierarchical")])
+@pytest.mark.parametrize("router", sorted({*CAUSAL_ROUTERS} - {"group-limited", "hierarchical"}))
 def test_a_prediction_depends_on_no_later_token_and_on_nothing_else_in_the_batch(router):
     model = spread(build(router=router)).eval()
     tokens = torch.randint(0, 10, (3, 7))
@@ -67,7 +67,7 @@ def test_the_dense_twin_does_the_same_arithmetic(router):
     assert not list(moe_layers(build(num_experts=1)))
 
 
-@pytest.mark.parametrize("router", ["top-k", "hashed"])
+@pytest.mark.parametrize("router", ["top-k", "hashed", "gated-hash"])
 def test_every_parameter_learns(router):
     model = spread(build(router=router, top_k=4 if router == "top-k" else 2))
     tokens = torch.randint(0, 11, (8, 12))
@@ -86,13 +86,33 @@ def test_a_hash_sends_a_token_to_the_same_experts_wherever_it_stands():
         assert (len(seen), layer.router.seed) == (4, 3)
 
 
+def test_the_first_layers_may_choose_by_the_token_and_weigh_by_a_gate():
+    model, tokens = spread(build(hashed_layers=1, losses={"load_balance": 0.1})), torch.tensor([[4, 7, 4], [7, 4, 4]])
+    model(tokens)
+    (_, first), (_, second) = moe_layers(model)
+    by_token = first.routing.expert_index.view(2, 6).sort(0).values[:, tokens.flatten() == 4]
+    assert (by_token == by_token[:, :1]).all()
+    weights = first.routing.weight
+    assert len(set(weights.tolist())) > 4  # and not one for each token's identity
+    assert (first.losses, second.losses) == ({}, {"load_balance": 0.1})
+    assert type(second.router).__name__ == "TopK"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"dim": 18}, "`model.dim` is a multiple of twice `model.num_heads`; got 18 and 2"),
         ({"num_layers": 0}, "`model.num_layers` should be greater than 0; got 0"),
         ({"top_k": 3}, "`model.top_k` divides `model.ffn`, .* got 3 and 64"),
-        ({"router": "soft"}, "soft mixes every token with those after it"),
+        *(
+            (
+                {"router": router},
+                f"the router {router} compares or mixes .* Set `model.router` to one of .* top-k, hashed",
+            )
+            for router in ("expert-choice", "sinkhorn", "soft")
+        ),
+        ({"router": "hashd"}, "No router of a language model is called 'hashd'; did you mean 'hashed'?"),
+        ({"hashed_layers": 3}, "`model.hashed_layers` is at most `model.num_layers`; got 3 and 2"),
         ({"router": "hashed", "router_options": {"jitter": 0.1}}, "option of the router hashed"),
     ],
 )

@@ -90,6 +90,20 @@ def test_second_derivatives():
     assert_close(*found)
 
 
+def test_transposed_matrices_are_used_as_they_are_and_so_are_their_gradients(fused):
+    """Matrices that another library stores as ``(experts, out, in)`` are not copied, forward or backward."""
+    moe, x = make(), torch.randn(9, 8)
+    expected = results(by_the_layer, moe, [x], torch.ones_like(x))
+    stored = [moe.experts.weight_in, moe.experts.weight_out]
+    moe.experts.weight_in, moe.experts.weight_out = (torch.nn.Parameter(each.mT.contiguous().mT) for each in stored)
+    moe(x).backward(torch.ones_like(x))
+    for name in ("weight_in", "weight_out"):
+        parameter = getattr(moe.experts, name)
+        assert parameter.data_ptr() in {each.data_ptr() for each in fused[-1][1:3]}
+        assert parameter.grad.mT.is_contiguous()
+        assert_close(parameter.grad, expected[f"experts.{name}"])
+
+
 def test_a_frozen_matrix_has_no_gradient_and_the_others_have_theirs():
     moe, x = make(), torch.randn(9, 8)
     other = by_rows(moe)
@@ -137,6 +151,22 @@ def compiled(dim):
 
 def test_it_is_one_operator_of_a_compiled_graph(run_unhooked):
     run_unhooked(compiled, 7)
+
+
+def compiled_beside_a_dict():
+    moe, noted = make(), {}
+
+    def forward(x):
+        noted.update(size=x.shape[1])
+        return moe(x)
+
+    x = torch.randn(13, 8)
+    assert_close(torch.compile(forward, backend="aot_eager", fullgraph=True)(x), moe(x))
+
+
+def test_it_is_so_in_a_graph_that_changes_a_dict(run_unhooked):
+    """As the models of transformers do, after which torch.compile reads no mapping proxy."""
+    run_unhooked(compiled_beside_a_dict)
 
 
 def test_a_backend_that_does_not_take_the_items_says_why(capsys):

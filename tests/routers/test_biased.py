@@ -13,7 +13,7 @@ from tests.cases import dense_weights
 
 VARIANTS = [
     {"score": score, "normalize": normalize, "scale": scale}
-    for score in ("softmax", "sigmoid")
+    for score in ("softmax", "sigmoid", "sqrt_softplus")
     for normalize in (False, True)
     for scale in (1.0, 2.5)
 ]
@@ -107,7 +107,7 @@ def test_wrong_settings_are_refused():
     for make_router, (setting, message) in product(
         [Biased, GroupLimited],
         [
-            ({"score": "softmin"}, "score is 'softmax' or 'sigmoid'; got 'softmin'"),
+            ({"score": "softmin"}, "score is 'softmax', 'sigmoid' or 'sqrt_softplus'; got 'softmin'"),
             ({"scale": 0.0}, "scale is finite and above 0; got 0.0"),
             ({"scale": float("inf")}, "scale is finite and above 0; got inf"),
             ({"scale": float("nan")}, "scale is finite and above 0; got nan"),

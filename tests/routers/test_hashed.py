@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from gatewright import Hashed, ModuleExperts, MoE, aux_loss, reference
 from tests.cases import dense_weights
+from tests.references import reference_gates
 
 NUM_KEYS = 60_000
 
@@ -90,15 +91,6 @@ def test_one_more_expert_takes_its_share_and_moves_no_other_key():
     assert abs(moved.float().mean() - 1 / 6) < 5 * (5 / 36 / NUM_KEYS) ** 0.5
 
 
-def test_the_same_key_gets_the_same_experts_in_any_batch_in_training_and_evaluation():
-    router, keys = Hashed(1, 5, 2, seed=3), torch.tensor([7, 1, 7, 9, 7])[:, None]
-    weights = dense_weights(router(keys))
-    assert torch.equal(weights[0], weights[2])
-    assert torch.equal(weights[0], weights[4])
-    assert torch.equal(dense_weights(router(keys[2:3])), weights[:1])
-    assert torch.equal(dense_weights(router.eval()(keys.flip(0))), weights.flip(0))
-
-
 def test_the_record_says_what_was_chosen():
     sums = Hashed(1, 5, 2)(torch.arange(30)[:, None]).sums
     assert_close(sums.probs, sums.tokens_per_expert / 2)
@@ -119,6 +111,46 @@ def test_a_layer_takes_keys_beside_its_items_and_needs_no_loss():
     assert list(moe.router.parameters()) == []
     (output.sum() + aux_loss(moe)).backward()
     assert x.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("score", ["sqrt_softplus", "softmax", "sigmoid"])
+def test_a_gate_weighs_what_the_key_chooses(score):
+    """Outputs of the specification, and gradients for the gate and for what it looks at."""
+    router = Hashed(2, 5, 3, seed=4, gate_dim=6, score=score)
+    torch.nn.init.normal_(router.gate.weight)
+    keys, seen = torch.randint(-9, 2**24, (20, 2)), torch.randn(20, 6, requires_grad=True)
+    features = torch.cat([keys, seen], dim=-1)
+    routing = router(features)
+    expected = reference_gates(router, features)
+    assert_close(dense_weights(routing), expected)
+    assert torch.equal(dense_weights(routing) > 0, reference.hashed(keys, 5, 3, 4) > 0)
+    parts, probe = (router.gate.weight, seen), torch.randn_like(expected)
+    for found, right in zip(
+        torch.autograd.grad((dense_weights(routing) * probe).sum(), parts),
+        torch.autograd.grad((expected * probe).sum(), parts),
+        strict=True,
+    ):
+        assert_close(found, right, rtol=1e-4, atol=1e-6)
+
+
+def test_a_gates_scores_of_any_size_have_finite_gradients():
+    router = Hashed(1, 4, 2, gate_dim=1)
+    torch.nn.init.constant_(router.gate.weight, 1)
+    features = torch.tensor([[3.0, value] for value in (-1e4, -200, 0, 200, 1e4)], requires_grad=True)
+    weight = router(features).weight
+    assert_close(weight, torch.full_like(weight, 0.5))
+    weight[0].backward()
+    assert features.grad.isfinite().all()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"gate_dim": -1}, "gate_dim is at least 0, where there is no gate; got -1"), ({"score": "max"}, "got 'max'")],
+)
+def test_a_gate_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Hashed(1, 4, **changes)
 
 
 @pytest.mark.usefixtures("unchecked")

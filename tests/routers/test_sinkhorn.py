@@ -76,7 +76,7 @@ def test_the_tolerance_and_the_iterations_are_the_routers():
 @pytest.mark.usefixtures("unchecked")
 def test_wrong_settings_are_refused():
     for setting, message in [
-        ({"score": "softmin"}, "score is 'softmax' or 'sigmoid'; got 'softmin'"),
+        ({"score": "softmin"}, "score is 'softmax', 'sigmoid' or 'sqrt_softplus'; got 'softmin'"),
         ({"tolerance": 0.0}, "tolerance is above 0 and max_iterations at least 1; got 0.0 and 100"),
         ({"tolerance": float("nan")}, "got nan and 100"),
         ({"max_iterations": 0}, "got 0.001 and 0"),

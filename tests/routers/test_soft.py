@@ -155,19 +155,6 @@ def test_extreme_logits_and_tokens_without_a_direction_stay_finite(group_size, s
         assert gradient.isfinite().all()
 
 
-def test_a_group_is_a_run_of_tokens():
-    """Groups of 3 are three batches, with the first tokens in the first; a token alone goes everywhere whole."""
-    router, features = Soft(4, 2, slots_per_expert=2, group_size=3), torch.randn(9, 4)
-    whole = Soft(4, 2, slots_per_expert=2)
-    whole.load_state_dict(router.state_dict())
-    weights = router(features)
-    for group in range(3):
-        alone = whole(features[3 * group : 3 * group + 3])
-        assert_close(weights.dispatch[group], alone.dispatch[0])
-        assert_close(weights.combine[group], alone.combine[0])
-    assert torch.equal(Soft(4, 3, group_size=1)(features).dispatch, torch.ones(9, 1, 3, 1))
-
-
 def test_the_task_and_losses_that_are_wanted_teach_it():
     router = soft("soft")
     weights = router(torch.randn(9, 8))

@@ -9,19 +9,14 @@ from torch.testing import assert_close
 
 from gatewright import TopK, reference
 from gatewright.losses import load_balance_loss, router_z_loss
+from tests.cases import dense_weights
 
 VARIANTS = [
     {"score": score, "score_after_top_k": after, "normalize": normalize}
-    for score in ("softmax", "sigmoid")
+    for score in ("softmax", "sigmoid", "sqrt_softplus")
     for after in (False, True)
     for normalize in (False, True)
 ]
-
-
-def table(routing, top_k):
-    """Weights as (tokens, experts)."""
-    weight, expert_index = (values.view(top_k, -1).t() for values in (routing.weight, routing.expert_index))
-    return weight.new_zeros(len(weight), routing.num_experts).scatter(1, expert_index, weight)
 
 
 def test_every_variant_is_the_references():
@@ -31,7 +26,7 @@ def test_every_variant_is_the_references():
             router = TopK(4, num_experts, top_k, **variant).double()
         features = torch.randn(21, 4, dtype=torch.float64)
         logits = features @ router.gate.weight.t()
-        assert_close(table(router(features), top_k), reference.top_k(logits, top_k, **variant), rtol=0, atol=1e-12)
+        assert_close(dense_weights(router(features)), reference.top_k(logits, top_k, **variant), rtol=0, atol=1e-12)
 
 
 def test_the_balance_loss_reads_probabilities_over_all_experts():
@@ -85,7 +80,7 @@ def test_first_logits_are_small():
 @pytest.mark.usefixtures("unchecked")
 def test_wrong_settings_are_refused():
     for setting, message in [
-        ({"score": "softmin"}, "score is 'softmax' or 'sigmoid'; got 'softmin'"),
+        ({"score": "softmin"}, "score is 'softmax', 'sigmoid' or 'sqrt_softplus'; got 'softmin'"),
         ({"jitter": 1.0}, "jitter is at least 0 and below 1; got 1.0"),
         ({"jitter": -0.1}, "jitter is at least 0 and below 1; got -0.1"),
         ({"jitter": float("nan")}, "jitter is at least 0 and below 1; got nan"),

@@ -34,7 +34,7 @@ def test_a_share_of_the_hidden_units_is_drawn_anew_in_all_matrices(make):
     into, out = (block.linear1, block.linear2) if make is plain else (block.w1, block.w2)
     before = {id(layer): layer.weight.detach().clone() for layer in (into, out)}
     model = upcycled(block)
-    reinitialize(model, 0.25, generator=torch.Generator().manual_seed(0))
+    assert reinitialize(model, 0.25, generator=torch.Generator().manual_seed(0)) is model
     chosen = []
     for expert in model[0].experts.experts:
         new_in, new_out = (expert.linear1, expert.linear2) if make is plain else (expert.w1, expert.w2)
@@ -54,7 +54,7 @@ def test_noise_is_a_share_of_each_parameters_own_spread():
     with torch.no_grad():
         block.linear2.weight *= 100
     model = upcycled(block)
-    add_noise(model, 0.1, generator=torch.Generator().manual_seed(0))
+    assert add_noise(model, 0.1, generator=torch.Generator().manual_seed(0)) is model
     first, second, _ = model[0].experts.experts
     for name in ("linear1", "linear2"):
         old, new = getattr(block, name).weight.detach(), getattr(first, name).weight.detach()

@@ -12,7 +12,6 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -26,15 +25,6 @@ from gatewright.train.checkpoint.format import load_checkpoint, newest_checkpoin
 from gatewright.train.step import TorchEngine
 
 FIVE_STEPS = {"batch_size": 256, "holdout": 0.1}  # of 1,294 images, in an epoch that leaves some over
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread():
-    """Networks this small gain nothing from a second thread, and lose much where other programs keep a core busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def digits_config(output, *, optim=None, data=None, model=None, recipe="digits", log_interval=20, **changes):

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from rich.console import Console
 
 from gatewright.cli.arguments import TrainArguments
+from gatewright.cli.compare import compare_command
 from gatewright.cli.completion import completion_command
 from gatewright.cli.evaluate import evaluate_command, print_experts
 from gatewright.cli.export import export_command
@@ -132,6 +133,7 @@ def _next_commands(config: RunConfig, output: Path) -> str:
 
 COMMANDS: Mapping[str, Callable[[list[str]], int | None]] = MappingProxyType(
     {
+        "compare": compare_command,
         "completion": completion_command,
         "evaluate": evaluate_command,
         "export": export_command,

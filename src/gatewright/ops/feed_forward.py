@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gatewright.kernels.plain import activate
 from gatewright.ops.grouped_mm import grouped_mm
-from gatewright.ops.registry import BACKENDS, choose_backend
+from gatewright.ops.registry import BACKENDS, Kernels, choose_backend
 
 
 def routed_feed_forward(
@@ -31,8 +31,8 @@ def routed_feed_forward(
 
     Args:
         x: Items.
-        weight_in: First matrices.
-        weight_out: Second matrices, of the items' type.
+        weight_in: First matrices, of the items' type. Transposed views are as good: their gradients have their strides.
+        weight_out: Second matrices, likewise.
         weight: The weight of each assignment, sorted by expert.
         token_index: The token of each assignment, sorted by expert.
         row_index: The places of each token's assignments in this order.
@@ -45,11 +45,17 @@ def routed_feed_forward(
     """
     backend = choose_backend(x, backend)
     ends = tokens_per_expert.cumsum(0, dtype=torch.int32)
-    parts = (x.contiguous(), weight_in.contiguous(), weight_out.contiguous(), weight.contiguous())
+    matrices = (_dense(matrix, BACKENDS[backend].transposed) for matrix in (weight_in, weight_out))
+    parts = (x.contiguous(), *matrices, weight.contiguous())
     save = torch.is_grad_enabled() and any(part.requires_grad for part in parts)
     run: Callable[..., Any] = _forward if torch.compiler.is_compiling() else _Routed.apply
     output: Tensor = run(*parts, token_index, row_index, ends, activation, backend, save)[0]
     return output
+
+
+def _dense(matrices: Tensor, transposed: bool) -> Tensor:
+    """Copy matrices that are neither contiguous nor, where the back-end takes those, transposed views of such."""
+    return matrices if transposed and matrices.mT.is_contiguous() else matrices.contiguous()
 
 
 def specification(
@@ -98,10 +104,20 @@ def _run_backward(
         of_hidden, activated, of_weight = kernels.down_backward(
             gradient, weight_out, hidden, weight, token_index, ends, activation
         )
-        of_out = kernels.weight_gradient(activated, gradient, token_index, ends, "right")
-        of_in = kernels.weight_gradient(x, of_hidden, token_index, ends, "left")
+        of_out = _weight_gradient(kernels, weight_out, activated, gradient, token_index, ends, "right")
+        of_in = _weight_gradient(kernels, weight_in, x, of_hidden, token_index, ends, "left")
         of_x = kernels.gather_sum(kernels.grouped(of_hidden, weight_in.transpose(1, 2), ends), row_index)
     return of_x, of_in, of_out, of_weight
+
+
+def _weight_gradient(
+    kernels: Kernels, matrices: Tensor, left: Tensor, right: Tensor, token_index: Tensor, ends: Tensor, gathered: str
+) -> Tensor:
+    """Return the gradient of matrices with their strides, so that autograd accumulates it without a copy."""
+    if matrices.is_contiguous():
+        return kernels.weight_gradient(left, right, token_index, ends, gathered)
+    other = "left" if gathered == "right" else "right"
+    return kernels.weight_gradient(right, left, token_index, ends, other).mT
 
 
 # Operators, so that torch.compile sees them whole; without it their wrappers would cost more than small products do.

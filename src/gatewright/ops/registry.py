@@ -4,7 +4,6 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Protocol, cast, runtime_checkable
 
 import torch
@@ -33,11 +32,13 @@ class Backend:
         module: Where its kernels are; it is imported when they are first used.
         missing: Says why the back-end cannot run in this process, or None.
         refuses: Says why it does not take such items, or None.
+        transposed: Whether its kernels take transposed views of matrices; for the others they are copied.
     """
 
     module: str
     missing: Callable[[], str | None]
     refuses: Callable[[Tensor], str | None]
+    transposed: bool = False
 
     def kernels(self) -> Kernels:
         """Import the kernels."""
@@ -86,10 +87,9 @@ def _triton_refuses(x: Tensor) -> str | None:
     return None
 
 
-BACKENDS: Mapping[str, Backend] = MappingProxyType(
-    {
-        "triton": Backend("gatewright.kernels.launch", _no_triton, _triton_refuses),
-        "torch": Backend("gatewright.kernels.plain", lambda: None, lambda x: None),
-    }
-)
+# No mapping proxy: torch.compile cannot read one in a graph in which any dict has changed.
+BACKENDS: Mapping[str, Backend] = {
+    "triton": Backend("gatewright.kernels.launch", _no_triton, _triton_refuses),
+    "torch": Backend("gatewright.kernels.plain", lambda: None, lambda x: None, transposed=True),
+}
 """Every back-end by name, in order of preference."""

@@ -61,10 +61,15 @@ def top_k(
             total = sum(row[i].exp() for i in scored)
             scores = [row[i].exp() / total for i in range(len(row))]
         else:
-            scores = [1 / (1 + (-row[i]).exp()) for i in range(len(row))]
+            scores = [_score(row[i], score) for i in range(len(row))]
         total = sum(scores[i] for i in kept) if normalize else torch.ones_like(row[0])
         gates.append(torch.stack([scores[i] / total if i in kept else row[i] * 0 for i in range(len(row))]))
     return torch.stack(gates)
+
+
+def _score(logit: Float[Tensor, ""], score: str) -> Float[Tensor, ""]:
+    """The sigmoid, or the square root of ``log(1 + exp(logit))``."""
+    return 1 / (1 + (-logit).exp()) if score == "sigmoid" else (1 + logit.exp()).log().sqrt()
 
 
 def group_limited(
@@ -86,7 +91,7 @@ def group_limited(
     size, gates = logits.shape[1] // num_groups, []
     for row in logits:
         total = sum(logit.exp() for logit in row)
-        scores = [logit.exp() / total if score == "softmax" else 1 / (1 + (-logit).exp()) for logit in row]
+        scores = [logit.exp() / total if score == "softmax" else _score(logit, score) for logit in row]
         biased = [(scores[i] + bias[i]).item() for i in range(len(row))]
         groups = [sorted(biased[g * size : (g + 1) * size], reverse=True) for g in range(num_groups)]
         values = [group[0] if group_score == "max" else sum(group[:2]) for group in groups]
@@ -192,6 +197,17 @@ def hashed(keys: Int[Tensor, "tokens dim"], num_experts: int, top_k: int, seed: 
         for expert in sorted(range(num_experts), key=lambda i: -hashes[i])[:top_k]:
             gates[token, expert] = 1 / top_k
     return gates
+
+
+def gated(
+    gates: Float[Tensor, "tokens experts"], scores: Float[Tensor, "tokens experts"]
+) -> Float[Tensor, "tokens experts"]:
+    """Scores of the experts that gates name, over their sum."""
+    rows = []
+    for gate, score in zip(gates, scores, strict=True):
+        total = sum(score[i] for i in range(len(gate)) if gate[i] > 0)
+        rows.append(torch.stack([score[i] / total if gate[i] > 0 else score[i] * 0 for i in range(len(gate))]))
+    return torch.stack(rows)
 
 
 def expert_dropout(

@@ -1,14 +1,24 @@
 """Pictures, tables and a page about a run. Needs ``pip install 'gatewright[train]'``."""
 
+from gatewright.report.comparison import Comparison
 from gatewright.report.page import write_report
 from gatewright.report.pictures import write_all, write_pictures
-from gatewright.report.plots import plot_class_by_expert, plot_confusion, plot_load_over_time, plot_training_curves
-from gatewright.report.tables import expert_table, plain_table, result_table
+from gatewright.report.plots import (
+    plot_class_by_expert,
+    plot_comparison,
+    plot_confusion,
+    plot_load_over_time,
+    plot_training_curves,
+)
+from gatewright.report.tables import comparison_table, expert_table, plain_table, result_table
 
 __all__ = [
+    "Comparison",
+    "comparison_table",
     "expert_table",
     "plain_table",
     "plot_class_by_expert",
+    "plot_comparison",
     "plot_confusion",
     "plot_load_over_time",
     "plot_training_curves",

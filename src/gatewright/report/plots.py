@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float, Int, Real
 from torch import Tensor
 
+from gatewright.report.comparison import OPERATIONS, SECONDS, Comparison
 from gatewright.report.curves import draw_load, draw_panel, panels, read_metrics
 from gatewright.report.figure import (
     COLOURS,
+    GRID,
     MAX_ANNOTATED_COLUMNS,
     MAX_ROOMY_CLASSES,
     draw_shares,
     label,
+    legend_below,
     legend_beside,
     legible,
     name_rows,
@@ -26,6 +29,31 @@ if TYPE_CHECKING:
 
 # Behind a word that a line may cross.
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+
+
+def plot_comparison(comparison: Comparison, path: Path) -> Path:
+    """Draw the held-out figure of two groups of runs against the seconds and against the operations of training.
+
+    A dotted line marks how good the runs of the second group are in the end, which those of the first are to reach.
+
+    Args:
+        comparison: Two groups of runs of the same seeds.
+        path: The PNG to write.
+    """
+    figure = new_figure(9, 4.5)
+    for axes, axis in zip(figure.subplots(1, 2, sharey=True), (SECONDS, OPERATIONS), strict=True):
+        for colour, group in zip(COLOURS, (comparison.runs, comparison.others), strict=False):
+            for place, run in enumerate(group):
+                text = run.name if axis == SECONDS and place == 0 else None
+                axes.plot(
+                    run.axis(axis), run.held_out, color=colour, linewidth=1.3, marker="o", markersize=2.5, label=text
+                )
+        reached = [run.held_out[-1] for run in comparison.others]
+        axes.axhline(sum(reached) / len(reached), color=COLOURS[1], linestyle=":", linewidth=1.2)
+        label(axes, x=f"{axis} of training", y=f"held-out {comparison.figure}" if axis == SECONDS else "")
+        axes.grid(axis="y", color=GRID, linewidth=0.8)
+    legend_below(figure.axes[0], 2)
+    return save(figure, path)
 
 
 def plot_load_over_time(steps: Sequence[int], loads: Float[Tensor, "points experts"], path: Path, title: str) -> Path:
@@ -59,7 +87,7 @@ def plot_class_by_expert(
     Args:
         counts: Assignments of each class's images to each expert.
         tokens_per_class: Tokens of each class's images; the images themselves where they are routed as a whole.
-        class_names: In the order of the rows.
+        class_names: Names of the classes, in the order of the rows.
         path: The PNG to write.
         title: The heading.
     """
@@ -99,7 +127,7 @@ def plot_confusion(matrix: Int[Tensor, "classes classes"], class_names: Sequence
 
     Args:
         matrix: Counts of images.
-        class_names: In the order of the rows and the columns.
+        class_names: Names of the classes, in the order of the rows and the columns.
         path: The PNG to write.
     """
     matrix = matrix.cpu()

@@ -7,6 +7,7 @@ from jaxtyping import Int, Real
 from torch import Tensor
 
 from gatewright.extras import require
+from gatewright.report.comparison import Comparison, spread
 from gatewright.report.facts import LOAD, expert_facts, favourites_heading, result_facts
 
 if TYPE_CHECKING:
@@ -26,12 +27,12 @@ def expert_table(
     """Return a row per expert: its share of the load, and its favourite classes.
 
     Args:
-        name: The layer's.
-        tokens_per_expert: Assignments.
+        name: Name of the layer.
+        tokens_per_expert: Assignments to each expert.
         class_by_expert: Assignments of each class's images, where the classes are known.
         tokens_per_class: Tokens of each class's images; the images themselves where they are routed as a whole.
-        class_names: In the order of the rows of `class_by_expert`.
-        item: What the classes are classes of.
+        class_names: Names of the classes, in the order of the rows of `class_by_expert`.
+        item: Name of one item, such as ``"image"``.
     """
     text = require("rich.text", "train").Text
     table: Table = require("rich.table", "train").Table(
@@ -80,3 +81,15 @@ def result_table(result: Mapping[str, Any]) -> "Table":
     for label, value in result_facts(result):
         table.add_row(text(label), text(value))
     return table
+
+
+def comparison_table(comparison: Comparison) -> "Table":
+    """Return a row per figure: both groups' means with standard deviations, how they differ, and how surely.
+
+    Args:
+        comparison: Two groups of runs of the same seeds.
+    """
+    names = [", ".join(sorted({run.name for run in group})) for group in (comparison.runs, comparison.others)]
+    columns = [comparison.title, *names, "difference or ratio", "p"]
+    rows = [(row.name, spread(row.values), spread(row.others), row.difference, row.p_text) for row in comparison.rows()]
+    return plain_table("", columns, rows)

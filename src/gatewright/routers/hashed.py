@@ -1,10 +1,11 @@
-"""Hash routing: a token's expert is a fixed function of an integer key, and nothing is learned."""
+"""Hash routing: a token's experts are a fixed function of an integer key, and at most their weights are learned."""
 
 import torch
-from jaxtyping import Int, Integer
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from gatewright.routers.base import Router
+from gatewright.routers.base import Router, Score, check_score, score_logits, selected_weight
+from gatewright.routers.gate import EvenGate, gate_logits
 from gatewright.routing import Routing, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask, noise_key, splitmix64
 
@@ -17,36 +18,68 @@ class Hashed(Router):
     batch and on any machine. Choosing by the largest hash (https://doi.org/10.1109/90.663936) gives every set of k
     experts the same chance; one more expert takes over its share of the keys and moves no other.
 
-    The layer hands keys over as features: ``moe(x, features=keys)``. It has no parameters and needs no losses.
+    The layer hands keys over as features: ``moe(x, features=keys)``. It needs no losses, and without a gate it has no
+    parameters.
+
+    With a gate the experts' weights are learned, as in the first layers of DeepSeek-V4: the gate's scores of the chosen
+    experts, divided by their sum. It looks at the numbers behind the key,
+    ``moe(x, features=torch.cat([keys, x], dim=-1))``; the key is then below 2**24, above which float32 has gaps.
 
     Args:
-        dim: How many integers make a token's key; they are hashed together, in order.
-        num_experts: How many experts there are.
+        dim: Number of integers in a token's key; they are hashed together, in order.
+        num_experts: Number of experts.
         top_k: Experts per token.
-        seed: Another one gives an unrelated assignment.
+        seed: Seed of the hash; another one gives an unrelated assignment.
+        gate_dim: Size of the features behind the key that a gate looks at; 0 is no gate.
+        score: Function that turns the gate's logits into weights.
 
     Raises:
-        ValueError: If top_k is above num_experts or a size is below 1; in forward, if features are not integers.
+        ValueError: If top_k is above num_experts, a size is below 1, gate_dim is negative or the score is unknown; in
+            forward, if features are not integers and there is no gate.
     """
 
-    def __init__(self, dim: int, num_experts: int, top_k: int = 1, *, seed: int = 0) -> None:
-        super().__init__(dim, num_experts, top_k)
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        top_k: int = 1,
+        *,
+        seed: int = 0,
+        gate_dim: int = 0,
+        score: Score = "sqrt_softplus",
+    ) -> None:
+        if gate_dim < 0:
+            raise ValueError(f"gate_dim is at least 0, where there is no gate; got {gate_dim}.")
+        check_score(score)
+        super().__init__(dim + gate_dim, num_experts, top_k)
         self.seed, self._key = seed, noise_key(seed)
+        self.gate_dim, self.score = gate_dim, score
+        self.gate = EvenGate(gate_dim, num_experts, bias=False) if gate_dim else None
 
     def forward(
-        self, features: Integer[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None
+        self, features: Num[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None
     ) -> Routing:
         """Route every token by its key; nothing is random, so the scope has no part in it."""
+        keys, seen = features.split([self.dim - self.gate_dim, self.gate_dim], dim=-1)
+        expert_index = self._hashes(keys).topk(self.top_k).indices
+        logits = self._logits(features, seen)
+        if self.gate is None:
+            weight = torch.full_like(expert_index, 1 / self.top_k, dtype=torch.float32)
+        else:
+            weight = selected_weight(score_logits(logits, self.score), expert_index, normalize=True, scale=1)
+        probs = torch.zeros_like(logits).scatter(1, expert_index, weight)
+        return top_k_routing(expert_index, weight, logits, probs, mask=mask)
+
+    def _logits(self, features: Tensor, seen: Tensor) -> Float[Tensor, "tokens experts"]:
+        if self.gate is not None:
+            return gate_logits(seen, self.gate)
         if features.is_floating_point():
             raise ValueError(
                 f"Hashed routes by integer keys; pass them as moe(x, features=keys). Got features of {features.dtype}."
             )
-        expert_index = self._hashes(features).topk(self.top_k).indices
-        logits = torch.zeros(features.shape[0], self.num_experts, dtype=torch.float32, device=features.device)
-        weight = torch.full_like(expert_index, 1 / self.top_k, dtype=torch.float32)
-        return top_k_routing(expert_index, weight, logits, logits.scatter(1, expert_index, weight), mask=mask)
+        return torch.zeros(features.shape[0], self.num_experts, dtype=torch.float32, device=features.device)
 
-    def _hashes(self, keys: Integer[Tensor, "tokens dim"]) -> Int[Tensor, "tokens experts"]:
+    def _hashes(self, keys: Num[Tensor, "tokens dim"]) -> Int[Tensor, "tokens experts"]:
         """Hash one number after the other into what came before; no two experts of a key get the same."""
         hashed = torch.full_like(keys[:, 0], self._key, dtype=torch.int64)
         for column in keys.to(torch.int64).unbind(1):
@@ -55,4 +88,5 @@ class Hashed(Router):
 
     def extra_repr(self) -> str:
         """Show the sizes when a model is printed."""
-        return f"{super().extra_repr()}, seed={self.seed}"
+        gated = f", gate_dim={self.gate_dim}, score={self.score}" if self.gate_dim else ""
+        return f"{super().extra_repr()}, seed={self.seed}{gated}"

@@ -1,7 +1,5 @@
 """Copies that are to become different experts: noise, or hidden units drawn anew."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
@@ -12,13 +10,13 @@ from gatewright.surgery.feed_forward import hidden_units_of
 
 
 @torch.no_grad()
-def add_noise(model: nn.Module, scale: float, *, generator: torch.Generator | None = None) -> None:
+def add_noise(model: nn.Module, scale: float, *, generator: torch.Generator | None = None) -> nn.Module:
     """Add Gaussian noise to the parameters of every expert that is a module, each expert its own.
 
     Args:
-        model: A model with mixtures, such as `upcycle` returns.
+        model: A model with mixtures, such as `upcycle` returns. It is changed in place, and returned.
         scale: Standard deviation of the noise, as a share of that of each parameter's values.
-        generator: What the noise is drawn from; by default torch's own.
+        generator: Generator that the noise is drawn from; by default torch's own.
 
     Raises:
         ValueError: If the scale is negative, or no mixture has modules as experts.
@@ -29,19 +27,21 @@ def add_noise(model: nn.Module, scale: float, *, generator: torch.Generator | No
         for parameter in expert.parameters():
             if parameter.is_floating_point() and parameter.numel() > 1:
                 parameter.add_(scale * parameter.std() * _normal(parameter, generator))
+    return model
 
 
 @torch.no_grad()
-def reinitialize(model: nn.Module, share: float = 0.5, *, generator: torch.Generator | None = None) -> None:
+def reinitialize(model: nn.Module, share: float = 0.5, *, generator: torch.Generator | None = None) -> nn.Module:
     """Draw a share of the hidden units of every expert anew, each expert's own: Drop-Upcycling.
 
     The weights of these units, in all matrices of the block, are drawn from the normal distribution with the mean and
     the standard deviation of those that they replace: https://arxiv.org/abs/2502.19261 section 3. Biases stay.
 
     Args:
-        model: A model with mixtures of feed-forward blocks, such as `upcycle` returns.
-        share: How many of the hidden units; one half was best in the paper.
-        generator: What units and weights are drawn from; by default torch's own.
+        model: A model with mixtures of feed-forward blocks, such as `upcycle` returns. It is changed in place, and
+            returned.
+        share: Share of the hidden units that is drawn anew; one half was best in the paper.
+        generator: Generator that units and weights are drawn from; by default torch's own.
 
     Raises:
         ValueError: If the share is outside ``[0, 1]``, or an expert is not a feed-forward block; nothing has changed.
@@ -54,9 +54,10 @@ def reinitialize(model: nn.Module, share: float = 0.5, *, generator: torch.Gener
             old = weight[index]
             if old.numel() > 1:
                 weight[index] = old.mean() + old.std() * _normal(old, generator)
+    return model
 
 
-def _experts_of(model: nn.Module) -> Iterator[nn.Module]:
+def _experts_of(model: nn.Module) -> list[nn.Module]:
     layers = [layer for _, layer in moe_layers(model) if isinstance(layer, ExpertLayer)]
     found = [expert for layer in layers if isinstance(layer.experts, ModuleExperts) for expert in layer.experts.experts]
     if not found:
@@ -64,7 +65,7 @@ def _experts_of(model: nn.Module) -> Iterator[nn.Module]:
             "Experts are told apart that are modules, each with parameters of its own; this model has no such mixture. "
             "Call upcycle first."
         )
-    return iter(found)
+    return found
 
 
 def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:

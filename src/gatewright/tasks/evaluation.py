@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Int, Real
@@ -74,6 +74,8 @@ class Evaluation(ABC):
     """
 
     layers: Mapping[str, LayerUse]
+    higher_is_better: ClassVar[bool] = False
+    """Whether the better of two models has the higher headline, as an accuracy is, and not the lower, as a loss."""
 
     @property
     @abstractmethod

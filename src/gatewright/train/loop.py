@@ -194,8 +194,10 @@ def conclude(run: Run) -> dict[str, Any]:
         **describe_origin(run.config, run.recipe, run.data),
         **describe_result(run.task, run.engine.evaluated, evaluation, example, run.engine.strategy),
         "item": run.task.item,
+        "items_per_step": run.config.data.items_per_batch * run.config.optim.accumulation_steps,
         "num_test_items": run.task.size(run.splits.test),
         "test_headline": list(evaluation.headline),
+        "higher_is_better": evaluation.higher_is_better,
         "class_names": list(run.task.class_names(run.splits.test)),
         "versions": versions(run.engine.libraries),
         "hardware": hardware(run.engine.device),
@@ -269,7 +271,8 @@ def _log_epoch(run: Run) -> str:
     if len(run.splits.holdout) == 0:
         return line
     evaluation = _evaluate(run, run.splits.holdout)
-    run.tracker.log_metrics(evaluation_metrics("holdout", evaluation), run.engine.step_count)
+    seconds = {"holdout/train_seconds": run.position.train_seconds}
+    run.tracker.log_metrics(evaluation_metrics("holdout", evaluation) | seconds, run.engine.step_count)
     shares = [load_share(use.sums) for use in evaluation.layers.values()]
     loads = "".join(f"  load {share.min():.1%} to {share.max():.1%}" for share in shares)
     return f"{line}  held-out {' '.join(evaluation.headline)}{loads}"
