@@ -201,6 +201,16 @@ def test_a_state_from_when_the_scale_of_soft_was_a_number_is_taken():
     assert optimizer.state[model.scale]["step"] == 4
 
 
+def test_sgd_takes_parameters_that_come_later_beside_those_with_momentum():
+    """As the router does where a dense network becomes a mixture."""
+    model = with_gradients([3.0], [4.0])
+    (sgd,) = build_optimizers(model, OptimConfig(name="sgd", lr=0.1, momentum=0.5, weight_decay=0.0))
+    load_named_state(sgd, {"0|momentum_buffer": torch.tensor([2.0])}, model)
+    sgd.step()
+    assert_close(model[0].detach(), torch.tensor([-0.1 * (3.0 + 0.5 * (0.5 * 2.0 + 3.0))]))
+    assert_close(model[1].detach(), torch.tensor([-0.1 * (4.0 + 0.5 * 4.0)]))
+
+
 def test_a_loaded_state_leaves_out_what_another_optimizer_changes():
     """A run of Muon that began when it took other parameters goes on."""
     model = network()

@@ -35,8 +35,18 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
     if config.name == "sgd":
         sharded = any(isinstance(parameter, DTensor) for parameter in roles)  # Of shards torch has no fused SGD.
         at_once = {"foreach": True} if sharded else {"fused": _fused(roles)}
-        return [SGD(groups, momentum=config.momentum, nesterov=config.momentum > 0, **at_once)]
+        sgd = SGD(groups, momentum=config.momentum, nesterov=config.momentum > 0, **at_once)
+        if config.momentum > 0:
+            sgd.register_step_pre_hook(_begin_momentum)
+        return [sgd]
     return [AdamW(groups, betas=config.betas, fused=_fused(roles))]
+
+
+def _begin_momentum(optimizer: Optimizer, *_: object) -> None:
+    """Begin with no momentum where there is none yet: fused SGD takes that of all parameters, or of none."""
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _fused(parameters: Iterable[nn.Parameter]) -> bool | None:
