@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from gatewright.cli.plan import RecipeArguments, recipe_sizes
+from gatewright.cli.plan import recipe_sizes
 from gatewright.planner import Device, Links, Sizes, feed_forward_sizes, plan, smallest
-from gatewright.planner.measure import saved_bytes
+from gatewright.planner.measure import measure
 from gatewright.recipes import RECIPES
 from gatewright.tasks import task_named
 from gatewright.train.device import autocast
@@ -105,13 +105,13 @@ def recipes() -> Iterator[Row]:
     for name in ("digits", "cifar10-cnn", "cifar10-resnets", "cifar10-resnets-stem"):
         run = RECIPES[name]()
         run = replace(run, data=replace(run.data, batch_size=64), model=replace(run.model, upcycle_epoch=0))
-        planned = plan(recipe_sizes(RecipeArguments(run=run)), 1, 1).memory.activations
+        planned = plan(recipe_sizes(run), 1, 1).memory.activations
         task = task_named(run.task)
-        fingerprint, inputs = task.sketch(run.data, run.model, {})
+        fingerprint, inputs = task.sketch(run.data, run.model)
         torch.manual_seed(0)
         model = task.build(run.model, fingerprint)
-        found = saved_bytes(model, inputs(64), context=partial(autocast, torch.device("cpu"), run.precision))
-        yield f"{name}: activations of 64 images", planned, found.outside, "B"
+        found = measure(model, inputs(64), context=partial(autocast, torch.device("cpu"), run.precision))
+        yield f"{name}: activations of 64 images", planned, found.outside.saved, "B"
 
 
 def times(ranks: Callable[..., list[Any]]) -> Iterator[Row]:

@@ -30,7 +30,7 @@ from gatewright import (
 )
 from gatewright.dispatch import DISPATCHERS
 from gatewright.routers import ROUTERS
-from gatewright.routers.base import ExpertBias
+from gatewright.routers.expert_bias import ExpertBias
 from gatewright.routing import top_k_routing
 
 NUM_EXPERTS = 9

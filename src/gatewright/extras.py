@@ -8,11 +8,11 @@ def require(module: str, extra: str) -> ModuleType:
     """Import an optional module, or say which extra brings it.
 
     Args:
-        module: dotted name, such as `"PIL.Image"`.
-        extra: the extra of gatewright that installs it, such as `"train"`.
+        module: Dotted name, such as `"PIL.Image"`.
+        extra: The extra of gatewright that installs it, such as `"train"`.
 
     Raises:
-        ImportError: the module is not installed.
+        ImportError: If the module is not installed.
     """
     try:
         return importlib.import_module(module)

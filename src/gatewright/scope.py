@@ -32,7 +32,7 @@ class BatchScope:
     depends on more than one token goes through its scope, so that it does not depend on how the batch is split.
 
     Args:
-        key: What noise is a function of, beside the token's number: a 64-bit integer. By default one is drawn from
+        key: A 64-bit integer that noise is a function of, beside the token's number. By default one is drawn from
             torch's generator whenever noise is asked for. Each training forward of a layer has a key of its own: the
             first one this, the next one a hash of it, and so on.
     """
@@ -59,8 +59,8 @@ class BatchScope:
         """Draw from the open interval (0, 1), in 23-bit steps.
 
         Args:
-            like: What the numbers are for.
-            stream: Another one gives other numbers.
+            like: Tensor that the numbers are for, of their shape and type.
+            stream: Number of the stream; another one gives other numbers.
             mask: True where a token is real. Only these are numbered, so that padding does not change their noise.
         """
         return _fraction(self._bits(like, stream, mask) >> 40, like.dtype).to(like.dtype)

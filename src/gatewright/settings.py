@@ -22,7 +22,7 @@ def settings(section: str = "") -> Callable[[type[T]], type[T]]:
     ``Literal``. Nothing is converted, except an integer to a float.
 
     Args:
-        section: Where the class stands in a run's config, such as ``"optim"``; errors name fields from there.
+        section: Place of the class in a run's config, such as ``"optim"``; errors name fields from there.
     """
 
     def decorate(cls: type[T]) -> type[T]:

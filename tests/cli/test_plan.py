@@ -54,6 +54,17 @@ def test_a_recipe_takes_the_flags_of_train(gatewright):
     assert float(state[0].split()[0]) == pytest.approx(2 * float(weights.split()[0]), rel=1e-3)
 
 
+def test_a_language_model_is_planned_with_all_its_layers(gatewright):
+    """And other tasks by their data: the example's."""
+    flags = "--model.num-layers 2 --model.dim 32 --model.num-heads 2 --model.ffn 64 --data.context 16"
+    status, output, errors = gatewright("plan", "python-lm", *flags.split(), "--processes", "2")
+    assert (status, errors) == (0, "")
+    parameters = 257 * 32 + 2 * (2 * 32 + 4 * 32 * 32 + 8 * 32 + 8 * 2 * 32 * 32) + 32 + 32 * 256
+    assert cells(output, "weights") == [f"{4 * parameters / 1e3:.4g} kB"]
+    status, output, errors = gatewright("plan", "examples.regression.recipe:regression")
+    assert (status, errors) == (0, "")
+
+
 def test_the_hardware_is_said_and_a_small_model_takes_time(gatewright):
     _, output, _ = gatewright("plan", "digits")
     assert "Prediction for digits: 1 process, ep size 1" in output
@@ -81,8 +92,9 @@ def test_another_router_is_planned_without_the_options_of_the_recipes_own(gatewr
     [
         ("digits --processes 3 --parallel.ep-size 2", "divides the number of processes (3)"),
         ("digits --parallel.shard fsdp", "got --engine torch and --parallel.shard fsdp. Leave both out"),
-        ("digits --model.router soft", "for one mixture whose router chooses experts"),
-        ("cifar10-cnn --data.name some/images", "Set --image-shape (channels, height, width) and --num-classes."),
+        ("digits --model.router soft", "for mixtures of one kind, whose routers choose experts; got Soft"),
+        ("cifar10-cnn --data.name folder --data.path nowhere", "there is no folder nowhere"),
+        ("python-lm --processes 33", "33 processes and ep_size 1 for 8 experts and 32 items"),
         (f"{SIZES} --memory-per-rank 1e3", "No number of processes up to 4096"),
         (f"{SIZES} --links.inside 0", "a link more than 0 bytes per second"),
     ],

@@ -82,6 +82,15 @@ def test_a_route_does_not_depend_on_how_the_batch_is_split(case):
         assert_close((parts[0].sums + parts[5].sums).by_name(), routing.sums.by_name())
 
 
+def test_whether_it_compares_tokens_in_training_is_declared(case):
+    """The routes of the first tokens of a batch, with the same noise, when the others change."""
+    router, key = make_router(case, DIM, NUM_EXPERTS, 2), torch.tensor(7)
+    features = features_for(router, 24)
+    others = torch.cat([features[:12], features_for(router, 24)[12:]])
+    first, again = (dense_weights(route(router, x, BatchScope(key.clone()), training=True)) for x in (features, others))
+    assert torch.equal(first[:12], again[:12]) is not router.compares_tokens
+
+
 def check_record(routing, num_tokens, num_experts, most):
     """Indices and weights are in range, and a token goes to an expert once."""
     assert routing.num_experts == num_experts

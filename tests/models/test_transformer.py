@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gatewright import aux_loss, moe_layers
 from gatewright.models import TransformerConfig
-from gatewright.routers import ROUTERS
+from gatewright.models.transformer import CAUSAL_ROUTERS
 
 BEGIN = 10
 SMALL = TransformerConfig(num_layers=2, dim=16, num_heads=2, num_experts=4, top_k=2)
@@ -28,9 +28,7 @@ def spread(model):
     return model
 
 
-@pytest.mark.parametrize(
-    "router", [*(name for name in ROUTERS if name not in ("group-limited", "hierarchical")), "gated-hash"]
-)
+@pytest.mark.parametrize("router", sorted({*CAUSAL_ROUTERS} - {"group-limited", "hierarchical"}))
 def test_a_prediction_depends_on_no_later_token_and_on_nothing_else_in_the_batch(router):
     model = spread(build(router=router)).eval()
     tokens = torch.randint(0, 10, (3, 7))
@@ -106,8 +104,15 @@ def test_the_first_layers_may_choose_by_the_token_and_weigh_by_a_gate():
         ({"dim": 18}, "`model.dim` is a multiple of twice `model.num_heads`; got 18 and 2"),
         ({"num_layers": 0}, "`model.num_layers` should be greater than 0; got 0"),
         ({"top_k": 3}, "`model.top_k` divides `model.ffn`, .* got 3 and 64"),
+        *(
+            (
+                {"router": router},
+                f"the router {router} compares or mixes .* Set `model.router` to one of .* top-k, hashed",
+            )
+            for router in ("expert-choice", "sinkhorn", "soft")
+        ),
+        ({"router": "hashd"}, "No router of a language model is called 'hashd'; did you mean 'hashed'?"),
         ({"hashed_layers": 3}, "`model.hashed_layers` is at most `model.num_layers`; got 3 and 2"),
-        ({"router": "soft"}, "soft mixes every token with those after it"),
         ({"router": "hashed", "router_options": {"jitter": 0.1}}, "option of the router hashed"),
     ],
 )

@@ -10,7 +10,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from gatewright import GroupedFeedForward, MoE, NoisyTopK, TopK, moe_layers, seed_noise
 from gatewright.parallel import expert_runs
 from gatewright.planner import Part, feed_forward_sizes
-from gatewright.planner.measure import saved_bytes
+from gatewright.planner.measure import measure
 from gatewright.train import OptimConfig
 from gatewright.train.optim import build_optimizers
 from gatewright.train.strategies.ddp import DDPStrategy
@@ -89,8 +89,8 @@ def kept(ep_size, num_experts, tokens, activation):
     world, rank = dist.get_world_size(), dist.get_rank()
     model = network(num_experts, activation, TopK)
     DDPStrategy(mesh_of(ep_size)).shard_experts(model)
-    found = saved_bytes(model, tokens_of(tokens, world, rank), "2.experts")
-    return found.inside + found.outside, len(found.trip[0])
+    found = measure(model, tokens_of(tokens, world, rank), [model[2].experts])
+    return found.inside.saved + found.outside.saved, len(found.trips[0][0])
 
 
 def _noting_hook(noted, bucket):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from gatewright import GroupedFeedForward, MergedMoE, ModuleExperts, MoE, Soft, SoftMoE, TopK
-from gatewright.models import DigitsConfig, ImageClassifier, ResNetsConfig
+from gatewright.models import DigitsConfig, ImageClassifier, ResNetsConfig, TransformerConfig
 from gatewright.planner import feed_forward_sizes, measure_sizes, plan
-from gatewright.planner.measure import saved_bytes
+from gatewright.planner.measure import measure
 from gatewright.planner.plan import predict_memory, routed_bytes
 from tests.parallel import plans
 
@@ -97,7 +97,7 @@ def test_activations_of_feed_forward_experts_are_close(activation, precision, nu
     model = MoE(TopK(64, num_experts, 2), experts)
     items = torch.randn(tokens, 64, dtype=torch.bfloat16 if half else torch.float32, requires_grad=True)
     context = torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext()
-    found = saved_bytes(model, items, "experts", lambda: context)
+    found = measure(model, items, [experts], lambda: context)
     sizes = feed_forward_sizes(
         tokens=tokens,
         dim=64,
@@ -108,7 +108,7 @@ def test_activations_of_feed_forward_experts_are_close(activation, precision, nu
         row_bytes=2 if half else 4,
     )
     predicted = plan(sizes, 1, 1).memory.activations
-    assert found.inside + found.outside == pytest.approx(predicted, rel=CLOSE)
+    assert found.inside.saved + found.outside.saved == pytest.approx(predicted, rel=CLOSE)
 
 
 def on_meta(config, shape):
@@ -137,18 +137,18 @@ def test_a_network_is_measured_without_its_memory(config, shape, half, learned):
         return torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext()
 
     sizes = measure_sizes(
-        on_meta(config, shape), lambda count: torch.rand(count, *shape), tokens=37, state=doubled, context=context
+        on_meta(config, shape), lambda count: torch.rand(count, *shape), items=37, state=doubled, context=context
     )
     torch.manual_seed(0)
     real = ImageClassifier(config.build(shape, 10), [0.0] * shape[0], [1.0] * shape[0])
-    part = "network.mixture.experts" if config.num_experts > 1 else None
-    found = saved_bytes(real, torch.rand(37, *shape), part, context)
+    parts = [real.network.mixture.experts] if config.num_experts > 1 else []
+    found = measure(real, torch.rand(37, *shape), parts, context)
     memory = plan(sizes, 1, 1).memory
     assert memory.weights == sum(parameter.nbytes for parameter in real.parameters())
     assert memory.optimizer == 2 * memory.weights
-    assert found.inside + found.outside == pytest.approx(memory.activations, rel=CLOSE)
-    if part:
-        arrived, returned = found.trip
+    assert found.inside.saved + found.outside.saved == pytest.approx(memory.activations, rel=CLOSE)
+    if parts:
+        ((arrived, returned),) = found.trips
         assert len(arrived) == 37 * sizes.top_k == 37 * config.top_k
         assert (sizes.sent_bytes, sizes.returned_bytes) == (arrived[0].nbytes, returned[0].nbytes)
         assert sizes.item_gradient == arrived.requires_grad == learned
@@ -156,20 +156,23 @@ def test_a_network_is_measured_without_its_memory(config, shape, half, learned):
 
 def test_what_is_saved_is_counted_once_and_without_parameters():
     model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2))
-    found = saved_bytes(model, torch.randn(7, 3))
-    assert (found.inside, found.outside) == (0, 4 * 7 * (3 + 5))  # the input, and what Tanh returns and Linear takes
-    assert found.flops == (0, 2 * 7 * (3 * 5 + 5 * 2))
-    assert saved_bytes(model, torch.randn(7, 3), "1").trip is not None
+    found = measure(model, torch.randn(7, 3))
+    assert found.inside.saved == 0
+    assert found.outside.saved == 4 * 7 * (3 + 5)  # the input, and what Tanh returns and Linear takes
+    assert found.outside.flops == 2 * 7 * (3 * 5 + 5 * 2)
+    apart = measure(model, torch.randn(7, 3), [model[0], model[2]])
+    assert (apart.inside.flops, apart.outside.flops, len(apart.trips)) == (found.outside.flops, 0, 2)
 
 
 def test_operations_of_a_network_are_counted():
-    found = saved_bytes(torch.nn.Sequential(torch.nn.Tanh(), torch.nn.ReLU(), torch.nn.Tanh()), torch.rand(3), "1")
-    assert found.operations == (1, 2)
+    model = torch.nn.Sequential(torch.nn.Tanh(), torch.nn.ReLU(), torch.nn.Tanh())
+    found = measure(model, torch.rand(3), [model[1]])
+    assert (found.inside.operations, found.outside.operations) == (1, 2)
     few, many = (
         measure_sizes(
             on_meta(DigitsConfig(num_experts=count, top_k=2), (1, 8, 8)),
             lambda count: torch.rand(count, 1, 8, 8),
-            tokens=64,
+            items=64,
             state=doubled,
         )
         for count in (2, 40)
@@ -178,16 +181,39 @@ def test_operations_of_a_network_are_counted():
     assert few.expert.operations > 1
 
 
+@pytest.mark.parametrize("experts", ["grouped", "modules"])
+def test_a_language_model_is_measured_with_all_its_layers(experts):
+    """A window is an item of many tokens, which stays on one process."""
+    config = TransformerConfig(
+        num_layers=3, dim=16, num_heads=2, num_experts=4, top_k=2, experts=experts, router_options={"jitter": 0.01}
+    )
+    with torch.device("meta"):
+        network = config.build(11, 10, 10)
+    sizes = measure_sizes(network, lambda count: torch.randint(0, 10, (count, 6)), items=5, state=doubled)
+    assert (sizes.layers, sizes.num_experts, sizes.top_k) == (3, 4, 2)
+    assert (sizes.tokens, sizes.items) == (30, 5)
+    real = config.build(11, 10, 10)
+    memory = plan(sizes, 1, 1).memory
+    assert memory.weights == sum(parameter.nbytes for parameter in real.parameters())
+    assert sizes.expert.flops == 2 * 2 * 16 * 32
+    found = measure(real, torch.randint(0, 10, (5, 6)), [block.ffn.experts for block in real.blocks])
+    assert found.inside.saved + found.outside.saved == pytest.approx(memory.activations, rel=CLOSE)
+    assert plan(sizes, 5, 1).memory.weights == memory.weights
+    with pytest.raises(ValueError, match="6 processes and ep_size 1 for 4 experts and 5 items"):
+        plan(sizes, 6, 1)
+
+
 def test_networks_that_a_plan_is_not_for_are_refused():
-    def two():
-        return MoE(TopK(4, 2), ModuleExperts(lambda: torch.nn.Linear(4, 4), 2))
+    def mixture(num_experts):
+        return MoE(TopK(4, num_experts), ModuleExperts(lambda: torch.nn.Linear(4, 4), num_experts))
 
     soft = SoftMoE(Soft(4, 2), ModuleExperts(lambda: torch.nn.Linear(4, 4), 2))
-    for network, found in ((torch.nn.Sequential(two(), two()), "2 of them"), (soft, "routers Soft")):
+    unlike = torch.nn.Sequential(mixture(2), mixture(3))
+    for network, found in ((unlike, "num_experts=2.* num_experts=3"), (soft, "got Soft")):
         with pytest.raises(ValueError, match=found):
-            measure_sizes(network, lambda count: torch.randn(count, 4), tokens=8, state=doubled)
+            measure_sizes(network, lambda count: torch.randn(count, 4), items=8, state=doubled)
     merged = MergedMoE(TopK(4, 2), lambda: torch.nn.Linear(4, 4), 2)
     sizes = measure_sizes(
-        torch.nn.Sequential(merged.to("meta")), lambda count: torch.randn(count, 4), tokens=8, state=doubled
+        torch.nn.Sequential(merged.to("meta")), lambda count: torch.randn(count, 4), items=8, state=doubled
     )
     assert sizes.layers == 0  # nothing is dispatched

@@ -122,8 +122,8 @@ def test_the_smallest_number_of_processes_is_the_smallest(memory, ranks_per_node
     ("call", "sentence"),
     [
         (lambda: plan(SIZES, 6, 4), "divides the number of processes"),
-        (lambda: plan(SIZES, 32, 32), "at least one expert and one token; got 32 processes and ep_size 32 for 16"),
-        (lambda: plan(SIZES, 8192, 1), "and 4096 tokens. Use fewer processes"),
+        (lambda: plan(SIZES, 32, 32), "at least one expert and one item; got 32 processes and ep_size 32 for 16"),
+        (lambda: plan(SIZES, 8192, 1), "and 4096 items. Use fewer processes"),
         (lambda: plan(SIZES, 4, 2, imbalance=2.5), r"between 1 and ep_size \(2\)"),
         (lambda: smallest(SIZES, 1e4), "No number of processes up to 4096"),
         (lambda: replace(SIZES, top_k=17), "no more experts per token than experts; got tokens 4096"),

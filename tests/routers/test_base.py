@@ -9,7 +9,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from gatewright import Biased, ExpertChoice, GroupLimited, Hierarchical, NoisyTopK, Sinkhorn, TopK
-from gatewright.routers.base import Gate, Router, gate_logits
+from gatewright.routers.base import Router
+from gatewright.routers.gate import Gate, gate_logits
 from tests.cases import ROUTER_CASES, SOFT_CASES, make_router
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from gatewright import BatchScope, Biased, GroupedFeedForward, MoE, end_step, reference
-from gatewright.routers.base import FORGOTTEN_STEPS, ExpertBias
+from gatewright.routers.expert_bias import FORGOTTEN_STEPS, ExpertBias
 from gatewright.routing import top_k_routing
 
 FORGOTTEN = r"1000 training forwards were routed by an expert bias that never moved.* Call gatewright.end_step\(model\)"

@@ -42,7 +42,7 @@ class EvaluateArguments:
     Args:
         run: The run's folder.
         flip: Average each image with its mirror image.
-        data: Where the data are.
+        data: The place of the data.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -57,7 +57,7 @@ class PredictArguments:
     Args:
         run: The run's folder.
         files: Files, and folders of them; sub-folders are searched too.
-        top: How many of the likeliest classes to name.
+        top: Number of likeliest classes to name.
         json: Print one JSON object per file, each on a line of its own.
     """
 

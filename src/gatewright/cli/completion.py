@@ -22,7 +22,7 @@ class CompletionArguments:
     For bash: ``source <(gatewright completion bash)``. For zsh, a file ``_gatewright`` in a folder of ``$fpath``.
 
     Args:
-        shell: Which shell the script is for.
+        shell: The shell that the script is for.
     """
 
     shell: Annotated[tyro.conf.Positional[Literal["bash", "zsh", "fish"]], tyro.conf.arg(metavar="SHELL")]

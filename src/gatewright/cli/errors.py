@@ -36,5 +36,5 @@ def in_flags(sentence: str, flags: Collection[str] | None = None) -> str:
 def every_flag() -> set[str]:
     """Return the flags of all commands that take settings."""
     configs = [recipe() for recipe in RECIPES.values()]
-    switches = {"--resume", "--no-resume", "--dry-run", "--image-shape", "--num-classes"}
+    switches = {"--resume", "--no-resume", "--dry-run"}
     return switches.union(*map(flags_of, configs), flags_of(Question()))

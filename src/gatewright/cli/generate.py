@@ -19,9 +19,10 @@ class GenerateArguments:
     Args:
         run: The run's folder.
         prompt: The beginning of the text.
-        length: How many bytes to write.
-        temperature: Below 1 the likelier bytes are taken more often; 0 takes the likeliest always.
-        seed: Another one draws other bytes.
+        length: Number of bytes to write.
+        temperature: Number that logits are divided by; below 1 likelier bytes are taken more often, and 0 takes the
+            likeliest always.
+        seed: Seed of the draws; another one draws other bytes.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -35,7 +36,7 @@ def generate_command(words: list[str]) -> None:
     """Print the prompt, and byte by byte what the model makes of it."""
     refuse_unknown_flags(words, ["--prompt", "--length", "--temperature", "--seed"])
     arguments = parse(GenerateArguments, words, prog="gatewright generate")
-    if arguments.length < 0 or arguments.temperature < 0:
+    if arguments.length < 0 or not arguments.temperature >= 0:  # which refuses nan, too
         raise ValueError(
             f"length and temperature are not negative; got {arguments.length} and {arguments.temperature}."
         )

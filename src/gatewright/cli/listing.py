@@ -9,8 +9,8 @@ from rich.table import Table
 
 from gatewright.cli.flags import parse
 from gatewright.models import CHOOSABLE_ROUTERS
+from gatewright.models.transformer import CAUSAL_ROUTERS
 from gatewright.recipes import RECIPES
-from gatewright.routers import Hashed
 
 DATA_SETS: Mapping[str, str] = MappingProxyType(
     {
@@ -73,11 +73,9 @@ def list_command(words: list[str]) -> None:
         "gatewright train RECIPE": {name: _summary(recipe) for name, recipe in RECIPES.items()},
         "--data.name of images": DATA_SETS,
         "--data.name of text": TEXTS,
-        "--model.router": {name: _summary(router) for name, router in CHOOSABLE_ROUTERS.items()},
-        "--model.router of text": {
-            "hashed": _summary(Hashed),
-            "gated-hash": "The same, with weights from a learned gate.",
-        },
+        "--model.router of images": {name: _summary(router) for name, router in CHOOSABLE_ROUTERS.items()},
+        "--model.router of text": {name: _summary(router) for name, router in CAUSAL_ROUTERS.items()}
+        | {"gated-hash": "As hashed, with weights from a learned gate."},
         "--model.experts": EXPERTS,
         "beside the experts": BESIDE,
         "--model.dispatch": DISPATCHERS,

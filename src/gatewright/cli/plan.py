@@ -1,7 +1,7 @@
 """What ``gatewright plan`` does: read sizes from a recipe or from flags, predict, and print."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Literal
@@ -49,15 +49,11 @@ class RecipeArguments:
 
     Args:
         run: The run's settings, as in train.
-        question: What to predict.
-        image_shape: Channels, height and width; None takes those of a built-in data set.
-        num_classes: The number of classes; None takes that of a built-in data set.
+        question: The prediction to make.
     """
 
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
     question: Annotated[Question, tyro.conf.arg(name="")] = field(default_factory=Question)
-    image_shape: tuple[int, int, int] | None = None
-    num_classes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +85,8 @@ class SizeArguments:
         dense_parameters: Parameters beside the mixture layers, which every process holds.
         dense_saved: Bytes per token that the dense parameters' layers keep for backward.
         processes: Number of processes.
-        parallel: How experts are spread over them.
-        question: What to predict.
+        parallel: The spread of the experts over them.
+        question: The prediction to make.
     """
 
     tokens: int
@@ -115,12 +111,11 @@ def plan_command(words: list[str]) -> None:
     if words and not words[0].startswith("-"):
         name, config = words[0], recipe_named(words[0])
         shown = RecipeArguments(run=config)
-        others = {*flags_of(shown.question), "--image-shape", "--num-classes"}
-        refuse_unknown_flags(words[1:], others.union(flags_of(config)))
+        refuse_unknown_flags(words[1:], {*flags_of(shown.question), *flags_of(config)})
         asked = parse(RecipeArguments, words[1:], prog=f"gatewright plan {name}", default=shown)
         asked = replace(asked, run=with_router(asked.run, config, words))
-        sizes, processes, ep_size = recipe_sizes(asked), asked.run.processes, asked.run.parallel.ep_size
-        _print(name, sizes, processes, ep_size, asked.question)
+        run = asked.run
+        _print(name, recipe_sizes(run), run.processes, run.parallel.ep_size, asked.question)
     else:
         like = SizeArguments(tokens=1, dim=1, ffn=1, num_experts=1)
         refuse_unknown_flags(words, {*flags_of(like), *flags_of(like.question)})
@@ -128,47 +123,37 @@ def plan_command(words: list[str]) -> None:
         _print("these sizes", explicit_sizes(given), given.processes, given.parallel.ep_size, given.question)
 
 
-def recipe_sizes(asked: RecipeArguments) -> Sizes:
-    """Measure a recipe's network, with separate experts from the start.
+def recipe_sizes(run: RunConfig) -> Sizes:
+    """Measure a recipe's network, with separate experts from the start, on inputs like those of its task.
 
     Raises:
-        ValueError: If the shape of its images is not known, or something else than DDP keeps its dense part equal.
+        ValueError: If something else than DDP keeps its dense part equal.
     """
-    run = asked.run
     if (run.engine, run.parallel.shard) != ("torch", "none"):
         raise ValueError(
             f"A plan is for the torch engine with every dense parameter on every process; got --engine {run.engine} "
             f"and --parallel.shard {run.parallel.shard}. Leave both out: what is sharded takes less than planned."
         )
     task = task_named(run.task)
-    given = {"image_shape": asked.image_shape, "num_classes": asked.num_classes}
-    fingerprint, inputs = task.sketch(run.data, run.model, {key: it for key, it in given.items() if it is not None})
+    fingerprint, inputs = task.sketch(run.data, run.model)
     with torch.device("meta"):
         model = task.build(run.model, fingerprint)
     return measure_sizes(
         model,
         inputs,
-        tokens=run.data.batch_size,
+        items=run.data.batch_size,
         state=_state_of(run.optim, parameter_roles(model)),
-        context=lambda: autocast(torch.device("cpu"), run.precision),
+        context=partial(autocast, torch.device("cpu"), run.precision),
     )
 
 
 def explicit_sizes(given: SizeArguments) -> Sizes:
     """Return the sizes that the flags say."""
-    dense = Part(parameters=given.dense_parameters, flops=2 * given.dense_parameters, saved=given.dense_saved)
+    same = ("tokens", "dim", "ffn", "num_experts", "top_k", "layers", "matrices", "row_bytes", "number_bytes")
     return feed_forward_sizes(
-        tokens=given.tokens,
-        dim=given.dim,
-        ffn=given.ffn,
-        num_experts=given.num_experts,
-        top_k=given.top_k,
-        layers=given.layers,
-        matrices=given.matrices,
-        row_bytes=given.row_bytes,
-        number_bytes=given.number_bytes,
+        **{name: getattr(given, name) for name in same},
         state_per_parameter=STATE[given.optimizer],
-        dense=dense,
+        dense=Part(parameters=given.dense_parameters, flops=2 * given.dense_parameters, saved=given.dense_saved),
     )
 
 
@@ -189,17 +174,16 @@ def _state_of(optim: OptimConfig, roles: dict[nn.Parameter, Role]) -> Callable[[
 
 def _print(name: str, sizes: Sizes, processes: int, ep_size: int, asked: Question) -> None:
     predict = partial(plan, sizes, links=asked.links, device=asked.device, overlap=asked.overlap)
-    rho, nodes = asked.imbalance, asked.links.ranks_per_node
-    found = [predict(processes, ep_size, imbalance=rho)]
-    if asked.memory_per_rank is not None:
-        world, ep = smallest(sizes, asked.memory_per_rank, ranks_per_node=nodes, imbalance=rho)
-        found.append(predict(world, ep, imbalance=None if rho is None else min(rho, ep)))
-    console = Console(markup=False)
-    console.print(_table(name, found[0], asked))
-    for fewest in found[1:]:
-        fits = f"Fewest processes of {_bytes(asked.memory_per_rank or 0)} each: {fewest.processes}"
-        console.print(f"\n{fits}, with ep size {fewest.ep_size}.", highlight=False, soft_wrap=True)
-        console.print(_table(name, fewest, asked))
+    rho, room, console = asked.imbalance, asked.memory_per_rank, Console(markup=False)
+    found = predict(processes, ep_size, imbalance=rho)
+    nodes = asked.links.ranks_per_node
+    fewest = None if room is None else smallest(sizes, room, ranks_per_node=nodes, imbalance=rho)
+    console.print(_table(name, found, asked))
+    if fewest is not None:
+        processes, ep_size = fewest
+        fits = f"Fewest processes of {_bytes(room or 0)} each: {processes}, with ep size {ep_size}."
+        console.print(f"\n{fits}", highlight=False, soft_wrap=True)
+        console.print(_table(name, predict(*fewest, imbalance=None if rho is None else min(rho, ep_size)), asked))
     print(
         "A prediction from formulas, not a measurement, for the hardware assumed above, whatever this machine is.\n"
         "Its times leave out much that a real step does; docs/plan.md says how far off they have been."
@@ -208,10 +192,12 @@ def _print(name: str, sizes: Sizes, processes: int, ep_size: int, asked: Questio
 
 def _table(name: str, found: Plan, asked: Question) -> Table:
     count = "1 process" if found.processes == 1 else f"{found.processes} processes"
-    title = f"Prediction for {name}: {count}, ep size {found.ep_size}"
-    table = Table("of the busiest process", "", "what it is", title=title)
+    table = Table(
+        "of the busiest process", "", "what it is", title=f"Prediction for {name}: {count}, ep size {found.ep_size}"
+    )
     memory, traffic, seconds = found.memory, found.traffic, found.seconds
-    rows: list[tuple[str, str, str]] = [
+    update = "" if seconds.update else "--device.memory-bandwidth not given"
+    for row in (
         ("memory", _bytes(memory.total), "weights, gradients, optimizer and activations"),
         ("  weights", _bytes(memory.weights), ""),
         ("  gradients", _bytes(memory.gradients), ""),
@@ -225,10 +211,9 @@ def _table(name: str, found: Plan, asked: Question) -> Table:
         ("  computing", _seconds(seconds.compute), _bound(found)),
         ("  all-to-all", _seconds(seconds.all_to_all), ""),
         ("  reductions", _seconds(seconds.reduction), ""),
-        ("  optimizer", _seconds(seconds.update), "" if seconds.update else "--device.memory-bandwidth not given"),
+        ("  optimizer", _seconds(seconds.update), update),
         ("efficiency", f"{seconds.efficiency:.1%}", "evenly spread computing alone, over the step"),
-    ]
-    for row in rows:
+    ):
         table.add_row(*row)
     table.add_section()
     for row in _assumed(found, asked):
@@ -258,14 +243,13 @@ def _assumed(found: Plan, asked: Question) -> Iterable[tuple[str, str, str]]:
 
 
 def _bytes(number: float) -> str:
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= size:
-            return f"{number / size:,.4g} {unit}"
-    return f"{number:,.0f} B"
+    return _in_units(number, {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}) or f"{number:,.0f} B"
 
 
 def _seconds(number: float) -> str:
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if number >= size:
-            return f"{number / size:,.4g} {unit}"
-    return f"{number / 1e-6:,.4g} us"
+    return _in_units(number, {"s": 1.0, "ms": 1e-3}) or f"{number / 1e-6:,.4g} us"
+
+
+def _in_units(number: float, units: Mapping[str, float]) -> str | None:
+    """Write a number in the first unit of which it is at least one."""
+    return next((f"{number / size:,.4g} {unit}" for unit, size in units.items() if number >= size), None)

@@ -44,7 +44,8 @@ def cache_name(name: str, setting: object, files: Sequence[Path]) -> str:
 
     Args:
         name: The data set's name.
-        setting: What else decides the content, such as the side to which images are resized; it is written as JSON.
+        setting: Further settings that decide the content, such as the side to which images are resized; it is written
+            as JSON.
         files: The files that the data set is read from; their paths, sizes and times of change count. Empty for the
             hub.
     """
@@ -61,11 +62,11 @@ def cached(kind: type[T], file: Path, prepare: Callable[[], T]) -> T:
     Args:
         kind: The class of the data set.
         file: The cache file; folders above it are made.
-        prepare: Reads and decodes all splits.
+        prepare: Function that reads and decodes all splits.
 
     Raises:
-        ImportError: filelock or safetensors is not installed.
-        OSError: the cache cannot be written.
+        ImportError: If filelock or safetensors is not installed.
+        OSError: If the cache cannot be written.
     """
     if (found := _read(kind, file)) is not None:
         return found

@@ -9,12 +9,12 @@ from gatewright.settings import settings
 class BatchConfig:
     """How many items a batch has.
 
-    Attributes:
-        batch_size: items per training batch, on all processes together, 1 or more.
-        eval_batch_size: items per evaluation batch, 1 or more.
+    Args:
+        batch_size: Items per training batch, on all processes together, 1 or more.
+        eval_batch_size: Items per evaluation batch, 1 or more.
 
     Raises:
-        ValueError: a size is less than 1.
+        ValueError: If a size is less than 1.
     """
 
     batch_size: PositiveInt = 128

@@ -15,15 +15,16 @@ def download_parquet(name: str, *, instead: str) -> Path:
 
     Args:
         name: `owner/name`, `cifar10` or `cifar100`.
-        instead: What else can be trained on; it ends the sentence that says the hub cannot be reached.
+        instead: A sentence about other data to train on; it ends the sentence that says the hub cannot be reached.
 
     Returns:
         The folder that holds them, in the hub's own cache.
 
     Raises:
-        ConnectionError: the hub cannot be reached, or may not be (`HF_HUB_OFFLINE`), and there is no earlier download.
-        ImportError: huggingface_hub is not installed.
-        ValueError: the hub has no such data set, does not show it to you, or has no parquet files of it.
+        ConnectionError: If the hub cannot be reached, or may not be (`HF_HUB_OFFLINE`), and there is no earlier
+            download.
+        ImportError: If huggingface_hub is not installed.
+        ValueError: If the hub has no such data set, does not show it to you, or has no parquet files of it.
     """
     hub_id = HUB_IDS.get(name, name)
     errors = require("huggingface_hub.errors", "train")

@@ -18,8 +18,8 @@ def find_parquet_files(folder: Path) -> SplitFiles:
     `plain_text/test.parquet`, `train/0000.parquet`. Any of `SPLIT_NAMES` will do, in upper or lower case.
 
     Raises:
-        FileNotFoundError: the folder, or the training files, are missing.
-        ValueError: one split's files lie in several folders, as when a data set has several configurations, or have
+        FileNotFoundError: If the folder, or the training files, are missing.
+        ValueError: If one split's files lie in several folders, as when a data set has several configurations, or have
             several names.
     """
     if not folder.is_dir():
@@ -37,7 +37,7 @@ def readable(file: Path) -> Iterator[None]:
     """Name a file that is not a whole parquet file.
 
     Raises:
-        ValueError: the file is damaged or is something else.
+        ValueError: If the file is damaged or is something else.
     """
     arrow = require("pyarrow", "train")
     try:

@@ -18,7 +18,7 @@ class ExpertBatch:
 
     Args:
         rows: One row per assignment.
-        tokens_per_expert: How many rows each expert has; their sum is less than the rows where some were dropped.
+        tokens_per_expert: Number of rows of each expert; their sum is less than the rows where some were dropped.
         routing: The assignments, in the same order as the rows.
     """
 

@@ -29,7 +29,7 @@ class Capacity(Dispatcher):
     Args:
         capacity_factor: Room over the even share; 1.0 to 1.25 is usual.
         min_capacity: Least rows per expert, whatever the factor says.
-        priority: Which tokens are served first where room is short, all first choices before all second ones:
+        priority: Order in which tokens are served where room is short, all first choices before all second ones:
             ``"arrival"`` is batch order (GShard's); ``"largest-weight"`` and ``"total-weight"`` are batch-prioritised
             routing, by a token's largest weight or the sum of its weights (https://arxiv.org/abs/2106.05974 section 4).
 

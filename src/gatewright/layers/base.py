@@ -7,14 +7,14 @@ from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from gatewright.experts.base import Experts, Shape, check_experts, check_output_shape
+from gatewright.experts.base import Shape
 from gatewright.internals import backward_id, in_transform, is_exporting, outside_transforms, without_transforms
 from gatewright.layers.checks import check_items, check_router
-from gatewright.layers.untaken import Mark, Untaken
+from gatewright.layers.untaken import REENTRANT, Mark, Untaken
 from gatewright.losses import Coefficients, by_name
 from gatewright.reset import reset_parts
 from gatewright.routers import Router, Soft
@@ -26,18 +26,12 @@ NO_WEIGHT = (
     "reads it in evaluation, call torch.backends.mha.set_fastpath_enabled(False) first."
 )
 
-REENTRANT = (
-    "MoE layer ran in training without gradients, so its auxiliary losses are lost: either under torch.no_grad(), or "
-    "under reentrant activation checkpointing, which Gatewright refuses because the losses would never reach the "
-    "optimizer. Pass use_reentrant=False to torch.utils.checkpoint.checkpoint."
-)
-
 
 class RoutedLayer(nn.Module):
     """A layer with a router: its auxiliary losses, its last routing and its place in a global batch.
 
     Args:
-        router: Who goes where.
+        router: The router, which chooses the experts of each item.
         losses: Coefficient per auxiliary loss, by its name in `gatewright.losses.LOSSES` or by a function of your own
             from `RoutingSums` to a scalar; None takes the router's own.
         item_shape: Shape of one item; an int stands for one dimension, None for ``(router.dim,)``.
@@ -73,6 +67,42 @@ class RoutedLayer(nn.Module):
         self._lost = False
         self._watching: list[RemovableHandle] = []
 
+    def forward(
+        self,
+        x: Float[Tensor, "*batch_and_item"],
+        features: Num[Tensor, "*batch_and_features"] | None = None,
+        mask: Bool[Tensor, "*batch"] | None = None,
+    ) -> Float[Tensor, "*batch_and_out"]:
+        """Route each item, and return what its experts make of it.
+
+        Args:
+            x: Items, ``(*batch, *item_shape)``.
+            features: Features that the router looks at, ``(*batch, ...)`` with ``router.dim`` numbers per item; by
+                default the items themselves, flattened.
+            mask: ``(*batch,)``, True where an item is real; the opposite of torch's ``key_padding_mask``. The others,
+                such as padding, are not routed and not counted, take no capacity and draw no noise, and their outputs
+                are zeros: the real ones get what they would get without them. In `SoftMoE` they have no part in any
+                slot, but count as members of their group. A shared expert is called on zeros in their place.
+
+        Raises:
+            ValueError: If a shape or dtype does not fit, or in `SoftMoE` the number of items is not a multiple of the
+                group size.
+        """
+        items = self.flat_items(x, mask)
+        output, routing = self.mix(items, self.route(x, features, mask))
+        output = self.like_batch(output, x, mask)
+        self.record(routing, output)
+        return output
+
+    def mix(self, items: Float[Tensor, "tokens *item"], routed: Any) -> tuple[Float[Tensor, "tokens *out"], Routing]:
+        """Return the outputs of flat items, and the routing to keep; each layer has its own way.
+
+        Args:
+            items: The items, with zeros in place of masked ones.
+            routed: What the router returned for them.
+        """
+        raise NotImplementedError
+
     def take_losses(self) -> dict[str, Tensor]:
         """Return each auxiliary loss, unweighted, of the training forwards since the last call, and forget them."""
         untaken, self._untaken = [each.sums for each in self._untaken if not each.is_spent()], []
@@ -94,32 +124,6 @@ class RoutedLayer(nn.Module):
             ValueError: If a tensor belongs to a module without that method.
         """
         reset_parts(self)
-
-    def check_num_experts(self, num_experts: int) -> None:
-        """Refuse experts that the router does not choose among.
-
-        Raises:
-            ValueError: If there are not as many as the router chooses among.
-        """
-        if self.router.num_experts != num_experts:
-            raise ValueError(
-                f"The router chooses among {self.router.num_experts} experts and there are {num_experts}. "
-                "Give both the same num_experts."
-            )
-
-    def fit(self, experts: Experts, shared: nn.Module | None) -> Shape:
-        """Return the shape of an output of experts, and of the one that every item goes through, that fit the layer.
-
-        Raises:
-            ValueError: If the experts are none, are not as many as the router chooses among, do not take the items or
-                return different shapes, or if the shared expert does not fit them.
-        """
-        check_experts(experts)
-        self.check_num_experts(experts.num_experts)
-        output_shape = experts.output_shape(self.item_shape)
-        if shared is not None:
-            check_output_shape("the shared expert", shared, self.item_shape, output_shape)
-        return output_shape
 
     def flat_items(self, x: Tensor, mask: Tensor | None = None) -> Float[Tensor, "tokens *item"]:
         """Merge the leading dimensions into one, with zeros in place of masked items.
@@ -161,8 +165,8 @@ class RoutedLayer(nn.Module):
         """Keep what losses and metrics read; a forward that runs again inside backward records nothing.
 
         Args:
-            routing: What was routed where.
-            output: What the layer returns.
+            routing: The routing of this forward.
+            output: The output of the layer.
         """
         if is_exporting():
             return
@@ -202,8 +206,13 @@ class RoutedLayer(nn.Module):
         for handle in self._watching:
             handle.remove()
         check = partial(_refuse_untaken_losses, weakref.ref(self))
-        trained = (parameter for parameter in self.parameters() if parameter.requires_grad)
-        self._watching = [parameter.register_hook(check) for parameter in trained]
+        self._watching = [each.register_hook(check) for each in self.parameters() if each.requires_grad]
+
+    def train(self, mode: bool = True) -> Self:
+        """Watch what is trained now, such as adapters that were added since."""
+        super().train(mode)
+        self.watch()
+        return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Watch the parameters that take the place of these, as when a model leaves the meta device."""

@@ -1,9 +1,9 @@
-"""What a layer takes: a router of its kind, items of one shape behind any batch dimensions, and a mask of those."""
+"""What a layer takes: a router of its kind, experts that fit it, items behind any batch dimensions, and a mask."""
 
 import torch
 from torch import Tensor, nn
 
-from gatewright.experts.base import Shape
+from gatewright.experts.base import Experts, Shape, check_experts, check_output_shape
 
 TRACED = (
     "torch.jit.trace would keep the routes of its example for ever, and give other inputs wrong outputs. Use "
@@ -48,3 +48,31 @@ def check_router(router: object, kind: type[nn.Module], layer: str) -> None:
             "gatewright.Soft(dim, num_experts), which mixes items into slots, and other layers a router that chooses "
             "experts, such as gatewright.TopK(dim, num_experts, top_k=2), which has a linear layer of its own."
         )
+
+
+def check_num_experts(router_has: int, num_experts: int) -> None:
+    """Refuse experts that are not as many as the router chooses among.
+
+    Raises:
+        ValueError: The sentence has both numbers.
+    """
+    if router_has != num_experts:
+        raise ValueError(
+            f"The router chooses among {router_has} experts and there are {num_experts}. "
+            "Give both the same num_experts."
+        )
+
+
+def fitting_output_shape(router_has: int, item_shape: Shape, experts: Experts, shared: nn.Module | None) -> Shape:
+    """Return the shape of an output of experts, and of the shared one, that fit a layer.
+
+    Raises:
+        ValueError: If the experts are none, are not as many as the router chooses among, do not take the items or
+            return different shapes, or if the shared expert does not fit them.
+    """
+    check_experts(experts)
+    check_num_experts(router_has, experts.num_experts)
+    output_shape = experts.output_shape(item_shape)
+    if shared is not None:
+        check_output_shape("the shared expert", shared, item_shape, output_shape)
+    return output_shape

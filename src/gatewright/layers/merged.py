@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from gatewright.experts.base import make_modules, output_shape_of
 from gatewright.layers.base import RoutedLayer
+from gatewright.layers.checks import check_num_experts
 from gatewright.losses import Coefficients
 from gatewright.routers import Router
 from gatewright.routing import Routing
@@ -26,10 +27,10 @@ class MergedMoE(RoutedLayer):
     and the expert then runs in autocast's type throughout.
 
     Args:
-        router: How much of which expert.
+        router: The router, whose weights mix the experts.
         experts: A factory, called once per expert so that each has its own initialisation, or modules of one
             architecture, without buffers; the code that runs is the first one's.
-        num_experts: How many to make; with modules, leave it out.
+        num_experts: Number of experts to make; with modules, leave it out.
         item_shape: Shape of one item; an int stands for one dimension. By default ``(router.dim,)``.
         losses: Coefficient per auxiliary loss, as in `MoE`. Nothing can starve where every expert is chosen: pass an
             empty mapping.
@@ -50,36 +51,18 @@ class MergedMoE(RoutedLayer):
     ) -> None:
         super().__init__(router, losses, item_shape)
         modules = make_modules(experts, num_experts)
-        self.check_num_experts(len(modules))
+        check_num_experts(router.num_experts, len(modules))
         for index, module in enumerate(modules):
             _check_mergeable(index, module, modules[0])
         self.experts = nn.ModuleList(modules)
         self.output_shape = output_shape_of("expert 0", modules[0], self.item_shape)
         self.watch()
 
-    def forward(
-        self,
-        x: Float[Tensor, "*batch_and_item"],
-        features: Num[Tensor, "*batch_and_features"] | None = None,
-        mask: Bool[Tensor, "*batch"] | None = None,
-    ) -> Float[Tensor, "*batch_and_out"]:
-        """Mix the experts' parameters for each item, and run one expert with them.
-
-        Args:
-            x: Items, ``(*batch, *item_shape)``.
-            features: What the router looks at, ``(*batch, ...)`` with ``router.dim`` numbers per item; by default the
-                items themselves, flattened.
-            mask: Which items are real, as in `MoE`.
-
-        Raises:
-            ValueError: If a shape or dtype does not fit.
-        """
-        items = self.flat_items(x, mask)
-        routing: Routing = self.route(x, features, mask)
-        output = self._run(items, self.mixed_parameters(routing, items.shape[0]))
-        output = self.like_batch(output, x, mask)
-        self.record(routing, output)
-        return output
+    def mix(
+        self, items: Float[Tensor, "tokens *item"], routed: Routing
+    ) -> tuple[Float[Tensor, "tokens *out"], Routing]:
+        """Mix the experts' parameters for each item, and run one expert with them."""
+        return self._run(items, self.mixed_parameters(routed, items.shape[0])), routed
 
     def mixed_parameters(self, routing: Routing, num_tokens: int) -> dict[str, Float[Tensor, "tokens *shape"]]:
         """Return ``theta(x)`` of each token, by parameter; mixed in at least float32."""

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from gatewright.dispatch import Dispatcher, Dropless
 from gatewright.experts import Experts
 from gatewright.internals import has_hooks
 from gatewright.layers.base import RoutedLayer
+from gatewright.layers.checks import fitting_output_shape
 from gatewright.losses import Coefficients
 from gatewright.routers import Router
 from gatewright.routing import Routing
@@ -26,10 +27,11 @@ class MoE(RoutedLayer):
     step that forgets it fails in backward.
 
     Args:
-        router: Who goes where.
-        experts: What they do there.
+        router: The router, which chooses the experts of each item.
+        experts: The experts.
         item_shape: Shape of what is dispatched; an int stands for one dimension. By default ``(router.dim,)``.
-        dispatcher: How tokens travel; by default `Dropless`. Evaluation drops nothing, whatever the dispatcher.
+        dispatcher: The way of tokens to the experts and back; by default `Dropless`. Evaluation drops nothing, whatever
+            the dispatcher.
         losses: Coefficient per auxiliary loss, by its name in `gatewright.losses.LOSSES` or by a function of your own
             from `RoutingSums` to a scalar; by default the router's own (``router.default_losses``). An empty mapping
             turns them off.
@@ -53,7 +55,8 @@ class MoE(RoutedLayer):
         shared: nn.Module | None = None,
     ) -> None:
         super().__init__(router, losses, item_shape)
-        self.experts, self.shared, self.output_shape = experts, shared, self.fit(experts, shared)
+        self.output_shape = fitting_output_shape(router.num_experts, self.item_shape, experts, shared)
+        self.experts, self.shared = experts, shared
         self.dispatcher = Dropless() if dispatcher is None else dispatcher
         if not isinstance(self.dispatcher, Dispatcher):
             raise ValueError(
@@ -61,36 +64,16 @@ class MoE(RoutedLayer):
             )
         self.watch()
 
-    def forward(
-        self,
-        x: Float[Tensor, "*batch_and_item"],
-        features: Num[Tensor, "*batch_and_features"] | None = None,
-        mask: Bool[Tensor, "*batch"] | None = None,
-    ) -> Float[Tensor, "*batch_and_out"]:
-        """Send each item to its experts and add up what they return.
-
-        Args:
-            x: Items, ``(*batch, *item_shape)``.
-            features: What the router looks at, ``(*batch, ...)`` with ``router.dim`` numbers per item; by default the
-                items themselves, flattened.
-            mask: ``(*batch,)``, True where an item is real; the opposite of torch's ``key_padding_mask``. The others,
-                such as padding, are not routed and not counted, take no capacity and draw no noise, and their outputs
-                are zeros: the real ones get what they would get without them. A shared expert is called on zeros in
-                their place.
-
-        Raises:
-            ValueError: If a shape or dtype does not fit.
-        """
-        items = self.flat_items(x, mask)
-        routing: Routing = self.route(x, features, mask)
-        output, routing = self._forward_routed(items, routing) or self._forward_rows(items, routing)
-        output = self.like_batch(output, x, mask)
-        self.record(routing, output)
-        return output
+    def mix(
+        self, items: Float[Tensor, "tokens *item"], routed: Routing
+    ) -> tuple[Float[Tensor, "tokens *out"], Routing]:
+        """Send each item to its experts and add up what they return: all at once where that can be, or row by row."""
+        return self._forward_routed(items, routed) or self._forward_rows(items, routed)
 
     def _forward_routed(self, items: Tensor, routing: Routing) -> tuple[Tensor, Routing] | None:
-        """Let the experts go the whole way, unless somebody is to see their rows: other processes, or hooks."""
-        if not self.dispatcher.keeps_all(training=self.training) or has_hooks(self.experts):
+        """Let the experts go the whole way, unless somebody is to see their rows: other processes, hooks, a wrapper."""
+        seen = has_hooks(self.experts) or not isinstance(self.experts, Experts)
+        if seen or not self.dispatcher.keeps_all(training=self.training):
             return None
         routed = self.experts.forward_routed(items, routing)
         if routed is None or self.shared is None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gatewright.experts.base import check_output_shape
 from gatewright.layers.base import RoutedLayer
 from gatewright.reset import reset_parts
-from gatewright.routers.base import Gate, gate_logits
+from gatewright.routers.gate import Gate, gate_logits
 
 
 class ResidualMixture(nn.Module):
@@ -20,7 +20,7 @@ class ResidualMixture(nn.Module):
 
     Args:
         moe: The mixture, `MoE` or `MergedMoE`; `gatewright.aux_loss` finds it here.
-        branch: What every item goes through, a module on flat items ``(tokens, *item)``; by default nothing, so that
+        branch: Module that every item goes through, on flat items ``(tokens, *item)``; by default nothing, so that
             the input itself is added.
 
     Raises:
@@ -50,10 +50,8 @@ class ResidualMixture(nn.Module):
     ) -> Float[Tensor, "*batch_and_out"]:
         """Weigh what the mixture and the branch make of each item.
 
-        Args:
-            x: Items, ``(*batch, *item_shape)``.
-            features: What the mixture's router looks at, as in `MoE`; the coefficient looks at the items.
-            mask: Which items are real, as in `MoE`; the branch is called on zeros in place of the others.
+        The arguments are those of `RoutedLayer.forward`. The coefficient looks at the items, and the branch is called
+        on zeros in place of masked ones.
         """
         items = self.moe.flat_items(x, mask)
         num_tokens = items.shape[0]

@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from gatewright.dispatch import Dispatcher, Dropless
 from gatewright.experts import Experts
 from gatewright.layers.base import RoutedLayer
+from gatewright.layers.checks import fitting_output_shape
 from gatewright.losses import Coefficients
 from gatewright.routers import Soft
 from gatewright.routers.soft import SlotWeights
+from gatewright.routing import Routing
 
 
 class SoftMoE(RoutedLayer):
@@ -22,8 +24,8 @@ class SoftMoE(RoutedLayer):
     expert, by its share of it.
 
     Args:
-        router: The weights D and C, and what a group is.
-        experts: What is done with the slots.
+        router: The router, which makes the weights D and C of each group.
+        experts: The experts, which run on the slots.
         item_shape: Shape of one item; an int stands for one dimension. By default ``(router.dim,)``.
         losses: Coefficient per auxiliary loss, as in `MoE`; by default none, since no expert can starve.
         shared: A module applied to every item and added with weight 1.
@@ -44,36 +46,19 @@ class SoftMoE(RoutedLayer):
         shared: nn.Module | None = None,
     ) -> None:
         super().__init__(router, losses, item_shape)
-        self.experts, self.shared, self.output_shape = experts, shared, self.fit(experts, shared)
+        self.output_shape = fitting_output_shape(router.num_experts, self.item_shape, experts, shared)
+        self.experts, self.shared = experts, shared
         self.dispatcher: Dispatcher = Dropless()
         self.watch()
 
-    def forward(
-        self,
-        x: Float[Tensor, "*batch_and_item"],
-        features: Num[Tensor, "*batch_and_features"] | None = None,
-        mask: Bool[Tensor, "*batch"] | None = None,
-    ) -> Float[Tensor, "*batch_and_out"]:
-        """Fill the slots, run the experts on them, and mix what they return.
-
-        Args:
-            x: Items, ``(*batch, *item_shape)``.
-            features: What the router looks at, as in `MoE`.
-            mask: Which items are real, as in `MoE`. The others have no part in any slot; groups are counted with them.
-
-        Raises:
-            ValueError: If a shape or dtype does not fit, or the number of items is not a multiple of the group size.
-        """
-        items = self.flat_items(x, mask)
-        weights: SlotWeights = self.route(x, features, mask)
-        slots = weights.fill(items)
-        batch = self.dispatcher.dispatch(slots, weights.of_slots(), training=self.training)
+    def mix(
+        self, items: Float[Tensor, "tokens *item"], routed: SlotWeights
+    ) -> tuple[Float[Tensor, "tokens *out"], Routing]:
+        """Fill the slots, run the experts on them, and mix what they return."""
+        slots = routed.fill(items)
+        batch = self.dispatcher.dispatch(slots, routed.of_slots(), training=self.training)
         beside = None if self.shared is None else self.shared(items)  # while the slots travel
         batch = self.dispatcher.arrive(batch)
         rows = self.experts(batch.rows, batch.tokens_per_expert)
-        output = weights.spread(self.dispatcher.combine(rows, batch, slots.shape[0]))
-        if beside is not None:
-            output = output + beside
-        output = self.like_batch(output, x, mask)
-        self.record(weights.routing, output)
-        return output
+        output = routed.spread(self.dispatcher.combine(rows, batch, slots.shape[0]))
+        return output if beside is None else output + beside, routed.routing

@@ -9,12 +9,18 @@ from torch import Tensor
 from gatewright.internals import backward_id, backward_keeps_graph, outlived_transform
 from gatewright.routing import RoutingSums
 
+REENTRANT = (
+    "MoE layer ran in training without gradients, so its auxiliary losses are lost: either under torch.no_grad(), or "
+    "under reentrant activation checkpointing, which Gatewright refuses because the losses would never reach the "
+    "optimizer. Pass use_reentrant=False to torch.utils.checkpoint.checkpoint."
+)
+
 
 class Mark:
     """What is known of one forward's output: which backward pass came to it, and whether anybody holds on to it.
 
     Args:
-        output: What the layer returned.
+        output: The output of the layer.
     """
 
     def __init__(self, output: Tensor) -> None:

@@ -23,7 +23,7 @@ class Cnn(nn.Module):
     Args:
         config: The mixture; one expert makes the dense twin.
         image_shape: ``(channels, height, width)``, at least 16 x 16.
-        num_classes: How many classes.
+        num_classes: Number of classes.
 
     Raises:
         ValueError: If images are too small for two 5x5 convolutions and poolings.

@@ -30,7 +30,7 @@ class DigitsCnn(nn.Module):
     Args:
         config: The mixture and the width; one expert makes the dense twin.
         image_shape: ``(channels, height, width)``.
-        num_classes: How many classes.
+        num_classes: Number of classes.
 
     Raises:
         ValueError: If images are too small to be pooled.

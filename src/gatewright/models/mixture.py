@@ -42,26 +42,27 @@ class MixtureConfig:
     """The settings of a mixture of experts inside a model.
 
     Args:
-        num_experts: How many experts; 1 makes the dense twin: the expert alone, without a router.
+        num_experts: Number of experts; 1 makes the dense twin: the expert alone, without a router.
         top_k: Experts per item, where the router chooses some.
-        experts: ``"modules"``, the model's own; ``"grouped"``, feed-forward networks with stacked weights in their
-            place (`GroupedFeedForward`); or ``"merged"``, whose parameters are mixed for each item (`MergedMoE`).
+        experts: The kind of experts: ``"modules"``, the model's own; ``"grouped"``, feed-forward networks with stacked
+            weights in their place (`GroupedFeedForward`); or ``"merged"``, whose parameters are mixed for each item
+            (`MergedMoE`).
         shared: Whether one more expert is applied to every item, and added with weight 1.
         residual: Whether the mixture stands beside one more expert that takes every item, with a learned share of each
             (`ResidualMixture`).
-        router: A name in `gatewright.models.CHOOSABLE_ROUTERS`; ``gatewright list`` prints them.
+        router: The router, by a name in `gatewright.models.CHOOSABLE_ROUTERS`; ``gatewright list`` prints them.
         router_options: Further keyword arguments of the router, by their names in its signature.
         expert_dropout: Probability of discarding an assignment in training (`ExpertDropout`).
         losses: Coefficient per auxiliary loss; None takes the router's own.
-        dispatch: ``"dropless"``, or ``"capacity"`` with the three settings that follow.
+        dispatch: The dispatcher: ``"dropless"``, or ``"capacity"`` with the three settings that follow.
         capacity_factor: Room per expert over the even share, in training.
         min_capacity: Least rows per expert, in training.
-        priority: Which items are served first where room is short.
+        priority: Order in which items are served where room is short.
         upcycle_epoch: Epoch, counted from 0, before which a run trains the dense twin, and at which every expert begins
             as a copy of its one expert; 0 trains a mixture from the start. Experts from scratch learn from their share
             of the items alone, and starve where they are whole networks.
-        layer: ``"gatewright"``; or another library's layer to compare with, by a name in `OTHER_LAYERS`. The router
-            options are then that layer's keyword arguments, and the engine of the same name trains it.
+        layer: The layer: ``"gatewright"``, or another library's layer to compare with, by a name in `OTHER_LAYERS`. The
+            router options are then that layer's keyword arguments, and the engine of the same name trains it.
     """
 
     num_experts: PositiveInt = 8

@@ -22,7 +22,7 @@ def check_options(make: type, options: Mapping[str, object], what: str, *, given
     Args:
         make: The class that the options are keyword arguments of.
         options: The values of the options, by name.
-        what: What the class is called in an error, such as ``"the router top-k"``.
+        what: Name of the class in an error, such as ``"the router top-k"``.
         given: Parameters that come from elsewhere, and so are no options.
 
     Raises:

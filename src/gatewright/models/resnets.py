@@ -19,10 +19,11 @@ class ResNetsConfig(MixtureConfig):
 
     Args:
         resnet: A name in `gatewright.models.RESNETS`: ``"small"``, ``"article"``, ``"resnet18"`` or ``"resnet34"``.
-        emit: What experts return: ``"features"``, classified by one layer for all, or ``"logits"``.
-        feature_size: Features per expert; None takes the network's own width. The article's experts emit 3,072.
-        stem_depth: How many of the first parts (the first convolution, then blocks) all experts share; 0 shares none.
-        gate_size: Features of the router's own small network, which only the router sees.
+        emit: Output of the experts: ``"features"``, classified by one layer for all, or ``"logits"``.
+        feature_size: Number of features per expert; None takes the network's own width. The article's experts emit
+            3,072.
+        stem_depth: Number of first parts (the first convolution, then blocks) that all experts share; 0 shares none.
+        gate_size: Number of features of the router's own small network, which only the router sees.
     """
 
     resnet: Literal["small", "article", "resnet18", "resnet34"] = "small"
@@ -50,7 +51,7 @@ class MixtureOfResNets(nn.Module):
     Args:
         config: Networks, mixture and stem; one expert makes the dense twin.
         image_shape: ``(channels, height, width)``.
-        num_classes: How many classes.
+        num_classes: Number of classes.
     """
 
     def __init__(self, config: ResNetsConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:

@@ -13,12 +13,19 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from gatewright.experts import GroupedFeedForward
-from gatewright.models.mixture import MixtureConfig
+from gatewright.models.mixture import CHOOSABLE_ROUTERS, MixtureConfig
 from gatewright.models.options import check_options
-from gatewright.routers import ExpertDropout, Hashed, Router, Soft
+from gatewright.names import known
+from gatewright.routers import ExpertDropout, Hashed, Router
 from gatewright.settings import settings
 
 ROTARY_BASE = 10_000.0
+
+CAUSAL_ROUTERS: Mapping[str, type[nn.Module]] = MappingProxyType(
+    {name: make for name, make in CHOOSABLE_ROUTERS.items() if not make.compares_tokens}
+    | {"hashed": Hashed, "gated-hash": Hashed}
+)
+"""The routers that a language model can have, by name: in training, too, they look at one token at a time."""
 
 
 @settings("model")
@@ -31,8 +38,9 @@ class TransformerConfig(MixtureConfig):
     Args:
         experts: The kind of experts, as in any mixture; with an `upcycle_epoch`, ``"grouped"`` ones are modules, which
             can be copied.
-        router: The router, as in any mixture; or ``"hashed"``, which sends every token to the experts of its own
-            identity, with equal weights; or ``"gated-hash"``, which weighs these experts by a learned gate.
+        router: The router, as in any mixture, but for those that compare tokens with later ones in training; or
+            ``"hashed"``, which sends every token to the experts of its own identity, with equal weights; or
+            ``"gated-hash"``, which weighs these experts by a learned gate.
         hashed_layers: Number of blocks, the first ones, that have the router ``"gated-hash"`` in place of `router`, as
             the first layers of DeepSeek-V4 do; it has no options and no losses.
         num_layers: Blocks of attention and feed-forward.
@@ -50,6 +58,8 @@ class TransformerConfig(MixtureConfig):
     hashed_layers: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
+        if self.num_experts > 1:
+            self._check_router()
         if self.dim % (2 * self.num_heads):
             raise ValueError(
                 f"`model.dim` is a multiple of twice `model.num_heads`; got {self.dim} and {self.num_heads}."
@@ -64,6 +74,14 @@ class TransformerConfig(MixtureConfig):
                 f"layer; got {self.top_k} and {self.hidden}."
             )
 
+    def _check_router(self) -> None:
+        if self.router in CHOOSABLE_ROUTERS and self.router not in CAUSAL_ROUTERS:
+            raise ValueError(
+                f"In training the router {self.router} compares or mixes each token with those after it, of which a "
+                f"causal language model must not know. Set `model.router` to one of {', '.join(CAUSAL_ROUTERS)}."
+            )
+        known(self.router, CAUSAL_ROUTERS, "router of a language model")
+
     @property
     def hidden(self) -> int:
         """Hidden units of the dense feed-forward layer."""
@@ -73,25 +91,17 @@ class TransformerConfig(MixtureConfig):
         """Make the network.
 
         Args:
-            num_inputs: How many different tokens it reads.
-            num_outputs: How many different tokens it predicts.
+            num_inputs: Number of different tokens that it reads.
+            num_outputs: Number of different tokens that it predicts.
             begin: The token that a document begins with.
         """
         return Transformer(self, num_inputs, num_outputs, begin)
 
     def build_router(self, dim: int) -> Router:
-        """Make the router for features of a size, or the one that hashes tokens.
-
-        Raises:
-            ValueError: If the router is ``"soft"``, which mixes tokens with those after them.
-        """
+        """Make the router for features of a size, or the one that hashes tokens."""
         if self.router not in KEYED_ROUTERS:
             router = super().build_router(dim)
-            if isinstance(router, Soft):
-                raise ValueError(
-                    "The router soft mixes every token with those after it, of which a causal language model must not "
-                    "know. Choose another router, such as top-k."
-                )
+            assert isinstance(router, Router)
             return router
         given = ("dim", "num_experts", "top_k", "gate_dim")
         check_options(Hashed, self.router_options, f"the router {self.router}", given=given)
@@ -144,8 +154,8 @@ class Transformer(nn.Module):
 
     Args:
         config: Sizes and mixture; one expert makes the dense twin.
-        num_inputs: How many different tokens it reads.
-        num_outputs: How many different tokens it predicts.
+        num_inputs: Number of different tokens that it reads.
+        num_outputs: Number of different tokens that it predicts.
         begin: The token that a document begins with.
     """
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from gatewright.experts import Experts
 from gatewright.layers import ExpertLayer
 from gatewright.layers.base import moe_layers
 from gatewright.parallel.collectives import waiting
@@ -21,7 +22,7 @@ def expert_mesh(ep_size: int, device_type: str = "cpu", *, timeout: float | None
 
     Args:
         ep_size: Processes that share the experts of a layer out among them; it divides the number of processes.
-        device_type: Of the mesh.
+        device_type: Device type of the mesh.
         timeout: Seconds after which a process that waits for others in a row or column gives up; None leaves torch's.
 
     Raises:
@@ -58,8 +59,8 @@ def parallelize(model: nn.Module, mesh: DeviceMesh, *, local_balance: bool = Fal
     FSDP, which `expert_parameters` tells what to leave alone.
 
     Args:
-        model: With `MoE` layers.
-        mesh: From `expert_mesh`.
+        model: A model with `MoE` layers.
+        mesh: A mesh from `expert_mesh`.
         local_balance: Whether balance statistics stay each process's own, instead of the global batch's.
 
     Raises:
@@ -93,7 +94,7 @@ def average_expert_gradients(model: nn.Module, mesh: DeviceMesh) -> None:
 
     Args:
         model: A model that `parallelize` has spread.
-        mesh: The same one.
+        mesh: The mesh that it was spread over.
     """
     found = (parameter.grad for _, parameter in expert_parameters(model))
     gradients = [gradient for gradient in found if gradient is not None]
@@ -107,7 +108,7 @@ def total_gradient_norm(model: nn.Module, mesh: DeviceMesh) -> Tensor:
 
     Args:
         model: A model that `parallelize` has spread.
-        mesh: The same one.
+        mesh: The mesh that it was spread over.
     """
     # In order: a sum of squares has other last digits in another one, and a set's differs from run to run.
     spread = dict.fromkeys(parameter for _, parameter in expert_parameters(model))
@@ -163,6 +164,11 @@ def _spread(name: str, layer: ExpertLayer, group: dist.ProcessGroup, rank: int) 
         raise ValueError(
             f"Layer {name or 'MoE'} has {num_experts} experts for {group.size()} processes to share: some would hold "
             f"none. Use ep_size of at most {num_experts}, or more experts."
+        )
+    if not isinstance(layer.experts, Experts):
+        raise ValueError(
+            f"The experts of layer {name or 'MoE'} are inside a {type(layer.experts).__name__}, which cannot be spread "
+            "over processes. Use ep_size=1, or merge an adapter into the experts first."
         )
     own = expert_runs(num_experts, group.size())[rank]
     layer.experts.keep(own.start, own.stop)

@@ -78,8 +78,8 @@ def synchronize_batch_norm(module: nn.Module, scope: BatchScope, *, leave: Colle
     """Replace every BatchNorm of torch's below a module; parameters, buffers and hooks stay the same objects.
 
     Args:
-        module: In which they are replaced, in place.
-        scope: Whose rows count.
+        module: The module in which they are replaced, in place.
+        scope: The processes whose rows count.
         leave: Modules below it that stay as they are, with all that is in them.
     """
     for name, child in list(module.named_children()):

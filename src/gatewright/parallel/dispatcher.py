@@ -37,8 +37,8 @@ class TravellingBatch(ExpertBatch):
 
     Args:
         local: The batch before it travelled.
-        trip: How it comes here.
-        travel: To wait for.
+        trip: The counts and the order of the rows that come.
+        travel: The exchange to wait for.
     """
 
     local: ExpertBatch
@@ -54,10 +54,10 @@ class ExpertParallel(Dispatcher):
     Args:
         local: Groups rows by expert, and drops what exceeds a capacity, on this process.
         group: Processes that hold all experts between them.
-        num_experts: How many experts there are on all of them.
+        num_experts: Number of experts on all of them.
 
     Attributes:
-        bytes_sent: To other processes so far: rows, their outputs and, in training, the gradients of both.
+        bytes_sent: Bytes sent to other processes so far: rows, their outputs and, in training, the gradients of both.
     """
 
     def __init__(self, local: Dispatcher, group: ProcessGroup, num_experts: int) -> None:

@@ -15,8 +15,8 @@ class ProcessScope(BatchScope):
 
     Args:
         group: The processes.
-        key: As in `BatchScope`; where there is none, the first process draws one for all.
-        device: Where counts travel from: the device that the group's backend wants.
+        key: The key, as in `BatchScope`; where there is none, the first process draws one for all.
+        device: The device that counts are on when they travel, which the group's backend decides.
     """
 
     def __init__(self, group: ProcessGroup, key: Int[Tensor, ""] | None = None, *, device: str = "cpu") -> None:

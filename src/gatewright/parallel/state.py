@@ -42,10 +42,10 @@ def part_of_state(tensors: Mapping[str, Tensor], model: nn.Module, mesh: DeviceM
     it lives; stacked experts are `Rows`. `merge_states` makes them one state again.
 
     Args:
-        tensors: By name: parameters and buffers as `state_dict` names them, or what an optimizer keeps of a parameter,
-            under the parameter's name with an ending of its own.
+        tensors: Tensors by name: parameters and buffers as `state_dict` names them, or what an optimizer keeps of a
+            parameter, under the parameter's name with an ending of its own.
         model: A model that `parallelize` has spread.
-        mesh: The same one.
+        mesh: The mesh that it was spread over.
     """
     if mesh.get_local_rank("replica") > 0:
         return {}
@@ -93,7 +93,7 @@ def gather_state(tensors: dict[str, Tensor], model: nn.Module, mesh: DeviceMesh)
     Args:
         tensors: The tensors, named as in `part_of_state`.
         model: A model that `parallelize` has spread.
-        mesh: The same one.
+        mesh: The mesh that it was spread over.
 
     Returns:
         On the first process the tensors that one process alone would have, elsewhere this process's own.

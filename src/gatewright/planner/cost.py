@@ -75,11 +75,11 @@ def all_to_all_seconds(tokens: float, top_k: int, row_bytes: float, group: int, 
     T k d b / B_f`` with D from `copies_to_other_nodes`.
 
     Args:
-        tokens: Of one process.
+        tokens: Tokens of one process.
         top_k: Rows per token.
         row_bytes: Bytes of a row, ``d b``.
-        group: Processes, W.
-        links: Between them.
+        group: Number of processes, W.
+        links: The links between them.
     """
     if group == 1:
         return 0.0
@@ -104,10 +104,10 @@ def all_reduce_seconds(payload: float, group: int, links: Links, stride: int = 1
     """Return the time of a ring all-reduce, ``2 (W-1) alpha + 2 (W-1)/W payload / B``, of the slowest link on the ring.
 
     Args:
-        payload: Bytes to add up.
-        group: Processes, W.
-        links: Between them.
-        stride: How many ranks apart they are.
+        payload: Number of bytes to add up.
+        group: Number of processes, W.
+        links: The links between them.
+        stride: Number of ranks between neighbours in the group.
     """
     if group == 1 or payload == 0:
         return 0.0

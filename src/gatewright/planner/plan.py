@@ -60,9 +60,9 @@ class Traffic:
     Args:
         all_to_all: Rows and their gradients, in expectation over uniform routing.
         dense_reduced: Gradients outside of experts, which all processes add up.
-        dense_reduction: What that takes each process to send.
+        dense_reduction: Bytes that each process sends for that.
         expert_reduced: Gradients of this process's experts, which those that hold the same add up.
-        expert_reduction: What that takes each process to send.
+        expert_reduction: Bytes that each process sends for that.
     """
 
     all_to_all: float
@@ -83,11 +83,11 @@ class Seconds:
 
     Args:
         compute: Forward and backward, on the process with the most rows: arithmetic, or `launch` where that is more.
-        launch: What it takes to start the step's operations, one after another, however small they are.
+        launch: Starting the step's operations, one after another, however small they are.
         all_to_all: Rows and their gradients on their way.
-        reduction: Of gradients.
-        update: The optimizer's, which reads and writes every parameter.
-        step: All together; the all-to-all behind the computing where they overlap.
+        reduction: Reductions of gradients.
+        update: The optimizer's update, which reads and writes every parameter.
+        step: The whole step; the all-to-all behind the computing where they overlap.
         ideal: The same computing, evenly spread, without anything else.
     """
 
@@ -131,10 +131,10 @@ def plan(
 
     Args:
         sizes: The model and its batch.
-        processes: All of them.
+        processes: Number of processes.
         ep_size: Processes that share the experts of a layer out among them.
-        links: Between processes.
-        device: Of each process.
+        links: The links between processes; None takes the defaults of `Links`.
+        device: The device of each process; None takes the defaults of `Device`.
         imbalance: Rows of the busiest process over their mean; None takes what random routing leaves.
         overlap: Whether tokens travel while others are computed.
 
@@ -142,10 +142,10 @@ def plan(
         ValueError: If the sizes do not fit the processes.
     """
     check_ep_size(ep_size, processes)
-    if (sizes.layers and ep_size > sizes.num_experts) or processes > sizes.tokens:
+    if (sizes.layers and ep_size > sizes.num_experts) or processes > sizes.items:
         raise ValueError(
-            f"Each process has at least one expert and one token; got {processes} processes and ep_size {ep_size} for "
-            f"{sizes.num_experts} experts and {sizes.tokens} tokens. Use fewer processes, or more experts or tokens."
+            f"Each process has at least one expert and one item; got {processes} processes and ep_size {ep_size} for "
+            f"{sizes.num_experts} experts and {sizes.items} items. Use fewer processes, or more experts or items."
         )
     if imbalance is not None and not 1 <= imbalance <= ep_size:
         raise ValueError(
@@ -211,7 +211,7 @@ def routed_bytes(sizes: Sizes, sent_rows: int, received_rows: int) -> int:
     """Count the bytes that a process sends through one layer in a step whose routing is known.
 
     Args:
-        sizes: Of the layer.
+        sizes: The sizes of the layer.
         sent_rows: Assignments of this process's tokens to other processes' experts.
         received_rows: Assignments of other processes' tokens to this one's.
     """

@@ -15,9 +15,9 @@ class Part:
     """What one copy of a part of a model costs.
 
     Args:
-        parameters: Numbers that are trained.
+        parameters: Number of trained parameters.
         state: Numbers that the optimizer keeps for them: twice as many for AdamW, as many for SGD with momentum.
-        flops: Of its forward, per row; a multiplication and an addition are two.
+        flops: Arithmetic of its forward, per row; a multiplication and an addition are two.
         saved: Bytes kept for backward, per row.
         fixed: Bytes kept for backward however many rows there are: weights in half precision, under autocast.
         operations: Operations that PyTorch starts for its forward, however many rows there are.
@@ -36,17 +36,18 @@ class Sizes:
     """A model with mixture layers of one kind, and the tokens of a step.
 
     Args:
-        tokens: Of one step, on all processes; what a router routes.
+        tokens: Tokens of one step, on all processes; a token is what a router routes.
         dense: Everything that is not an expert, over all layers; every process has it. A row is a token.
         expert: One expert of one layer. A row is an assignment.
-        num_experts: Of each layer.
+        num_experts: Number of experts of each layer.
         top_k: Experts per token.
-        layers: Mixture layers; 0 for a dense model.
-        sent_bytes: Of one row on its way to its expert.
-        returned_bytes: Of one row on its way back.
-        kept_bytes: Kept for backward by the weighted sum, per assignment.
+        layers: Number of mixture layers; 0 for a dense model.
+        sent_bytes: Bytes of one row on its way to its expert.
+        returned_bytes: Bytes of one row on its way back.
+        kept_bytes: Bytes kept for backward by the weighted sum, per assignment.
+        tokens_per_item: Tokens of one item of the batch, which stays on one process: the bytes of a window of text.
         item_gradient: Whether gradients travel back to the items too, as they do unless the items are raw data.
-        number_bytes: Of a weight, a gradient or a number of the optimizer's.
+        number_bytes: Bytes of a weight, of a gradient and of a number in the optimizer's state.
     """
 
     tokens: int
@@ -58,8 +59,14 @@ class Sizes:
     sent_bytes: int
     returned_bytes: int
     kept_bytes: int
+    tokens_per_item: int = 1
     item_gradient: bool = True
     number_bytes: int = 4
+
+    @property
+    def items(self) -> int:
+        """Items of a step, which are what processes share out among them."""
+        return self.tokens // self.tokens_per_item
 
     def __post_init__(self) -> None:
         least = min(self.tokens, self.num_experts, self.top_k, self.number_bytes)
@@ -88,17 +95,17 @@ def feed_forward_sizes(
     """Return the sizes of `GroupedFeedForward` experts behind a `TopK` router, without biases.
 
     Args:
-        tokens: Of one step, on all processes.
-        dim: Of an item, in and out.
+        tokens: Tokens of one step, on all processes.
+        dim: Size of an item, in and out.
         ffn: Hidden size of an expert.
-        num_experts: Of each layer.
+        num_experts: Number of experts of each layer.
         top_k: Experts per token.
-        layers: Mixture layers.
-        matrices: Of an expert: 2, or 3 for SwiGLU.
-        row_bytes: Of a number of the rows that are computed and sent.
-        number_bytes: Of a weight, a gradient or a number of the optimizer's.
-        state_per_parameter: Numbers that the optimizer keeps: 2 for AdamW, 1 for SGD with momentum.
-        dense: What else there is beside the mixture layers; its `state` follows from its parameters.
+        layers: Number of mixture layers.
+        matrices: Matrices of an expert: 2, or 3 for SwiGLU.
+        row_bytes: Bytes of a number in the rows that are computed and sent.
+        number_bytes: Bytes of a weight, of a gradient and of a number in the optimizer's state.
+        state_per_parameter: Numbers that the optimizer keeps per parameter: 2 for AdamW, 1 for SGD with momentum.
+        dense: Everything beside the mixture layers; its `state` follows from its parameters.
 
     Raises:
         ValueError: If a size does not fit.

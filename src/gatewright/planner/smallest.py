@@ -20,13 +20,13 @@ def smallest(
         sizes: The model and its batch, which stays the same however many processes share it.
         memory_per_rank: Bytes that each process has.
         ranks_per_node: Processes of one node.
-        imbalance: As in `plan`; at most the ep size.
+        imbalance: The imbalance, as in `plan`; at most the ep size.
 
     Raises:
-        ValueError: If it fits on no number of processes that the tokens can be spread over.
+        ValueError: If it fits on no number of processes that the items can be spread over.
     """
-    least = math.inf
-    for processes in _worlds(min(sizes.tokens, MOST_PROCESSES), ranks_per_node):
+    least, most = math.inf, min(sizes.items, MOST_PROCESSES)
+    for processes in _worlds(most, ranks_per_node):
         for ep_size in _divisors(processes, sizes.num_experts if sizes.layers else 1):
             random = process_imbalance(sizes, processes, ep_size)
             rho = random if imbalance is None else min(imbalance, ep_size)
@@ -35,7 +35,7 @@ def smallest(
                 return processes, ep_size
             least = min(least, needed)
     raise ValueError(
-        f"No number of processes up to {min(sizes.tokens, MOST_PROCESSES)} (one token each) fits in "
+        f"No number of processes up to {most} (one item each) fits in "
         f"{memory_per_rank:.4g} bytes each: the least is {least:.4g}, for what every process has a copy of, one expert "
         "per layer and its share of the tokens. Use more memory per process, smaller experts or a smaller dense part."
     )

@@ -20,8 +20,8 @@ class ExpertFacts:
     """One expert of one layer.
 
     Args:
-        index: Its position in the layer.
-        share: Its share of all assignments, in [0, 1].
+        index: Position of the expert in the layer.
+        share: The expert's share of all assignments, in [0, 1].
         favourites: (class, share of that class's images that reach the expert), the largest first. An image that goes
             to two experts counts for both, so a class's shares add up to its experts per image.
     """
@@ -76,10 +76,10 @@ def expert_facts(
     """Say of each expert how much it gets, and the up to three classes of whose images it gets the largest share.
 
     Args:
-        tokens_per_expert: Assignments.
+        tokens_per_expert: Assignments to each expert.
         class_by_expert: Assignments of each class's images, where the classes are known.
         tokens_per_class: Tokens of each class's images; the images themselves where they are routed as a whole.
-        class_names: In the order of the rows of `class_by_expert`.
+        class_names: Names of the classes, in the order of the rows of `class_by_expert`.
     """
     shares = (tokens_per_expert / tokens_per_expert.sum().clamp(min=1)).tolist()
     favourites: list[tuple[tuple[str, float], ...]] = [()] * len(shares)

@@ -87,7 +87,7 @@ def plot_class_by_expert(
     Args:
         counts: Assignments of each class's images to each expert.
         tokens_per_class: Tokens of each class's images; the images themselves where they are routed as a whole.
-        class_names: In the order of the rows.
+        class_names: Names of the classes, in the order of the rows.
         path: The PNG to write.
         title: The heading.
     """
@@ -127,7 +127,7 @@ def plot_confusion(matrix: Int[Tensor, "classes classes"], class_names: Sequence
 
     Args:
         matrix: Counts of images.
-        class_names: In the order of the rows and the columns.
+        class_names: Names of the classes, in the order of the rows and the columns.
         path: The PNG to write.
     """
     matrix = matrix.cpu()

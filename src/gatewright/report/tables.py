@@ -27,12 +27,12 @@ def expert_table(
     """Return a row per expert: its share of the load, and its favourite classes.
 
     Args:
-        name: The layer's.
-        tokens_per_expert: Assignments.
+        name: Name of the layer.
+        tokens_per_expert: Assignments to each expert.
         class_by_expert: Assignments of each class's images, where the classes are known.
         tokens_per_class: Tokens of each class's images; the images themselves where they are routed as a whole.
-        class_names: In the order of the rows of `class_by_expert`.
-        item: What the classes are classes of.
+        class_names: Names of the classes, in the order of the rows of `class_by_expert`.
+        item: Name of one item, such as ``"image"``.
     """
     text = require("rich.text", "train").Text
     table: Table = require("rich.table", "train").Table(

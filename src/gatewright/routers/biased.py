@@ -7,18 +7,17 @@ from torch import Tensor
 
 from gatewright.routers.base import (
     TASK_GRADIENT_HINT,
-    EvenGate,
-    ExpertBias,
     Router,
     Score,
     check_scale,
     check_score,
-    gate_logits,
     largest,
     normalized,
     score_logits,
     selected_weight,
 )
+from gatewright.routers.expert_bias import ExpertBias
+from gatewright.routers.gate import EvenGate, gate_logits
 from gatewright.routing import Routing, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
@@ -38,9 +37,9 @@ class Biased(Router):
 
     Args:
         dim: Size of the features a token is routed by.
-        num_experts: How many experts there are.
+        num_experts: Number of experts.
         top_k: Experts per token.
-        score: What turns logits into scores.
+        score: Function that turns logits into scores.
         normalize: Whether the k chosen weights are divided by their sum. With top_k=1 the task then does not teach the
             gate; a warning says so.
         scale: Factor on the weights; 2.5 in DeepSeek-V3.

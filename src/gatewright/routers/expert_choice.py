@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gatewright.routers.base import EvenGate, Router, gate_logits, normalized
+from gatewright.routers.base import Router, normalized
+from gatewright.routers.gate import EvenGate, gate_logits
 from gatewright.routing import Routing, RoutingSums, flat_routing, real_only
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
@@ -33,7 +34,7 @@ class ExpertChoice(Router):
 
     Args:
         dim: Size of the features a token is routed by.
-        num_experts: How many experts there are.
+        num_experts: Number of experts.
         top_k: Experts per token on average: the capacity factor ``c`` of the first paper.
         normalize: Whether a token's weights are divided by their sum, as in the second paper, instead of being scores.
             A token of one expert then has weight 1 and does not teach the gate.
@@ -45,6 +46,7 @@ class ExpertChoice(Router):
 
     default_losses = MappingProxyType({"threshold": 0.1})
     own_losses = MappingProxyType({"threshold": threshold_loss})
+    compares_tokens = True
 
     def __init__(
         self, dim: int, num_experts: int, top_k: int = 2, *, normalize: bool = False, gate_bias: bool = False
@@ -118,6 +120,6 @@ def threshold_miss(
 
     Args:
         margin: Scores minus thresholds, ``X - T``.
-        chosen_mask: Who was chosen in the batch, ``M_batchwise``.
+        chosen_mask: The tokens that each expert chose in the batch, ``M_batchwise``.
     """
     return (((margin > 0).to(margin.dtype) - chosen_mask.to(margin.dtype)) * margin).sum()

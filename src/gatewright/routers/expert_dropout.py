@@ -48,7 +48,7 @@ class ExpertDropout(Router):
         super().__init__(router.dim, router.num_experts, router.top_k)
         if not 0 <= rate < 1:
             raise ValueError(f"rate is at least 0 and below 1; got {rate}. 0.1 drops one assignment in ten.")
-        self.router, self.rate = router, rate
+        self.router, self.rate, self.compares_tokens = router, rate, router.compares_tokens
         self.default_losses, self.own_losses = dict(router.default_losses), dict(router.own_losses)
 
     def forward(

@@ -10,19 +10,18 @@ from torch import Tensor
 
 from gatewright.routers.base import (
     TASK_GRADIENT_HINT,
-    EvenGate,
-    ExpertBias,
     Router,
     Score,
     check_scale,
     check_score,
-    gate_logits,
     largest,
     normalized,
     score_logits,
     selected_weight,
     size_of_groups,
 )
+from gatewright.routers.expert_bias import ExpertBias
+from gatewright.routers.gate import EvenGate, gate_logits
 from gatewright.routing import Routing, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
@@ -44,11 +43,11 @@ class GroupLimited(Router):
 
     Args:
         dim: Size of the features a token is routed by.
-        num_experts: How many experts there are, in groups of equal size that follow each other.
+        num_experts: Number of experts, in groups of equal size that follow each other.
         top_k: Experts per token.
-        num_groups: How many groups; 8 in DeepSeek-V3.
-        top_k_groups: Groups that a token may choose from; 4 in DeepSeek-V3.
-        score: What turns logits into scores.
+        num_groups: Number of groups; 8 in DeepSeek-V3.
+        top_k_groups: Number of groups that a token may choose from; 4 in DeepSeek-V3.
+        score: Function that turns logits into scores.
         group_score: A group's score: its largest, or the sum of its two largest; ``top_k / top_k_groups`` is 2 in V3.
         normalize: Whether the k chosen weights are divided by their sum. With top_k=1 the task then does not teach the
             gate; a warning says so.

@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from gatewright.routers.base import EvenGate, Router, Score, check_score, gate_logits, score_logits, selected_weight
+from gatewright.routers.base import Router, Score, check_score, score_logits, selected_weight
+from gatewright.routers.gate import EvenGate, gate_logits
 from gatewright.routing import Routing, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask, noise_key, splitmix64
 
@@ -25,12 +26,12 @@ class Hashed(Router):
     ``moe(x, features=torch.cat([keys, x], dim=-1))``; the key is then below 2**24, above which float32 has gaps.
 
     Args:
-        dim: How many integers make a token's key; they are hashed together, in order.
-        num_experts: How many experts there are.
+        dim: Number of integers in a token's key; they are hashed together, in order.
+        num_experts: Number of experts.
         top_k: Experts per token.
-        seed: Another one gives an unrelated assignment.
+        seed: Seed of the hash; another one gives an unrelated assignment.
         gate_dim: Size of the features behind the key that a gate looks at; 0 is no gate.
-        score: What turns the gate's logits into weights.
+        score: Function that turns the gate's logits into weights.
 
     Raises:
         ValueError: If top_k is above num_experts, a size is below 1, gate_dim is negative or the score is unknown; in

@@ -12,15 +12,8 @@ from torch import Tensor, nn
 
 from gatewright.losses import cv_squared
 from gatewright.ops import stable_sort
-from gatewright.routers.base import (
-    MIN_NOISE_STD,
-    Gate,
-    Router,
-    gate_logits,
-    largest,
-    load_probability,
-    size_of_groups,
-)
+from gatewright.routers.base import MIN_NOISE_STD, Router, largest, load_probability, size_of_groups
+from gatewright.routers.gate import Gate, gate_logits
 from gatewright.routing import Routing, RoutingSums, real_only, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
@@ -53,8 +46,8 @@ class NoisyGates(nn.Module):
 
     Args:
         dim: Size of the features.
-        num_gates: How many gates choose independently.
-        num_choices: How many choices each of them has.
+        num_gates: Number of gates, which choose independently.
+        num_choices: Number of choices of each gate.
         bias: Whether the gates add a bias, beside their noise.
     """
 
@@ -113,9 +106,9 @@ class Hierarchical(Router):
 
     Args:
         dim: Size of the features a token is routed by.
-        num_experts: How many experts there are; group i has those from ``i * num_experts / num_groups`` on.
+        num_experts: Number of experts; group i has those from ``i * num_experts / num_groups`` on.
         top_k: Experts per token: ``top_k / top_k_groups`` in each chosen group.
-        num_groups: How many groups of equal size.
+        num_groups: Number of groups, of equal size.
         top_k_groups: Groups per token; by default 2 as in the paper, or 1 where there is one.
         gate_bias: Whether every gate adds a bias, zero at first, as gpt-oss's does; the paper's have none.
 

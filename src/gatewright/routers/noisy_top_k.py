@@ -7,15 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from gatewright.routers.base import (
-    MIN_NOISE_STD,
-    TASK_GRADIENT_HINT,
-    Gate,
-    Router,
-    gate_logits,
-    largest,
-    load_probability,
-)
+from gatewright.routers.base import MIN_NOISE_STD, TASK_GRADIENT_HINT, Router, largest, load_probability
+from gatewright.routers.gate import Gate, gate_logits
 from gatewright.routing import Routing, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
@@ -34,7 +27,7 @@ class NoisyTopK(Router):
 
     Args:
         dim: Size of the features a token is routed by.
-        num_experts: How many experts there are.
+        num_experts: Number of experts.
         top_k: Experts per token, any from 1 to num_experts. With 1 the weight is always 1 and the task does not teach
             the gate; a warning says so.
         gate_bias: Whether ``W_gate`` has a bias beside it, zero at first, as gpt-oss's gate does; the paper has none.

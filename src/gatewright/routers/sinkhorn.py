@@ -5,16 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gatewright.ops import sinkhorn
-from gatewright.routers.base import (
-    EvenGate,
-    Router,
-    Score,
-    check_score,
-    gate_logits,
-    largest,
-    normalized,
-    score_logits,
-)
+from gatewright.routers.base import Router, Score, check_score, largest, normalized, score_logits
+from gatewright.routers.gate import EvenGate, gate_logits
 from gatewright.routing import Routing, real_only, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
@@ -35,10 +27,10 @@ class Sinkhorn(Router):
 
     Args:
         dim: Size of the features a token is routed by.
-        num_experts: How many experts there are.
+        num_experts: Number of experts.
         top_k: Experts per token.
-        score: What turns logits into weights, over all experts and not normalised over the chosen.
-        tolerance: By what factor, ``exp(tolerance)``, a column of Pi may miss its sum.
+        score: Function that turns logits into weights, over all experts and not normalised over the chosen.
+        tolerance: Logarithm of the factor by which a column of Pi may miss its sum.
         max_iterations: Most iterations for it, of one pass over the global batch's logits each.
         gate_bias: Whether the gate adds a bias, zero at first, as gpt-oss's does.
 
@@ -46,6 +38,8 @@ class Sinkhorn(Router):
         ValueError: If top_k is above num_experts, a size or max_iterations is below 1, tolerance is not positive or
             score is unknown.
     """
+
+    compares_tokens = True
 
     def __init__(
         self,

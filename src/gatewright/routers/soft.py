@@ -11,7 +11,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from gatewright.reset import reset_parts
-from gatewright.routers.base import Gate, gate_logits
+from gatewright.routers.gate import Gate, gate_logits
 from gatewright.routing import Loss, Routing, RoutingSums, real_only, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
@@ -23,9 +23,9 @@ class SlotWeights:
     """How the tokens of a group fill the slots of all experts, and how the slots' outputs become tokens again.
 
     Args:
-        dispatch: What a token is multiplied by in the mean that fills a slot; at least float32. Over the tokens of a
+        dispatch: Weight of a token in the mean that fills a slot; at least float32. Over the tokens of a
             group it sums to 1. Where a group is spread over processes, this is one process's part of it.
-        combine: What multiplies a slot's output for a token; over all slots it sums to 1.
+        combine: Weight of a slot's output for a token; over all slots it sums to 1.
         scope: The processes over which a slot's mean is taken.
         routing: The same as a list in which every token goes to every expert, by its share of the expert's slots.
     """
@@ -86,9 +86,9 @@ class Soft(nn.Module):
 
     Args:
         dim: Size of the features a token is routed by.
-        num_experts: How many experts there are.
+        num_experts: Number of experts.
         slots_per_expert: Rows that each expert gets per group; they, not the experts, are what a layer costs.
-        group_size: How many consecutive tokens are a group; None takes the whole (global) batch. At 1 every token goes
+        group_size: Number of consecutive tokens in a group; None takes the whole (global) batch. At 1 every token goes
             to every expert as it is, weighed by a softmax: a second slot of an expert would be a repetition.
 
     Raises:
@@ -97,6 +97,7 @@ class Soft(nn.Module):
 
     default_losses: Mapping[str, float] = MappingProxyType({})
     own_losses: Mapping[str, Loss] = MappingProxyType({})
+    compares_tokens: bool = True
 
     def __init__(self, dim: int, num_experts: int, *, slots_per_expert: int = 1, group_size: int | None = None) -> None:
         super().__init__()

@@ -7,16 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gatewright.routers.base import (
-    TASK_GRADIENT_HINT,
-    EvenGate,
-    Router,
-    Score,
-    check_score,
-    gate_logits,
-    normalized,
-    score_logits,
-)
+from gatewright.routers.base import TASK_GRADIENT_HINT, Router, Score, check_score, normalized, score_logits
+from gatewright.routers.gate import EvenGate, gate_logits
 from gatewright.routing import Routing, top_k_routing
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
@@ -30,14 +22,14 @@ class TopK(Router):
 
     Args:
         dim: Size of the features a token is routed by.
-        num_experts: How many experts there are.
+        num_experts: Number of experts.
         top_k: Experts per token.
-        score: What turns logits into weights.
+        score: Function that turns logits into weights.
         score_after_top_k: Whether the score is taken over the chosen logits alone, instead of over all experts first.
             For sigmoid, which looks at one logit at a time, it makes no difference.
         normalize: Whether the k chosen weights are divided by their sum.
-        jitter: In training, features are multiplied by uniform noise in ``[1 - jitter, 1 + jitter]``, as in Switch's
-            code; 1e-2 there.
+        jitter: Size of the uniform noise that multiplies features in training, in ``[1 - jitter, 1 + jitter]``, as in
+            Switch's code; 1e-2 there.
         gate_bias: Whether the gate adds a bias, zero at first, as gpt-oss's does.
 
     Raises:
@@ -80,4 +72,5 @@ class TopK(Router):
         weight = score_logits(top.values, self.score) if self.score_after_top_k else scores.gather(-1, top.indices)
         if self.normalize:
             weight = normalized(weight)
-        return top_k_routing(top.indices, weight, logits, normalized(scores), mask=mask)
+        probs = scores if self.score == "softmax" else normalized(scores)
+        return top_k_routing(top.indices, weight, logits, probs, mask=mask)

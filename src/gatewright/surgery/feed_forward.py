@@ -13,7 +13,7 @@ class FeedForward(nn.Module):
 
     Args:
         linear1: The layer from the items to the hidden units.
-        activation: What is applied to the hidden units.
+        activation: Function that is applied to the hidden units.
         dropout: The dropout of the hidden units.
         linear2: The layer from the hidden units to the output.
     """

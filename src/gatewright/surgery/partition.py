@@ -37,14 +37,14 @@ def partition(
 
     Args:
         model: Any model. It is changed in place, and returned.
-        match: Which of its modules, as in `upcycle`; they are feed-forward blocks.
-        num_experts: How many parts of each; it divides the number of hidden units.
-        router: Makes a router from the size of its features and the number of experts.
+        match: The modules to replace, as in `upcycle`; they are feed-forward blocks.
+        num_experts: Number of parts of each; it divides the number of hidden units.
+        router: Function that makes a router from the size of its features and the number of experts.
         example: An input of the model, as in `upcycle`.
         item_shape: Shape of one item, as in `upcycle`.
-        dispatcher: How tokens travel, as in `MoE`.
+        dispatcher: The dispatcher, as in `MoE`.
         losses: Coefficient per auxiliary loss, as in `MoE`.
-        generator: What the units are drawn from; by default torch's own.
+        generator: Generator that the units are drawn from; by default torch's own.
 
     Raises:
         ValueError: If a module is not a feed-forward block, or its hidden units do not come out even; the model is as

@@ -16,7 +16,7 @@ def add_noise(model: nn.Module, scale: float, *, generator: torch.Generator | No
     Args:
         model: A model with mixtures, such as `upcycle` returns. It is changed in place, and returned.
         scale: Standard deviation of the noise, as a share of that of each parameter's values.
-        generator: What the noise is drawn from; by default torch's own.
+        generator: Generator that the noise is drawn from; by default torch's own.
 
     Raises:
         ValueError: If the scale is negative, or no mixture has modules as experts.
@@ -41,7 +41,7 @@ def reinitialize(model: nn.Module, share: float = 0.5, *, generator: torch.Gener
         model: A model with mixtures of feed-forward blocks, such as `upcycle` returns. It is changed in place, and
             returned.
         share: Share of the hidden units that is drawn anew; one half was best in the paper.
-        generator: What units and weights are drawn from; by default torch's own.
+        generator: Generator that units and weights are drawn from; by default torch's own.
 
     Raises:
         ValueError: If the share is outside ``[0, 1]``, or an expert is not a feed-forward block; nothing has changed.

@@ -36,14 +36,14 @@ def upcycle(
 
     Args:
         model: Any model. It is changed in place, and returned.
-        match: Which of its modules: a pattern of their names such as ``"*.mlp"``, or their class.
-        num_experts: How many copies of each.
-        router: Makes a router from the size of its features and the number of experts.
+        match: The modules to replace: a pattern of their names such as ``"*.mlp"``, or their class.
+        num_experts: Number of copies of each.
+        router: Function that makes a router from the size of its features and the number of experts.
         example: An input of the model, a tuple or a mapping of several, from which the items of each module are found:
             the fewest trailing dimensions that the module treats alone. Without one, and without `item_shape`, items
             are vectors of the size that the module's first linear layer takes.
         item_shape: Shape of one item; an int stands for one dimension.
-        dispatcher: How tokens travel, as in `MoE`.
+        dispatcher: The dispatcher, as in `MoE`.
         losses: Coefficient per auxiliary loss, as in `MoE`. Training adds `gatewright.aux_loss(model)`.
 
     Raises:
@@ -73,8 +73,8 @@ def upcycled_state(dense: Mapping[str, Value], model: nn.Module) -> dict[str, Va
     """Name the state of a dense model as the model has it in which mixtures of copies took the place of modules.
 
     Args:
-        dense: By name: parameters and buffers as ``state_dict`` names them, or what belongs to a parameter, under its
-            name with an ending of its own.
+        dense: The state by name: parameters and buffers as ``state_dict`` names them, or what belongs to a parameter,
+            under its name with an ending of its own.
         model: The model with mixtures (of `ModuleExperts`) where the dense one has the modules.
 
     Returns:

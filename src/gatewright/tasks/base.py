@@ -47,9 +47,9 @@ class DataSplit:
 
     Args:
         name: The data set's name.
-        source: Where the data set came from: a folder, the Hugging Face hub, or the library that embeds it.
+        source: Origin of the data set: a folder, the Hugging Face hub, or the library that embeds it.
         split: ``"training"``, ``"held-out"`` or ``"test"``.
-        num_items: How many items the part has.
+        num_items: Number of items of the part.
         digest: A hash of its content. Two runs that saw the same data have the same digest.
     """
 
@@ -92,9 +92,18 @@ class Task(ABC):
     def load(self, data: Any, model: Any) -> Splits:
         """Load the data, and refuse at the earliest moment what the model cannot take."""
 
-    @abstractmethod
     def describe_data(self, data: Any, splits: Any) -> list[DataSplit]:
-        """Say where each part that has items comes from, and what is in it."""
+        """Say where each part that has items comes from, and what is in it.
+
+        By default that is the ``name`` and the ``source`` of the settings, and the ``digest`` of each part.
+        """
+        parts = {"training": splits.train, "held-out": splits.holdout, "test": splits.test}
+        sizes = {split: self.size(part) for split, part in parts.items()}
+        return [
+            DataSplit(name=data.name, source=data.source, split=split, num_items=sizes[split], digest=part.digest)
+            for split, part in parts.items()
+            if sizes[split]
+        ]
 
     def warnings(self, data: Any, splits: Any) -> list[str]:
         """Return a sentence for everything about the data that is likely to disappoint; by default none."""
@@ -127,7 +136,7 @@ class Task(ABC):
 
         Args:
             found: The fingerprint of the data.
-            saved: That of the data that the model was trained on.
+            saved: The fingerprint of the data that the model was trained on.
 
         Raises:
             ValueError: The sentence holds what differs.
@@ -138,7 +147,7 @@ class Task(ABC):
 
         Args:
             found: The fingerprint of the data that are here.
-            saved: That of the data that the run was trained on.
+            saved: The fingerprint of the data that the run was trained on.
 
         Raises:
             ValueError: The sentence holds what differs.
@@ -194,20 +203,17 @@ class Task(ABC):
 
     # What people ask of a trained model.
 
-    def sketch(
-        self, data: Any, model: Any, given: Mapping[str, Any]
-    ) -> tuple[Mapping[str, Any], Callable[[int], Tensor]]:
+    def sketch(self, data: Any, model: Any) -> tuple[Mapping[str, Any], Callable[[int], Tensor]]:
         """Return the fingerprint of the data, and what makes any number of inputs like theirs.
 
-        By default the data are loaded for it. A task that knows its data beforehand spares that.
+        By default the data are loaded for it. A task that knows beforehand what its data look like spares that.
 
         Args:
             data: The settings of the data.
             model: The settings of the model.
-            given: Parts of the fingerprint that are known.
         """
         part = self.load(data, model).train
-        return {**self.fingerprint(part), **given}, lambda count: next(self.evaluation_batches(part, count))[0]
+        return self.fingerprint(part), lambda count: next(self.evaluation_batches(part, count))[0]
 
     def find_files(self, folder: Path) -> list[Path]:
         """Return the files of a folder and of those in it that the model can be asked about; by default all."""
@@ -219,7 +225,7 @@ class Task(ABC):
         Args:
             model: The trained model, in evaluation mode.
             file: A file, which is read as the data of training were.
-            fingerprint: That of the data that the model was trained on.
+            fingerprint: The fingerprint of the data that the model was trained on.
             top: The number of answers, where there are several.
 
         Raises:

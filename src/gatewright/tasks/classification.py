@@ -28,9 +28,8 @@ from gatewright.data import (
     training_batches,
     write_examples,
 )
-from gatewright.data.images.config import SHAPES
 from gatewright.models import CnnConfig, DigitsConfig, ImageClassifier, ModelConfig, ResNetsConfig
-from gatewright.tasks.base import Batch, DataSplit, Task
+from gatewright.tasks.base import Batch, Task
 from gatewright.tasks.decision import EXACT, FROM_HERE, refused
 from gatewright.tasks.evaluation import Evaluation, LayerUse, Table
 
@@ -131,15 +130,6 @@ class Classification(Task):
     def load(self, data: DataConfig, model: ModelConfig) -> ImageSplits:
         """Load the images, and refuse those that are too small for the model before all of them are decoded."""
         return load_images(data, check=partial(_check_image_shape, model))
-
-    def describe_data(self, data: DataConfig, splits: ImageSplits) -> list[DataSplit]:
-        """Describe each part that has images; the digest is that of pixels, labels and names of the classes."""
-        parts = {"training": splits.train, "held-out": splits.holdout, "test": splits.test}
-        return [
-            DataSplit(name=data.name, source=data.source, split=split, num_items=len(images), digest=images.digest)
-            for split, images in parts.items()
-            if len(images)
-        ]
 
     def warnings(self, data: DataConfig, splits: ImageSplits) -> list[str]:
         """Say where there are too few images for what the settings ask for."""
@@ -248,17 +238,11 @@ class Classification(Task):
         """Write an image of each of the first classes, where there are no image files to try the model on yet."""
         return write_examples(part, folder) if data.name != "folder" else ()
 
-    def sketch(
-        self, data: DataConfig, model: ModelConfig, given: Mapping[str, Any]
-    ) -> tuple[Mapping[str, Any], Callable[[int], Tensor]]:
-        """Know shape and classes of a built-in data set, or be told them, without loading any images."""
-        shape, classes = data.known_shape or (None, None)
-        shape, classes = given.get("image_shape", shape), given.get("num_classes", classes)
-        if shape is None or classes is None:
-            raise ValueError(
-                f"A plan loads no images, so it knows shape and classes of {', '.join(SHAPES)} only; got the data "
-                f"set {data.name}. Set `image_shape` (channels, height, width) and `num_classes`."
-            )
+    def sketch(self, data: DataConfig, model: ModelConfig) -> tuple[Mapping[str, Any], Callable[[int], Tensor]]:
+        """Know shape and classes of a built-in data set without loading any images."""
+        if data.known_shape is None:
+            return super().sketch(data, model)
+        shape, classes = data.known_shape
         fingerprint = {"image_shape": shape, "class_names": [str(label) for label in range(classes)]}
         return fingerprint, lambda count: torch.rand(count, *shape)
 

@@ -15,7 +15,7 @@ class Decision:
     """Whether a setting may change in a run that is resumed.
 
     Args:
-        kind: One of the four.
+        kind: What becomes of the run.
         why: The reason for a refusal.
     """
 
@@ -28,8 +28,8 @@ class Change:
     """A setting that is not what it was.
 
     Args:
-        before: Its value in the steps so far.
-        now: Its value from here on.
+        before: The setting's value in the steps so far.
+        now: The setting's value from here on.
         epoch: Epochs that are complete.
         step: Optimizer steps made in the next one.
     """

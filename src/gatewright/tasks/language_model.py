@@ -1,7 +1,7 @@
 """Language modelling: a model that predicts each byte of a text from those before it."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,7 +27,7 @@ from gatewright.data import (
 )
 from gatewright.layers.base import moe_layers
 from gatewright.models import TransformerConfig
-from gatewright.tasks.base import Batch, DataSplit, Task
+from gatewright.tasks.base import Batch, Task
 from gatewright.tasks.evaluation import Evaluation, LayerUse
 from gatewright.tasks.spans import expert_spans
 
@@ -76,15 +76,6 @@ class LanguageModel(Task):
     def load(self, data: TextConfig, model: TransformerConfig) -> TextSplits:
         """Load the text; every model reads any text."""
         return load_text(data)
-
-    def describe_data(self, data: TextConfig, splits: TextSplits) -> list[DataSplit]:
-        """Describe each part that has documents; the digest is that of the bytes and of where documents begin."""
-        parts = {"training": splits.train, "held-out": splits.holdout, "test": splits.test}
-        return [
-            DataSplit(name=data.name, source=_source(data), split=split, num_items=len(text), digest=text.digest)
-            for split, text in parts.items()
-            if len(text)
-        ]
 
     def warnings(self, data: TextConfig, splits: TextSplits) -> list[str]:
         """Say where there is too little text for what the settings ask for."""
@@ -155,6 +146,10 @@ class LanguageModel(Task):
         """Find the spans of text that each expert is asked for most."""
         return {name: {"spans": spans} for name, spans in expert_spans(model, part).items()}
 
+    def sketch(self, data: TextConfig, model: TransformerConfig) -> tuple[Mapping[str, Any], Callable[[int], Tensor]]:
+        """Make windows of random bytes, since the model is the same for any text."""
+        return {}, lambda count: torch.randint(NUM_INPUTS, (count, data.context))
+
     def find_files(self, folder: Path) -> list[Path]:
         """Return all files of a folder, hidden ones left out."""
         return files_below(folder)
@@ -186,11 +181,11 @@ def generate(
     """Yield one byte after the other that goes on with a prompt.
 
     Args:
-        model: Reads bytes behind `BEGIN`, and returns the logits of each next byte; in evaluation mode.
+        model: A model that reads bytes behind `BEGIN` and returns the logits of each next byte, in evaluation mode.
         prompt: The beginning of the document; it may be empty.
-        length: How many bytes to generate.
-        context: How many of the last tokens the model looks back at.
-        temperature: What logits are divided by; 0 takes the likeliest byte always.
+        length: Number of bytes to generate.
+        context: Number of last tokens that the model looks back at.
+        temperature: Number that logits are divided by; 0 takes the likeliest byte always.
         seed: The seed of the draws.
     """
     generator, device = torch.Generator().manual_seed(seed), next(model.parameters()).device
@@ -200,9 +195,3 @@ def generate(
         scaled = (logits / temperature).softmax(-1) if temperature > 0 else F.one_hot(logits.argmax(), len(logits))
         tokens.append(int(scaled.float().multinomial(1, generator=generator)))
         yield bytes(tokens[-1:])
-
-
-def _source(data: TextConfig) -> str:
-    if data.path is not None:
-        return str(Path(data.path).expanduser().resolve())
-    return "Python's standard library" if data.name == "python" else "Hugging Face hub"

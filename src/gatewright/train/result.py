@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Size, Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
 
 from gatewright import metrics
 from gatewright.experts import GroupedFeedForward
 from gatewright.layers.base import RoutedLayer, moe_layers
+from gatewright.planner.measure import flop_counter
 from gatewright.routing import RoutingSums
 from gatewright.tasks import Batch, Evaluation, LayerUse, Task
 from gatewright.train.strategies.single import ALONE, Strategy
@@ -135,14 +135,12 @@ def _numel(parameter: nn.Parameter) -> int:
 def active_flops(model: nn.Module, inputs: Tensor, strategy: Strategy = ALONE) -> int:
     """Count the multiplications and additions of a batch's forward, which is really routed.
 
-    Counted by torch: matrix products and convolutions; an addition and a multiplication are two. Torch has no formula
-    for grouped matrix products, so these are counted here.
+    Counted by torch: matrix products, grouped ones among them, and convolutions; an addition and a multiplication are
+    two.
     """
     was_training = model.training
     model.eval()
-    grouped = (torch.ops.aten._grouped_mm, torch.ops.gatewright.grouped_mm_loop)
-    counting = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(grouped, _grouped_mm_flops))
-    with _by_torchs_products(model), counting as counter:
+    with _by_torchs_products(model), flop_counter() as counter:
         model(inputs[strategy.shard_batch(len(inputs))])
     model.train(was_training)
     total = torch.tensor(counter.get_total_flops())
@@ -160,11 +158,6 @@ def _by_torchs_products(model: nn.Module) -> Iterator[None]:
     yield
     for each, backend in zip(experts, chosen, strict=True):
         each.backend = backend
-
-
-def _grouped_mm_flops(rows: Size, weight: Size, *_: Any, **__: Any) -> int:
-    """Each row meets one expert's matrix."""
-    return 2 * rows[0] * weight[1] * weight[2]
 
 
 def versions() -> dict[str, str]:

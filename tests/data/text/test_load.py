@@ -31,7 +31,7 @@ def library(tmp_path, monkeypatch):
 
 def test_of_the_standard_library_every_fiftieth_file_is_the_test_set(library, tmp_path, capsys):
     splits = load(tmp_path, holdout=0.02)
-    assert [part.num_documents for part in (splits.train, splits.holdout, splits.test)] == [240, 5, 6]
+    assert [len(part.starts) for part in (splits.train, splits.holdout, splits.test)] == [240, 5, 6]
     names = [line.split(b"'")[1] for part in SPLITS for line in documents(getattr(splits, part))]
     assert len(set(names)) == 251
     assert b"json/__init__.py" in names
@@ -73,7 +73,7 @@ def test_a_single_file_is_cut_at_the_ends_of_lines(tmp_path, capsys):
     pieces = [piece for part in SPLITS for piece in documents(getattr(splits, part))]
     assert sorted(b"".join(pieces).splitlines(keepends=True)) == sorted(lines)
     assert all(piece.endswith(b"\n") for piece in pieces)
-    assert min(splits.holdout.num_documents, splits.test.num_documents) >= 1
+    assert min(len(splits.holdout.starts), len(splits.test.starts)) >= 1
     assert "every 50th" in capsys.readouterr().err
 
 

@@ -13,12 +13,12 @@ def augment(
     """Crop, translate and flip, as far as the config asks for it.
 
     Args:
-        images: a batch; not changed.
-        config: which changes, and how large.
-        generator: on the CPU; the result is a function of its state.
+        images: A batch, which stays as it is.
+        config: The changes to make, and their size.
+        generator: Generator on the CPU; the result is a function of its state.
 
     Raises:
-        ValueError: the translation is as large as the images.
+        ValueError: If the translation is as large as the images.
     """
     if config.crop < 1.0:
         images = random_crop(images, generator, config.crop)
@@ -45,7 +45,7 @@ def random_translate(
     This is padding by reflection (the edge pixel is not repeated) followed by a random crop of the old size.
 
     Raises:
-        ValueError: `pixels` is not less than a side, so that a reflection would not fill the rim.
+        ValueError: If `pixels` is not less than a side, so that a reflection would not fill the rim.
     """
     height, width = images.shape[-2:]
     if pixels >= min(height, width):
@@ -64,9 +64,9 @@ def random_crop(
     """Cut a random window out of each image and resize it, bilinearly, to the old size.
 
     Args:
-        images: a batch; not changed.
-        generator: on the CPU.
-        smallest: least share of each side that is kept, in (0, 1]; shares are uniform from it to 1, places uniform.
+        images: A batch, which stays as it is.
+        generator: Generator on the CPU.
+        smallest: Least share of each side that is kept, in (0, 1]; shares are uniform from it to 1, places uniform.
     """
     draws = torch.rand(3, len(images), generator=generator)
     share = smallest + (1 - smallest) * draws[0]
@@ -89,9 +89,9 @@ def _interpolation(
     """Build matrices that map a side to a window of it at full size.
 
     Args:
-        place: of the window, from 0 (at the start) to 1 (at the end).
-        share: of the side that the window covers.
-        side: in pixels.
+        place: Place of each window, from 0 (at the start) to 1 (at the end).
+        share: Share of the side that the window covers.
+        side: Length of the side in pixels.
     """
     start = place * (1 - share) * side
     # Pixel i covers [i, i + 1): its centre lies half a pixel further on.

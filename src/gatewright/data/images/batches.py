@@ -31,14 +31,14 @@ def training_batches(images: ImageSet, config: DataConfig, *, seed: int, epoch: 
     is dropped (see `num_batches`); the shuffle drops another one each epoch.
 
     Args:
-        images: the training images.
-        config: batch size and augmentation.
-        seed: of the run.
-        epoch: from 0.
-        start: number of batches of this epoch to skip.
+        images: The training images.
+        config: Batch size and augmentation.
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 0.
+        start: Number of batches of this epoch to skip.
 
     Raises:
-        ValueError: there are too few images for one batch, or `start` is beyond the epoch.
+        ValueError: If there are too few images for one batch, or `start` is beyond the epoch.
     """
     count = num_batches(len(images), config.batch_size)
     if not count:
@@ -56,7 +56,7 @@ def evaluation_batches(images: ImageSet, batch_size: int) -> Iterator[Batch]:
     """Iterate over every image exactly once, in order, in [0, 1]; the last batch may be short.
 
     Raises:
-        ValueError: `batch_size` is less than 1.
+        ValueError: If `batch_size` is less than 1.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more; got {batch_size}")

@@ -19,13 +19,13 @@ SHAPES = {"digits": ((1, 8, 8), 10), "cifar10": ((3, 32, 32), 10), "cifar100": (
 class AugmentConfig:
     """Random changes made to training images; the defaults make none.
 
-    Attributes:
-        flip: mirror each image left to right with probability one half.
-        translate: largest shift in pixels, either way, along each side; the rim is filled by reflection.
-        crop: smallest share of each side that a random crop keeps, in (0, 1]; the crop is resized back.
+    Args:
+        flip: Mirror each image left to right with probability one half.
+        translate: Largest shift in pixels, either way, along each side; the rim is filled by reflection.
+        crop: Smallest share of each side that a random crop keeps, in (0, 1]; the crop is resized back.
 
     Raises:
-        ValueError: a setting is out of range.
+        ValueError: If a setting is out of range.
     """
 
     flip: bool = False
@@ -37,18 +37,18 @@ class AugmentConfig:
 class DataConfig(BatchConfig):
     """A labelled image data set and how training reads it.
 
-    Attributes:
+    Args:
         name: `digits` (embedded), `cifar10`, `cifar100`, `folder`, or a Hugging Face data set such as `owner/name`.
-        path: a folder of parquet files in the hub's schema, or, for `folder`, of images sorted by split and class, or
+        path: A folder of parquet files in the hub's schema, or, for `folder`, of images sorted by split and class, or
             by class alone: see docs/data.md.
-        image_size: side in pixels to which every image is resized (centre crop); needed when the images differ in size.
-        holdout: share of the training images held out for choosing, in [0, 1), where the data set has no validation
+        image_size: Side in pixels to which every image is resized (centre crop); needed when the images differ in size.
+        holdout: Share of the training images held out for choosing, in [0, 1), where the data set has no validation
             split beside its test split; the test set is for the final figure.
-        cache: folder for decoded images; by default `$GATEWRIGHT_CACHE`, or else `~/.cache/gatewright`.
-        augment: random changes made to training images.
+        cache: Folder for decoded images; by default `$GATEWRIGHT_CACHE`, or else `~/.cache/gatewright`.
+        augment: Random changes made to training images.
 
     Raises:
-        ValueError: a setting is out of range, or `path` is missing or not wanted.
+        ValueError: If a setting is out of range, or `path` is missing or not wanted.
     """
 
     name: str = "digits"

@@ -22,14 +22,14 @@ def decode_image(path: str | Path, *, channels: int, size: tuple[int, int]) -> U
     """Decode one image file to the shape a model was trained on, by the rules of training.
 
     Args:
-        path: a PNG, JPEG or other image file.
+        path: A PNG, JPEG or other image file.
         channels: 1 for grey or 3 for RGB; the image is converted.
-        size: height and width; the image is resized to fill it and its overhang cut off evenly.
+        size: Height and width; the image is resized to fill it and its overhang cut off evenly.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ImportError: Pillow is not installed.
-        ValueError: the file is no image that can be decoded, or `channels` is neither 1 nor 3.
+        FileNotFoundError: If there is no such file.
+        ImportError: If Pillow is not installed.
+        ValueError: If the file is no image that can be decoded, or `channels` is neither 1 nor 3.
     """
     if channels not in MODES:
         raise ValueError(f"an image file decodes to 1 channel (grey) or 3 (RGB); got channels={channels}")
@@ -46,13 +46,13 @@ def decode_source(
     The sets are grey if every image is, and RGB otherwise. Transparency is ignored, and photographs are turned upright.
 
     Args:
-        source: the encoded images.
-        image_size: side of the square that images are resized to fill; None keeps their size, which must be the same.
-        check: called with the shape of the first image before the others are decoded; it may raise.
+        source: The encoded images.
+        image_size: Side of the square that images are resized to fill; None keeps their size, which must be the same.
+        check: Function that is called with the shape of the first image before the others are decoded; it may raise.
 
     Raises:
-        ImportError: Pillow is not installed.
-        ValueError: an image cannot be decoded, or sizes differ and `image_size` is None; the message names the file.
+        ImportError: If Pillow is not installed.
+        ValueError: If an image cannot be decoded, or sizes differ and `image_size` is None; the message names the file.
             Or there are no training or no test images.
     """
     if not source.train or not source.test:

@@ -18,7 +18,7 @@ def load_digits() -> ImageSplits:
     https://archive.ics.uci.edu/dataset/80
 
     Raises:
-        ImportError: scikit-learn is not installed.
+        ImportError: If scikit-learn is not installed.
     """
     pixels, labels = require("sklearn.datasets", "train").load_digits(return_X_y=True)
     images = torch.from_numpy(pixels).mul(255 / MAX_INK).round().to(torch.uint8).view(-1, 1, 8, 8)

@@ -13,7 +13,7 @@ def write_examples(images: ImageSet, folder: Path) -> list[Path]:
     """Write the first image of each of the first classes as a PNG file that is called after the class.
 
     Raises:
-        ImportError: Pillow is not installed.
+        ImportError: If Pillow is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     labels = images.labels.tolist()

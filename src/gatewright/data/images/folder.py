@@ -29,8 +29,9 @@ def read_folder(folder: Path) -> ImageSource:
     and does not say which file is broken.
 
     Raises:
-        FileNotFoundError: the folder, the training split, or the class folders of a split are missing.
-        ValueError: the splits have different classes, there is one class alone, or there are too few images of a class.
+        FileNotFoundError: If the folder, the training split, or the class folders of a split are missing.
+        ValueError: If the splits have different classes, there is one class alone, or there are too few images of a
+            class.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"data.path must be a folder of images sorted by class; there is no folder {folder}")

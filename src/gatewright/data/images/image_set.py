@@ -20,13 +20,13 @@ NUM_LEVELS = 256
 class ImageSet:
     """Labelled images of one size.
 
-    Attributes:
-        images: grey (1 channel) or RGB (3 channels), 0 to 255.
-        labels: positions in `class_names`.
-        class_names: one name per class.
+    Args:
+        images: Grey (1 channel) or RGB (3 channels), 0 to 255.
+        labels: Positions in `class_names`.
+        class_names: One name per class.
 
     Raises:
-        ValueError: labels and images differ in number, or a label is not a position in `class_names`.
+        ValueError: If labels and images differ in number, or a label is not a position in `class_names`.
     """
 
     images: UInt8[Tensor, "images channels height width"]
@@ -52,7 +52,7 @@ class ImageSet:
         """Return the images at these positions, in this order.
 
         Raises:
-            IndexError: a position is outside the set.
+            IndexError: If a position is outside the set.
         """
         return type(self)(self.images[index], self.labels[index], self.class_names)
 
@@ -69,11 +69,11 @@ class ImageSet:
 class ImageSplits:
     """The three parts of a data set, which share size, channels and classes.
 
-    Attributes:
-        train: the images to learn from.
-        holdout: images kept aside for choosing: the validation split, or else `DataConfig.holdout` of the training
+    Args:
+        train: The images to learn from.
+        holdout: Images kept aside for choosing: the validation split, or else `DataConfig.holdout` of the training
             images, which may be none.
-        test: for the final figure only.
+        test: The images for the final figure only.
     """
 
     train: ImageSet
@@ -105,7 +105,7 @@ def channel_statistics(images: ImageSet) -> tuple[Float[Tensor, " channels"], Fl
     The deviation is never less than one grey level, so that a constant channel can be divided by it.
 
     Raises:
-        ValueError: there are no images.
+        ValueError: If there are no images.
     """
     if not len(images):
         raise ValueError("channel statistics need at least 1 image; got 0: pass the training images")

@@ -30,16 +30,16 @@ def load_images(config: DataConfig, *, check: Callable[[Shape], None] = lambda s
     images come from if there is no test split, is said when the images are decoded.
 
     Args:
-        config: what to load, and the share to hold out.
-        check: called with the shape of the first image before the others are decoded; it may raise.
+        config: The settings of the data.
+        check: Function that is called with the shape of the first image before the others are decoded; it may raise.
 
     Raises:
-        ConnectionError: the hub cannot be reached; the message lists local alternatives.
-        FileNotFoundError: `config.path` or the training split in it is missing.
-        ImportError: a library of the `train` extra is not installed.
-        OSError: the cache cannot be written.
-        ValueError: the data are damaged, of the wrong schema, of one class or of several sizes; or no image is left to
-            train on.
+        ConnectionError: If the hub cannot be reached; the message lists local alternatives.
+        FileNotFoundError: If `config.path` or the training split in it is missing.
+        ImportError: If a library of the `train` extra is not installed.
+        OSError: If the cache cannot be written.
+        ValueError: If the data are damaged, of the wrong schema, of one class or of several sizes; or no image is left
+            to train on.
     """
     splits = load_digits() if config.name == "digits" else _load_cached(config, check)
     return splits if len(splits.holdout) else _hold_out(splits, config.holdout)
@@ -49,8 +49,8 @@ def local_files(config: DataConfig) -> list[Path] | None:
     """Find the files of a data set that lies here; None for one that is embedded or on the hub.
 
     Raises:
-        FileNotFoundError: `config.path` or the training split in it is missing.
-        ValueError: the files are not sorted as they must be; see docs/data.md.
+        FileNotFoundError: If `config.path` or the training split in it is missing.
+        ValueError: If the files are not sorted as they must be; see docs/data.md.
     """
     if config.path is None:
         return None

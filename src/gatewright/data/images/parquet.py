@@ -28,9 +28,9 @@ def read_parquet(files: SplitFiles) -> ImageSource:
     stands: `Dataset.from_parquet` would first write a second copy of them to a cache of its own.
 
     Raises:
-        ImportError: datasets is not installed.
-        ValueError: a file is damaged, has other columns or classes than it should, or has a row that is no image with
-            a label; the message names the file and the column or row. Or a split has no rows, or one class alone.
+        ImportError: If datasets is not installed.
+        ValueError: If a file is damaged, has other columns or classes than it should, or has a row that is no image
+            with a label; the message names the file and the column or row. Or a split has no rows, or one class alone.
     """
     columns = {file: _find_columns(file) for file in files.files}
     first = files.train[0]

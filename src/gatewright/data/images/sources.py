@@ -9,10 +9,10 @@ from pathlib import Path
 class EncodedImage:
     """One labelled image as it lies on disk.
 
-    Attributes:
-        place: the file, and the row where it applies, for error messages.
-        data: the bytes of a PNG, JPEG or other image file, or the path of one.
-        label: position of the class.
+    Args:
+        place: The file, and its row where it has rows, for error messages.
+        data: The bytes of a PNG, JPEG or other image file, or the path of one.
+        label: Position of the class.
     """
 
     place: str
@@ -24,12 +24,12 @@ class EncodedImage:
 class ImageSource:
     """The encoded images of every split and the names of their classes.
 
-    Attributes:
-        train: the images to learn from.
-        holdout: the images of a validation split; empty where there is none.
-        test: for the final figure.
-        class_names: one name per class.
-        notes: sentences that the user is told once, such as what was left out.
+    Args:
+        train: The images to learn from.
+        holdout: The images of a validation split; empty where there is none.
+        test: The images for the final figure.
+        class_names: One name per class.
+        notes: Sentences that the user is told once, such as what was left out.
     """
 
     train: Sequence[EncodedImage]
@@ -43,7 +43,7 @@ def refuse_one_class(source: ImageSource, folder: Path) -> None:
     """Refuse training images that leave nothing to tell apart.
 
     Raises:
-        ValueError: there are no two classes with training images.
+        ValueError: If there are no two classes with training images.
     """
     found = sorted({image.label for image in source.train})
     if len(found) < 2:

@@ -22,9 +22,9 @@ def stratified_split(
     nearest whole number, and no class is off by one or more.
 
     Args:
-        labels: class of each image.
-        share: part to hold, in [0, 1).
-        seed: of the shuffle; the same seed and labels give the same split.
+        labels: Class of each image.
+        share: Share of the images to hold, in [0, 1).
+        seed: Seed of the shuffle; the same seed and labels give the same split.
 
     Returns:
         The positions kept and the positions held, each ascending.

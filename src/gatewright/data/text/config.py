@@ -1,6 +1,7 @@
 """Which text to load, how to split it and how to batch it."""
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, PositiveInt
@@ -59,6 +60,13 @@ class TextConfig(BatchConfig):
             raise ValueError(
                 f"`data.column` is for a Hugging Face data set; got {self.column!r} with the name {self.name!r}."
             )
+
+    @property
+    def source(self) -> str:
+        """Origin of the text: a file or a folder, the standard library, or the hub."""
+        if self.path is not None:
+            return str(Path(self.path).expanduser().resolve())
+        return "Python's standard library" if self.name == "python" else "Hugging Face hub"
 
     @property
     def items_per_batch(self) -> int:

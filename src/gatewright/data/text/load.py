@@ -30,11 +30,12 @@ def load_text(config: TextConfig) -> TextSplits:
     there is no test split, is said when the text is read.
 
     Raises:
-        ConnectionError: The hub cannot be reached; the message lists local alternatives.
-        FileNotFoundError: `config.path` or the training split in it is missing, or the standard library's sources are.
-        ImportError: A library of the `train` extra is not installed.
-        OSError: The cache cannot be written.
-        ValueError: The data are damaged, of the wrong schema, or too little.
+        ConnectionError: If the hub cannot be reached; the message lists local alternatives.
+        FileNotFoundError: If `config.path` or the training split in it is missing, or the standard library's sources
+            are.
+        ImportError: If a library of the `train` extra is not installed.
+        OSError: If the cache cannot be written.
+        ValueError: If the data are damaged, of the wrong schema, or too little.
     """
     found = local_text_files(config)
     name = cache_name(f"text-{config.name}", [config.column, config.holdout], found.files if found else [])
@@ -56,8 +57,9 @@ def local_text_files(config: TextConfig) -> SplitFiles | None:
     """Find the files of a data set that lies here; None for one that is on the hub.
 
     Raises:
-        FileNotFoundError: `config.path` or the training split in it is missing, or the standard library's sources are.
-        ValueError: The files of a split lie in several folders, or have several names.
+        FileNotFoundError: If `config.path` or the training split in it is missing, or the standard library's sources
+            are.
+        ValueError: If the files of a split lie in several folders, or have several names.
     """
     if config.name == "python":
         return SplitFiles(standard_library_files())

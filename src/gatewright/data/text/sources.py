@@ -31,7 +31,7 @@ def standard_library_files() -> list[Path]:
     """Find the Python sources of the running interpreter's standard library, in order of their names.
 
     Raises:
-        FileNotFoundError: This Python was installed without them, as some small images and frozen programs are.
+        FileNotFoundError: If this Python was installed without them, as some small images and frozen programs are.
     """
     folder = Path(sysconfig.get_paths()["stdlib"])
     files = [file for file in files_below(folder) if file.suffix == ".py" and INSTALLED.isdisjoint(file.parts)]
@@ -47,7 +47,7 @@ def text_files(path: Path) -> SplitFiles:
     """Find a text file, or the files of a folder, sorted by split where its sub-folders are named after splits.
 
     Raises:
-        FileNotFoundError: There is no such file or folder, it holds no files, or it has splits but none to train on.
+        FileNotFoundError: If there is no such file or folder, it holds no files, or it has splits but none to train on.
     """
     if path.is_file():
         return SplitFiles([path])
@@ -84,8 +84,8 @@ def read_parquet_text(files: SplitFiles, column: str | None) -> TextSource:
     """Read every row of a column of strings as one document; rows without a text are left out.
 
     Raises:
-        ImportError: datasets is not installed.
-        ValueError: A file is damaged or has no such column, or there is nothing to train on.
+        ImportError: If datasets is not installed.
+        ValueError: If a file is damaged or has no such column, or there is nothing to train on.
     """
     train, holdout, test = (
         [row for file in part for row in _rows(file, column)] for part in (files.train, files.holdout, files.test)

@@ -49,11 +49,6 @@ class TextSet:
         """Return the number of bytes."""
         return len(self.content)
 
-    @property
-    def num_documents(self) -> int:
-        """Return the number of documents."""
-        return len(self.starts)
-
     @cached_property
     def is_start(self) -> Bool[Tensor, " bytes"]:
         """Whether each byte is the first of its document."""

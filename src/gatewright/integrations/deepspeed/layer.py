@@ -91,7 +91,9 @@ class DeepSpeedMoE(RoutedLayer):
         experts: nn.Module = self.theirs.deepspeed_moe.experts
         return experts
 
-    def forward(self, x: Float[Tensor, "*batch_and_item"]) -> Float[Tensor, "*batch_and_out"]:
+    def forward(  # type: ignore[override]  # DeepSpeed's gate looks at the items alone, and takes no mask.
+        self, x: Float[Tensor, "*batch_and_item"]
+    ) -> Float[Tensor, "*batch_and_out"]:
         """Mix experts by DeepSpeed's gate, and record the choice that it makes without noise."""
         items = self.flat_items(x).flatten(1)
         output: Tensor = self.theirs(items)[0]

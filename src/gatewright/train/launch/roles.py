@@ -9,7 +9,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from gatewright.experts import Experts
 from gatewright.routers import Router, Soft
-from gatewright.routers.base import Gate
+from gatewright.routers.gate import Gate
 
 Role = Literal["matrix", "filter", "stacked matrix", "stacked filter", "gate", "embedding", "norm", "bias", "other"]
 
