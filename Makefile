@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 PYTEST_WORKERS ?= logical
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 4 --dist worksteal
 
-.PHONY: install demo test test-all azure coverage check format promises notebooks docs-check clean
+.PHONY: install demo test test-all azure coverage check format promises notebooks docs-check bench clean
 
 install: $(VENV)/.installed
 
@@ -75,6 +75,17 @@ docs-check: install
 # On the digits, or on CIFAR-10: make notebooks GATEWRIGHT_CIFAR10=FOLDER; GATEWRIGHT_EPOCHS=1 is a short look.
 notebooks: install
 	@$(BIN)/python notebooks/execute.py
+
+# The benchmark of docs/benchmarks.md, on a GPU where there is one: about a quarter of an hour on an idle machine.
+BENCH := $(BIN)/python -m benchmarks
+bench: install
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[bench]'
+	@$(BENCH)
+	@$(BENCH) --profile
+	@$(BENCH).images
+	@$(BENCH).scaling
+	@$(BENCH).steps
+	@$(BENCH).page
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,81 +1,47 @@
-"""Time whole training steps of a language model: ``python3 -m benchmarks.steps``; figures go to ``$OUT/steps.json``.
+"""Time whole training steps, the optimizer's included, beside those of dense twins: ``python -m benchmarks.steps``.
 
-The mixture's steps, the optimizer's included, stand beside those of its dense twin, which has one expert per layer.
+On a CPU these are steps of the recipes python-lm and cifar10-resnets (on random images), and on a GPU those of a larger
+language model, compiled too. Data are made beforehand.
 """
 
-import json
-import os
-import statistics
-import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from gatewright import aux_loss, moe_layers
+from benchmarks.arms import go_by
+from benchmarks.command import chosen, parser
+from benchmarks.compare import say
+from benchmarks.results import record
+from benchmarks.scaling import milliseconds
+from benchmarks.timing import interleave, quartiles
+from gatewright import aux_loss
 from gatewright.models import TransformerConfig
 
-BATCH, LENGTH, STEPS, ROUNDS, WARM_UP = 64, 512, 6, 5, 3
-VOCABULARY = 257
+Step = Callable[[], object]
 MIXTURE = TransformerConfig(num_experts=8, top_k=2, num_layers=6, dim=384, num_heads=6, router="top-k")
-Step = Callable[[Tensor], Tensor]
+BATCH, LENGTH, VOCABULARY, WARM_UP = 64, 512, 257, 2
 
 
-@dataclass(frozen=True)
-class Arm:
-    """A model, and how it runs.
-
-    Args:
-        config: The model.
-        backend: Of its experts; ``"rows"`` makes layers dispatch rows, as they do where nothing is fused.
-        compiled: Whether torch.compile makes a program of it.
-    """
-
-    config: TransformerConfig
-    backend: str | None = None
-    compiled: bool = False
-
-
-DENSE = replace(MIXTURE, num_experts=1)
-ARMS = {
-    "dense": Arm(DENSE),
-    "dense compiled": Arm(DENSE, compiled=True),
-    "mixture rows": Arm(MIXTURE, "rows"),
-    "mixture torch": Arm(MIXTURE, "torch"),
-    "mixture triton": Arm(MIXTURE, "triton"),
-    "mixture compiled": Arm(MIXTURE, "triton", compiled=True),
-    "hashed triton": Arm(replace(MIXTURE, router="hashed"), "triton"),
-}
-
-
-def build(arm: Arm) -> nn.Module:
-    """Make an arm's model; every arm draws from the same seed."""
+def transformer_step(config: TransformerConfig, way: str | None, compiled: bool) -> Step:
+    """Return a training step in bfloat16 on a GPU: loss, backward, clipping and AdamW."""
     torch.manual_seed(0)
-    model = arm.config.build(VOCABULARY, 256, 256).cuda().train()
-    for _, layer in moe_layers(model):
-        if arm.backend == "rows":
-            layer.experts.register_forward_hook(lambda *_: None)
-        else:
-            layer.experts.backend = arm.backend
-    return model
-
-
-def make_step(arm: Arm) -> Step:
-    """Return a training step in bfloat16: loss, backward, clipping and AdamW."""
-    model = build(arm)
+    tokens = torch.randint(0, 256, (BATCH, LENGTH + 1), device="cuda")
+    tokens[:, 0] = 256
+    model = config.build(VOCABULARY, 256, 256).cuda().train()
+    go_by(model, way)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
-    forward = torch.compile(model) if arm.compiled else model
+    forward = torch.compile(model) if compiled else model
 
-    def step(tokens: Tensor) -> Tensor:
+    def step() -> Tensor:
         with torch.autocast("cuda", torch.bfloat16):
             logits = forward(tokens[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
-        if arm.backend is not None:
-            loss = loss + aux_loss(model)
+        loss = loss + aux_loss(model) if config.num_experts > 1 else loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
         optimizer.step()
@@ -85,46 +51,53 @@ def make_step(arm: Arm) -> Step:
     return step
 
 
-def warmed(name: str, arm: Arm, tokens: Tensor) -> Step | None:
+def transformer_steps() -> dict[str, Callable[[], Step]]:
+    """Return what makes the steps on a GPU."""
+    dense, hashed = replace(MIXTURE, num_experts=1), replace(MIXTURE, router="hashed")
+    return {
+        "dense": partial(transformer_step, dense, None, False),
+        "dense, compiled": partial(transformer_step, dense, None, True),
+        "mixture, rows": partial(transformer_step, MIXTURE, "rows", False),
+        "mixture, torch": partial(transformer_step, MIXTURE, "torch", False),
+        "mixture, triton": partial(transformer_step, MIXTURE, "triton", False),
+        "mixture, triton, compiled": partial(transformer_step, MIXTURE, "triton", True),
+        "hashed, triton": partial(transformer_step, hashed, "triton", False),
+    }
+
+
+def cases_of(device: str) -> list[tuple[str, Callable[[], dict[str, Callable[[], Step]]]]]:
+    """Return what makes the steps of every case."""
+    if device == "cuda":
+        return [("transformer", transformer_steps)]
+    from benchmarks.recipes import recipe_steps  # Their packages may be missing beside a GPU.
+
+    return [(name, partial(recipe_steps, name)) for name in ("python-lm", "cifar10-resnets")]
+
+
+def warmed(name: str, make: Callable[[], Step]) -> Step | None:
     """Return the step after some have run, or None where it failed, which is printed."""
     try:
-        step = make_step(arm)
-        losses = [step(tokens) for _ in range(WARM_UP)]
-        print(f"{name}: loss {losses[-1].item():.4f}", flush=True)
+        step = make()
+        for _ in range(WARM_UP):
+            step()
     except Exception:
-        print(f"{name} failed:", flush=True)
+        say(name, "failed:")
         traceback.print_exc()
         return None
     return step
 
 
-def milliseconds(step: Step, tokens: Tensor) -> float:
-    """Time some steps, from an idle device to an idle device."""
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(STEPS):
-        step(tokens)
-    torch.cuda.synchronize()
-    return (time.perf_counter() - start) / STEPS * 1e3
-
-
 def main() -> None:
-    """Warm every arm, time all in turn, and print medians."""
-    tokens = torch.randint(0, 256, (BATCH, LENGTH + 1), device="cuda")
-    tokens[:, 0] = 256
-    steps = {name: step for name, arm in ARMS.items() if (step := warmed(name, arm, tokens))}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(ROUNDS):
-        for name, step in steps.items():
-            times[name].append(milliseconds(step, tokens))
-    Path(os.environ.get("OUT", "."), "steps.json").write_text(json.dumps(times, indent=1))
-    medians = {name: statistics.median(each) for name, each in times.items()}
-    for name, median in medians.items():
-        ratios = ", ".join(f"{median / medians[twin]:.2f} of {twin}" for twin in list(ARMS)[:2] if twin in medians)
-        spread = f"{min(times[name]):.2f} to {max(times[name]):.2f}"
-        print(
-            f"{name}: {median:.2f} ms ({spread}), {BATCH * LENGTH / median / 1e3:.2f} M tokens/s, {ratios}", flush=True
-        )
+    """Warm every arm, time all in turn, and print quartiles."""
+    asked = parser("benchmarks.steps", __doc__, seconds=25.0).parse_args()
+    cases, device = cases_of(asked.device), torch.device(asked.device)
+    for case, arms in chosen(asked, cases, cases[0]):
+        steps = {name: step for name, make in arms().items() if (step := warmed(name, make))}
+        timed = {name: (lambda step=step: milliseconds(step, device)) for name, step in steps.items()}
+        found = {name: quartiles(times) for name, times in interleave(timed, asked.seconds).items()}
+        for name, (low, middle, high) in found.items():
+            say(f"{case}, {name:<28} {middle:8.2f} ms ({low:.2f} to {high:.2f})")
+        record("steps", case, asked.device, {"ms": found}, asked.output)
 
 
 if __name__ == "__main__":

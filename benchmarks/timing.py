@@ -1,5 +1,6 @@
 """Interleaved timings, and the memory that a step holds and needs, on a CPU or a CUDA device."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MOST_ROUNDS, FEWEST_ROUNDS = 25, 3
+MOST_ROUNDS, FEWEST_ROUNDS, QUICK = 25, 3, 0.5
 
 
 class Watch:
@@ -50,14 +51,22 @@ def step(arm: nn.Module, x: Tensor, gradient: Tensor) -> tuple[float, float]:
     return watch.milliseconds(start, between), watch.milliseconds(start, end)
 
 
+def warm(arm: Callable[[], Any]) -> float:
+    """Call an arm until it is warm, once if it is slow, and return the seconds that the last call took."""
+    took = math.inf
+    for _ in range(3):
+        start = time.perf_counter()
+        arm()
+        took = time.perf_counter() - start
+        if took > QUICK:
+            break
+    return took
+
+
 def interleave(arms: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[Any]]:
     """Call all arms in turn, each as often as its share of the seconds allows, and return what each returned."""
-    rounds = {}
-    for name, arm in arms.items():
-        start = time.perf_counter()
-        arm()  # It warms up.
-        fit = int(seconds / len(arms) / (time.perf_counter() - start))
-        rounds[name] = max(FEWEST_ROUNDS, min(MOST_ROUNDS, fit))
+    share = seconds / len(arms)
+    rounds = {name: max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(share / warm(arm)))) for name, arm in arms.items()}
     found: dict[str, list[Any]] = {name: [] for name in arms}
     most = max(rounds.values())
     for turn in range(most):

@@ -1,17 +1,19 @@
 """What holds for every test: shapes are checked while it runs, randomness is seeded, warnings are errors."""
 
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-
 import jaxtyping
 import pytest
 import torch
 
 from tests import typechecker
-from tests.ranks import Ranks
+from tests.ranks import Ranks, processes
 
 jaxtyping.install_import_hook("gatewright", f"{typechecker.__name__}.check")  # Before anything imports gatewright.
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # What is this small gains nothing from a second thread, and loses much on a busy machine.
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with what takes longest and starts processes: no worker ends alone, and few start the same processes."""
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("slow", "distributed")])
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +39,8 @@ def poisoned():
 
 @pytest.fixture(scope="session")
 def unhooked():
-    """Start a function in a process that never saw the import hook, whose wrappers torch.compile cannot trace."""
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    """Start a function in another process, without the import hook, whose wrappers torch.compile cannot trace."""
+    with processes(1) as pool:
         yield pool.submit
         pool.shutdown(cancel_futures=True)
 

@@ -1,4 +1,4 @@
-"""Processes that stay for the whole session: one group per world size runs all its cases."""
+"""Processes beside the tests' own: they never saw its import hook, and stay for the whole session."""
 
 from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
@@ -8,6 +8,14 @@ import torch
 import torch.distributed as dist
 
 TIMEOUT = 120
+IMPORTED_ONCE = ["gatewright.train", "torch._dynamo", "torch.distributed.fsdp", "torch.testing"]
+
+
+def processes(number, **options):
+    """Start processes that have torch and the package at once: one server imports them, and forks the others."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED_ONCE)
+    return ProcessPoolExecutor(number, mp_context=context, **options)
 
 
 def join(rank, world, store):
@@ -18,7 +26,7 @@ def join(rank, world, store):
 
 
 class Ranks:
-    """Groups of processes by size, started when first asked for."""
+    """Groups of processes by size, started when first asked for: each runs all cases of its world size."""
 
     def __init__(self, folder):
         self.folder, self.groups = folder, {}
@@ -26,10 +34,9 @@ class Ranks:
     def run(self, world, function, *args):
         """Run a function on every rank of a group; return each one's result."""
         if world not in self.groups:
-            context, store = get_context("spawn"), str(self.folder / f"store-{world}")
+            store = str(self.folder / f"store-{world}")
             self.groups[world] = [
-                ProcessPoolExecutor(1, mp_context=context, initializer=join, initargs=(rank, world, store))
-                for rank in range(world)
+                processes(1, initializer=join, initargs=(rank, world, store)) for rank in range(world)
             ]
         futures = [process.submit(function, *args) for process in self.groups[world]]
         return [future.result(timeout=2 * TIMEOUT) for future in futures]

@@ -6,12 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
 from benchmarks.arms import BASELINES, OURS, dense, module_loop
 from benchmarks.cases import QUICK, make_items, make_weights
 from benchmarks.compare import compare
+from benchmarks.images import ImageCase, measure_images
+from benchmarks.page import page
+from benchmarks.profile import Operations
+from benchmarks.scaling import measure_experts
 from benchmarks.timing import memory
 
 WEIGHTS = make_weights(QUICK, "cpu", torch.float32)
@@ -20,7 +25,8 @@ ITEMS = make_items(QUICK, WEIGHTS.gate)
 
 def test_every_arm_that_is_installed_computes_the_same_layer(tmp_path):
     command = [sys.executable, "-m", "benchmarks", "--quick", "--device", "cpu", "--output", str(tmp_path)]
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": "src"}, cwd=Path(__file__).parents[1])
+    paths = os.pathsep.join(["src", *filter(None, [os.environ.get("PYTHONPATH")])])
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": paths}, cwd=Path(__file__).parents[1])
     records = json.loads((tmp_path / "cpu.json").read_text())["layer"].values()
     assert {record["dtype"] for record in records} == {"float32", "bfloat16"}
     for record in records:
@@ -56,3 +62,56 @@ def test_memory_is_what_autograd_keeps_and_what_a_step_needs():
     hidden, parameters = 512 * 1024 * 4, 2 * 256 * 1024 * 4
     assert held == hidden  # ReLU and the second layer share it.
     assert hidden + parameters <= peak <= 4 * hidden + parameters
+
+
+def test_a_profile_counts_arithmetic_and_bytes_backward_too():
+    x, weight = torch.randn(32, 64), torch.randn(64, 16, requires_grad=True)
+    with Operations(x.device) as operations:
+        (x @ weight).backward(torch.ones(32, 16))
+    product = operations.found["mm"]
+    assert (product["calls"], product["flop"]) == (2, 2 * 2 * 32 * 64 * 16)
+    assert product["bytes"] == 2 * 4 * (32 * 64 + 64 * 16 + 32 * 16)
+
+
+def test_many_experts_are_timed_part_by_part_as_far_as_memory_allows(monkeypatch):
+    found = measure_experts(8, "cpu", seconds=0.01)
+    assert found["tokens"] == 8 * 64 // 2
+    assert list(found["ms"]) == ["layer", "router", "SGD", "AdamW, fused", "AdamW, foreach"]
+    monkeypatch.setattr("benchmarks.scaling.available", lambda device: 3e7)
+    found = measure_experts(8, "cpu", seconds=0.01)
+    assert list(found["ms"]) == ["layer", "router", "SGD"]
+    assert found["left_out"].keys() == {"AdamW, fused", "AdamW, foreach"}
+
+
+def test_padding_counts_for_deepspeeds_batch_norm_and_for_no_group_norm():
+    pytest.importorskip("deepspeed")
+    batch, group = (measure_images(ImageCase(5, 3, norm), "cpu", 0.01)["arms"] for norm in ("Batch", "Group"))
+    assert batch["gatewright"]["parity"]
+    assert group["gatewright"]["parity"]
+    assert group["deepspeed"]["parity"]
+    assert not batch["deepspeed"]["parity"]
+    assert "ms" not in batch["deepspeed"]
+
+
+def arm(ms, held=1.0):
+    return {"ms": [ms - 1, ms, ms + 1], "forward_ms": [1, 1, 1], "held_mb": held, "peak_mb": 2.0, "difference": 1e-7}
+
+
+def test_the_page_prints_losses_means_and_what_has_no_figure():
+    records = [
+        {"gatewright": arm(8.0), "peer": arm(2.0), "other": arm(16.0), "module loop": arm(4.0)},
+        {"gatewright": arm(4.0), "peer": {"left_out": "its masks would take 9 GB"}, "other": arm(4.0)},
+        {"gatewright": arm(4.0), "peer": {"difference": 0.5, "parity": False}, "other": arm(16.0)},
+    ]
+    about = {"hardware": "a machine", "threads": 2, "torch": "2"}
+    layer = {
+        str(number): {"case": f"case {number}", "dtype": "float32", "machine": about, "arms": arms}
+        for number, arms in enumerate(records)
+    }
+    text = page({"cpu": {"layer": layer}})
+    assert "a machine, 2 threads, torch 2" in text
+    assert "| case 0 | 8.00 (1.00) | 2.00 (1.00) | 16.00 (1.00) | 4.00 (1.00) | 4.00 | 4.00 |" in text
+    assert "| the best peer | 3 | 1.00 (4.00) |" in text  # 8 / 2, 4 / 4 and 4 / 16
+    assert "| peer | 1 | 4.00 (4.00) |" in text
+    assert "- peer: its masks would take 9 GB, at (case 1)." in text
+    assert "- peer: its numbers differ by 5e-01, at (case 2)." in text

@@ -28,7 +28,6 @@ for number in 0 1; do
 done
 for task in "${tasks[@]}"; do wait "$task" || exit $?; done
 """
-SCONTROL = "#!/usr/bin/env bash\necho localhost\n"
 QUIET = ("--tracking.no-enabled", "--tracking.log-interval", "1")
 GATEWRIGHT = f'#!/usr/bin/env bash\nexec {shlex.quote(sys.executable)} -m gatewright "$@"\n'
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from torch.utils.checkpoint import checkpoint
 
 from gatewright import Capacity, GroupedFeedForward, ModuleExperts, MoE, Soft, SoftMoE, TopK, aux_loss
 from tests.cases import make_router, two_layers
@@ -67,42 +66,6 @@ def test_forgetting_the_loss_fails_where_only_the_shared_expert_learns():
     moe = copy.deepcopy(moe)
     with pytest.raises(RuntimeError, match="auxiliary loss was taken"):
         moe(torch.randn(11, 8)).sum().backward()
-
-
-def test_autocast():
-    moe, x = with_shared("top-k"), torch.randn(11, 8)
-    plain = moe(x)
-    with torch.autocast("cpu", torch.bfloat16):
-        output = moe(x)
-    assert output.dtype == torch.bfloat16
-    assert_close(output.float(), plain, rtol=0.03, atol=0.03)
-
-
-def step(model, moe, x):
-    moe.zero_grad()
-    torch.manual_seed(1)
-    (model(x).square().sum() + aux_loss(moe)).backward()
-    return {name: p.grad for name, p in moe.named_parameters()}
-
-
-def test_checkpointing():
-    moe, x = with_shared(), torch.randn(11, 8)
-    expected = step(moe, moe, x)
-    for name, value in step(lambda x: checkpoint(moe, x, use_reentrant=False), moe, x).items():
-        assert_close(value, expected[name], msg=name)
-
-
-def compiled():
-    torch.manual_seed(0)
-    moe, x = with_shared(), torch.randn(11, 8)
-    expected = step(moe, moe, x)
-    actual = step(torch.compile(moe, backend="aot_eager", fullgraph=True), moe, x)
-    for name, value in actual.items():
-        assert_close(value, expected[name], rtol=1e-5, atol=1e-5, msg=name)
-
-
-def test_it_compiles_to_one_graph(run_unhooked):
-    run_unhooked(compiled)
 
 
 @pytest.mark.parametrize(

@@ -21,16 +21,9 @@ NOTHING = sums_of(torch.zeros(0, 4))
 
 
 def test_cv_squared_is_the_references():
-    for values in [[1.0, 2.0, 3.0], [0.0, 0.0, 8.0], [5.0], [0.0, 0.0], [1e-3, 2e-3], [1e6, 3e6]]:
+    for values in [[1.0, 2.0, 3.0], [0.0, 0.0, 8.0], [5.0], [0.0, 0.0], [3.0, 3.0, 3.0], [1e-3, 2e-3], [1e6, 3e6]]:
         values = torch.tensor(values)
         assert_close(cv_squared(values), reference.cv_squared(values))
-
-
-def test_cv_squared_corner_cases():
-    assert cv_squared(torch.full((7,), 3.0)) == 0
-    assert cv_squared(torch.tensor([42.0])) == 0
-    assert cv_squared(torch.zeros(5)) == 0
-    assert_close(cv_squared(torch.tensor([9.0, 0.0, 0.0])), torch.tensor(2.0))  # experts - 1: all on one
 
 
 def test_cv_squared_has_a_finite_gradient_in_the_corners():

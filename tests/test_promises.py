@@ -27,13 +27,6 @@ from tests.promises.places import PLACES, TABLES, make
 
 
 @pytest.fixture(scope="module")
-def graphs(unhooked, request):
-    """Ask other processes about every selected row, in advance."""
-    places = [item.callspec.params for item in request.session.items if item.originalname == "test_every_combination"]
-    return {(place["table"], place["row"]): unhooked(in_one_graph, place["table"], place["row"]) for place in places}
-
-
-@pytest.fixture(scope="module")
 def page():
     return PAGE.read_text(encoding="utf-8")
 
@@ -64,8 +57,8 @@ def rows():
 
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize(("table", "row"), [*rows()])
-def test_every_combination(graphs, page, table, row):
-    measured = measure(table, row, graphs[table, row].result)
+def test_every_combination(unhooked, page, table, row):
+    measured = measure(table, row, unhooked(in_one_graph, table, row).result)
     assert measured.answers() == promised(make(table, row)[0])
     assert not measured.too_large()
     written = parse(page)[0][table, row]

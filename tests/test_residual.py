@@ -27,13 +27,6 @@ def test_it_starts_at_half_the_mixture_and_half_the_branch(branch):
     assert_close(layer(x), (layer.moe(x) + kept) / 2)
 
 
-@pytest.mark.parametrize("bias", [30.0, -30.0])
-def test_the_shares_go_to_the_mixture_first_and_then_to_the_branch(bias):
-    layer, x = ResidualMixture(make_moe()), torch.randn(11, 8)
-    nn.init.constant_(layer.coefficient.bias[:1], bias)
-    assert_close(layer(x), layer.moe(x) if bias > 0 else x)
-
-
 def test_shares_are_those_of_each_item_and_add_up_to_1():
     layer, x = ResidualMixture(make_moe()), torch.randn(11, 8)
     nn.init.normal_(layer.coefficient.weight)

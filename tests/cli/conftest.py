@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from gatewright.cli import main
-from tests.train.runs import one_thread  # noqa: F401 the fixture works by being here
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +18,7 @@ def _own_folders(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="package")
-def trained(one_thread, tmp_path_factory):  # noqa: F811
+def trained(tmp_path_factory):
     """The folder of a run that the command line trained."""
     folder = tmp_path_factory.mktemp("trained") / "[bold] run"  # with what shells and rich take for their own
     flags = "--epochs 2 --tracking.no-enabled --tracking.log-interval 1"

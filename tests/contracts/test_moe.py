@@ -6,7 +6,6 @@ import pickle
 
 import pytest
 import torch
-from torch.testing import assert_close
 
 from gatewright import aux_loss
 from tests.cases import DISPATCHER_CASES, EXPERT_CASES, ROUTER_CASES, SOFT_CASES, make_moe, make_soft_moe, run
@@ -53,22 +52,6 @@ def save_and_load(moe):
     return twin
 
 
-@sparse
-def test_evaluation_never_depends_on_the_rest_of_the_batch(case):
-    """The same item alone, in the batch and in another order: the same experts, and the same output."""
-    for moe in layers(case):
-        moe.eval()
-        x, order = torch.randn(9, 8), torch.randperm(9)
-        with torch.no_grad():
-            joint, experts_of = run(moe, x), chosen(moe)
-            assert torch.equal(run(moe, x), joint)
-            assert_close(run(moe, x[order]), joint[order], rtol=0, atol=1e-6)
-            assert chosen(moe) == [experts_of[item] for item in order]
-            for item in (0, 4):
-                assert_close(run(moe, x[item : item + 1])[0], joint[item], rtol=0, atol=1e-6)
-                assert chosen(moe) == [experts_of[item]]
-
-
 @every
 def test_a_training_step_gives_every_parameter_a_gradient(case):
     for moe in layers(case):
@@ -111,24 +94,6 @@ def test_inference_mode_and_no_grad_compute_the_same(case):
                     outputs.append(run(moe, x).detach())
             assert torch.equal(outputs[0], outputs[1])
             assert torch.equal(outputs[0], outputs[2])
-
-
-@every
-def test_autocast(case):
-    """The experts compute in bfloat16, the router does not, and gradients are those of float32 parameters."""
-    for moe in layers(case):
-        x = torch.randn(12, 8)
-        torch.manual_seed(1)
-        expected, routing = run(moe, x), moe.routing
-        torch.manual_seed(1)
-        with torch.autocast("cpu", torch.bfloat16):
-            output = run(moe, x)
-            loss = output.float().sum() + aux_loss(moe)
-        loss.backward()
-        assert output.dtype == torch.bfloat16
-        assert torch.equal(moe.routing.weight, routing.weight)
-        assert_close(output.float(), expected, rtol=0.05, atol=0.05)
-        assert {parameter.grad.dtype for parameter in moe.parameters()} == {torch.float32}
 
 
 @every

@@ -119,12 +119,6 @@ def test_the_router_sees_standardised_features_of_its_own():
     assert (features.std(0, correction=0) - 1).abs().max() < 0.05
 
 
-def test_the_dense_twin_has_no_router():
-    model = on_meta(ResNetsConfig(num_experts=1, upcycle_epoch=3))
-    assert model.router_features is None
-    assert [*moe_layers(model)] == []
-
-
 def test_a_block_adds_to_its_input():
     for pooled_shortcut, (channels, stride) in product([True, False], [(4, 1), (6, 1), (4, 2), (6, 2)]):
         block = BasicBlock(4, channels, stride, pooled_shortcut=pooled_shortcut).eval()

@@ -167,14 +167,15 @@ def with_mask(layer, mask, x, features=None):
 
 
 def bfloat16(layer, x):
-    """How far the output under bfloat16 autocast is from float32's; infinitely, if a route or a gradient's type is.
+    """How far the output under bfloat16 autocast is from float32's; infinitely, if a route or a type is wrong.
 
-    Types of gradients are those of the parameters, whatever autocast computes in.
+    The output is of bfloat16, and gradients are of their parameters' type.
     """
     moe = next(moe for _, moe in moe_layers(layer))
     plain, weight = step(layer, layer, x), moe.routing.weight
     cast = step(layer, layer, x, autocast=True)
     types = {name: value.dtype for name, value in cast.items() if name not in ("output", "loss")}
-    if not torch.equal(moe.routing.weight, weight) or set(types.values()) != {torch.float32}:
+    right = cast["output"].dtype == torch.bfloat16 and set(types.values()) == {torch.float32}
+    if not right or not torch.equal(moe.routing.weight, weight) or moe.routing.weight.requires_grad:
         return float("inf")
     return differences(cast, plain)["output"]

@@ -12,7 +12,6 @@ from gatewright import MoE
 from gatewright.data import ImageSet, TextSet
 from gatewright.recipes import RECIPES, with_epochs
 from gatewright.tasks import task_named
-from gatewright.train import load_config, save_config
 from gatewright.train.phases import dense_phase
 from gatewright.train.step import TorchEngine
 
@@ -48,13 +47,6 @@ def test_it_bears_the_name_under_which_it_is_registered(name):
     assert RECIPES[name]().recipe == name
     assert RECIPES[name].__name__.replace("_", "-") == name
     assert RECIPES[name].__doc__
-
-
-@recipes
-def test_it_is_read_back_as_it_was_written(name, tmp_path):
-    config = RECIPES[name]()
-    save_config(config, tmp_path / "config.yaml")
-    assert load_config(tmp_path / "config.yaml") == config
 
 
 @recipes

@@ -91,15 +91,6 @@ def test_one_more_expert_takes_its_share_and_moves_no_other_key():
     assert abs(moved.float().mean() - 1 / 6) < 5 * (5 / 36 / NUM_KEYS) ** 0.5
 
 
-def test_the_same_key_gets_the_same_experts_in_any_batch_in_training_and_evaluation():
-    router, keys = Hashed(1, 5, 2, seed=3), torch.tensor([7, 1, 7, 9, 7])[:, None]
-    weights = dense_weights(router(keys))
-    assert torch.equal(weights[0], weights[2])
-    assert torch.equal(weights[0], weights[4])
-    assert torch.equal(dense_weights(router(keys[2:3])), weights[:1])
-    assert torch.equal(dense_weights(router.eval()(keys.flip(0))), weights.flip(0))
-
-
 def test_the_record_says_what_was_chosen():
     sums = Hashed(1, 5, 2)(torch.arange(30)[:, None]).sums
     assert_close(sums.probs, sums.tokens_per_expert / 2)

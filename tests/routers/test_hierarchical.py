@@ -148,22 +148,6 @@ def test_groups_of_one_expert_are_the_flat_gate():
     assert_close(routing.sums.router_z, expected.sums.router_z)
 
 
-class Later(BatchScope):
-    """The tokens of a second process, behind 8 of the first."""
-
-    def token_offset(self, num_tokens):
-        return 8
-
-
-def test_sums_are_additive_however_a_batch_is_split():
-    for shape in SHAPES:
-        router, features, key = make(shape), torch.randn(20, 6), torch.tensor(5)
-        joint = router(features, BatchScope(key))
-        first, second = router(features[:8], BatchScope(key)), router(features[8:], Later(key))
-        assert_close(torch.cat([dense_weights(first), dense_weights(second)]), dense_weights(joint))
-        assert_close((first.sums + second.sums).by_name(), joint.sums.by_name())
-
-
 def test_a_group_that_no_token_chose_has_load_0():
     router = make((6, 2, 3, 2), dim=1)
     with torch.no_grad():
@@ -286,11 +270,3 @@ def test_sizes_that_do_not_fit_are_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             Hierarchical(6, 8, 4, num_groups=num_groups, top_k_groups=top_k_groups)
-
-
-def test_a_float64_gate_makes_a_float64_record_of_float32_features():
-    for shape in [(9, 4, 3, 2), (5, 2, 1, 1), (5, 2, 5, 2)]:
-        routing = make(shape).double()(torch.randn(4, 6))
-        assert routing.weight.dtype == torch.float64
-        types = {value.dtype for value in routing.sums.by_name().values()}
-        assert types == {torch.float64, torch.int64}  # sums and counts

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from gatewright import TopK, reference
 from gatewright.losses import load_balance_loss, router_z_loss
+from tests.cases import dense_weights
 
 VARIANTS = [
     {"score": score, "score_after_top_k": after, "normalize": normalize}
@@ -18,12 +19,6 @@ VARIANTS = [
 ]
 
 
-def table(routing, top_k):
-    """Weights as (tokens, experts)."""
-    weight, expert_index = (values.view(top_k, -1).t() for values in (routing.weight, routing.expert_index))
-    return weight.new_zeros(len(weight), routing.num_experts).scatter(1, expert_index, weight)
-
-
 def test_every_variant_is_the_references():
     for variant, (num_experts, top_k) in product(VARIANTS, [(6, 1), (6, 2), (6, 5), (3, 3), (1, 1)]):
         with warnings.catch_warnings():
@@ -31,7 +26,7 @@ def test_every_variant_is_the_references():
             router = TopK(4, num_experts, top_k, **variant).double()
         features = torch.randn(21, 4, dtype=torch.float64)
         logits = features @ router.gate.weight.t()
-        assert_close(table(router(features), top_k), reference.top_k(logits, top_k, **variant), rtol=0, atol=1e-12)
+        assert_close(dense_weights(router(features)), reference.top_k(logits, top_k, **variant), rtol=0, atol=1e-12)
 
 
 def test_the_balance_loss_reads_probabilities_over_all_experts():

@@ -1,7 +1,7 @@
 import pytest
 
 from gatewright.train import train
-from tests.train.runs import digits_config, one_thread  # noqa: F401 the fixture works by being here
+from tests.train.runs import digits_config
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +18,7 @@ def folder(tmp_path):
 
 
 @pytest.fixture(scope="package")
-def finished(one_thread, tmp_path_factory):  # noqa: F811
+def finished(tmp_path_factory):
     """A finished run of the digits: its config, its folder and its result."""
     config = digits_config(tmp_path_factory.mktemp("finished") / "run", epochs=2, log_interval=5, optim={"lr": 5e-3})
     result, output = train(config)

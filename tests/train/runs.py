@@ -12,28 +12,19 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from gatewright.data import ImageSet
 from gatewright.models import ImageClassifier
+from gatewright.models.transformer import Transformer
 from gatewright.recipes import RECIPES
 from gatewright.train import TrackingConfig
 from gatewright.train.checkpoint.format import load_checkpoint, newest_checkpoint
 from gatewright.train.step import TorchEngine
 
 FIVE_STEPS = {"batch_size": 256, "holdout": 0.1}  # of 1,294 images, in an epoch that leaves some over
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread():
-    """Networks this small gain nothing from a second thread, and lose much where other programs keep a core busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def digits_config(output, *, optim=None, data=None, model=None, recipe="digits", log_interval=20, **changes):
@@ -148,7 +139,7 @@ def signal_at(forward, number=signal.SIGTERM):
     forwards = count(1)
 
     def send(module, images):
-        if isinstance(module, ImageClassifier) and module.training and next(forwards) == forward:
+        if isinstance(module, ImageClassifier | Transformer) and module.training and next(forwards) == forward:
             signal.raise_signal(number)
 
     hook = register_module_forward_pre_hook(send)

@@ -40,9 +40,7 @@ def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on(tmp_path):
     assert (tmp_path / "run" / "result.json").read_text() == result
 
 
-# MLflow's own SQL models use an SQLAlchemy option that SQLAlchemy 2.1 deprecates.
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
 def test_runs_at_once_from_nothing_end_with_their_results_in_one_store(tmp_path):
     mlflow = pytest.importorskip("mlflow")
     flags = ("--epochs", 1, "--data.batch-size", 256, "--tracking.log-interval", 1)

@@ -21,9 +21,7 @@ def run_of(**changes):
     ("model", "message"),
     [
         ({"router": "top-j"}, r"No router is called 'top-j'; did you mean 'top-k'\?"),
-        ({"router_options": {"jitter": 0.1}}, "router noisy-top-k is called 'jitter'. Known: gate_bias"),
         ({"router": "top-k", "router_options": {"jitter": 2.0}}, "jitter is at least 0 and below 1"),
-        ({"router": "top-k", "router_options": {"jitter": "much"}}, "jitter .* is a number; got 'much'"),
         ({"losses": {"lod": 0.1}}, r"No auxiliary loss is called 'lod'; did you mean 'load'\?"),
         ({"router": "soft", "dispatch": "capacity"}, "A capacity bounds what tokens send"),
     ],

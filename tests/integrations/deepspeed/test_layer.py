@@ -1,6 +1,5 @@
 """DeepSpeed's own layer as a part of our models: what it computes, and where it is refused."""
 
-import importlib.util
 from dataclasses import replace
 
 import pytest
@@ -13,14 +12,9 @@ from gatewright.integrations.deepspeed.layer import DeepSpeedMoE
 from gatewright.models import CnnConfig, ResNetsConfig
 from gatewright.recipes import RECIPES
 from gatewright.train.validate import validate
+from tests.integrations.deepspeed.runs import installed
 
-pytestmark = [
-    pytest.mark.distributed,
-    pytest.mark.skipif(
-        importlib.util.find_spec("deepspeed") is None,
-        reason="DeepSpeed is not installed: pip install 'gatewright[deepspeed]'",
-    ),
-]
+pytestmark = [pytest.mark.distributed, installed]
 ROOM = {"capacity_factor": 8.0, "eval_capacity_factor": 8.0, "min_capacity": 4}
 
 

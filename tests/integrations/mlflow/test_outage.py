@@ -14,9 +14,6 @@ from tests.train.runs import wait_until
 
 pytest.importorskip("mlflow")
 
-# MLflow's own SQL models use an SQLAlchemy option that SQLAlchemy 2.1 deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
-
 
 def test_what_was_logged_while_the_server_was_away_arrives(server, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("gatewright.train.tracking.retry_queue.AWAY_SECONDS", 120.0)

@@ -8,14 +8,6 @@ from gatewright.train.tracking.tracked import start_tracking
 
 pytest.importorskip("mlflow")
 
-# MLflow's own SQL models use an SQLAlchemy option that SQLAlchemy 2.1 deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _start_early(the_server):
-    """No test here needs the server; it starts in the meantime."""
-
 
 def test_the_default_is_a_quiet_sqlite_store_beside_the_runs(tmp_path, caplog, capfd):
     caplog.set_level(logging.INFO)

@@ -13,9 +13,6 @@ from tests.train.runs import FIVE_STEPS, digits_config, logged
 
 pytest.importorskip("mlflow")
 
-# MLflow's own SQL models use an SQLAlchemy option that SQLAlchemy 2.1 deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
-
 
 def test_a_run_is_readable_over_http(server, client, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
