@@ -2,6 +2,7 @@
 
 from gatewright.ops.feed_forward import routed_feed_forward
 from gatewright.ops.grouped_mm import expert_of_rows, grouped_mm
+from gatewright.ops.memory_format import in_memory_format, split_rows
 from gatewright.ops.registry import BACKENDS, backends
 from gatewright.ops.sinkhorn import sinkhorn
 from gatewright.ops.stable_sort import stable_sort
@@ -12,8 +13,10 @@ __all__ = [
     "backends",
     "expert_of_rows",
     "grouped_mm",
+    "in_memory_format",
     "routed_feed_forward",
     "sinkhorn",
+    "split_rows",
     "stable_sort",
     "wide_product",
 ]
