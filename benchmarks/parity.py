@@ -48,7 +48,13 @@ def trace(arm: nn.Module, x: Tensor, gradient: Tensor, clear: Tensor) -> Trace:
     output = arm(x)
     output.backward(gradient * clear[:, None])
     assert x.grad is not None
-    pairs = [(p.detach().double(), p.grad.double()) for p in arm.parameters() if p.grad is not None]
-    sizes = torch.stack([torch.stack([g.square().sum(), (p * g).sum(), p.square().sum()]) for p, g in pairs]).sum(0)
-    weights = torch.stack([sizes[0].sqrt(), sizes[1] / sizes[2].sqrt()])
+    products = torch.stack([products_of(each) for each in arm.parameters() if each.grad is not None]).sum(0)
+    weights = torch.stack([products[0].sqrt(), products[1] / products[2].sqrt()])
     return Trace(output.detach().double()[clear], x.grad.double()[clear], weights)
+
+
+def products_of(parameter: Tensor) -> Tensor:
+    """Return the squared norm of a gradient, its product with the parameter, and the parameter's squared norm."""
+    assert parameter.grad is not None
+    value, gradient = parameter.detach().double(), parameter.grad.double()
+    return torch.stack([gradient.square().sum(), (value * gradient).sum(), value.square().sum()])
