@@ -84,3 +84,8 @@ def outside_transforms() -> Iterator[None]:
 def _level() -> int:
     level: int | None = _functorch.maybe_current_level()
     return 0 if level is None else level
+
+
+def num_holders(tensor: Tensor) -> int:
+    """Count the tensors that hold the memory of one, itself included."""
+    return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) - 1  # Without the storage asked for here.

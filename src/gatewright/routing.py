@@ -194,7 +194,7 @@ def flat_routing(
         load=tokens_per_expert.to(logits.dtype) if load is None else real_only(load, mask).sum(0),
         probs=real_only(probs, mask).sum(0),
         router_z=real_only(logits.logsumexp(-1).square(), mask).sum(),
-        entropy=real_only(torch.special.entr(probs), mask).sum(),
+        entropy=real_only(_entropies(probs), mask).sum(),
         dropped=count(()),
     )
     return Routing(token_index, expert_index, weight, sums, logits, probs)
@@ -203,6 +203,11 @@ def flat_routing(
 def real_only(values: Num[Tensor, "tokens *item"], mask: Mask, other: float = 0) -> Num[Tensor, "tokens *item"]:
     """Put another value, such as 0, in place of what is not a real token's; without a mask all are."""
     return values if mask is None else values.masked_fill(~mask.view(-1, *[1] * (values.dim() - 1)), other)
+
+
+def _entropies(probs: Float[Tensor, "tokens experts"]) -> Float[Tensor, "tokens experts"]:
+    """Return ``-p log p``, which is 0 for 0; `torch.special.entr` takes four times as long on a CPU."""
+    return -probs * probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
 
 
 def _per_expert(values: Tensor, expert_index: Tensor, num_experts: int) -> Num[Tensor, " experts"]:

@@ -104,11 +104,17 @@ def down_backward(
 
 
 def weight_gradient(
-    left: Tensor, right: Tensor, token_index: Tensor, ends: Tensor, gathered: str, tiles: Tiles | None = None
+    left: Tensor,
+    right: Tensor,
+    token_index: Tensor,
+    ends: Tensor,
+    gathered: str,
+    out: Tensor | None = None,
+    tiles: Tiles | None = None,
 ) -> Tensor:
     """Sum the outer products of each expert's rows; one side, named by `gathered`, is in the order of tokens."""
     height, width, num_experts = left.shape[1], right.shape[1], ends.shape[0]
-    product = left.new_empty(num_experts, height, width)
+    product = left.new_empty(num_experts, height, width) if out is None else out
     tiles = tiles or _square_tiles(height, width, token_index.shape[0], num_experts)
     blocks = triton.cdiv(height, tiles.rows) * triton.cdiv(width, tiles.columns)
     kernels.weight_gradient[blocks, num_experts](

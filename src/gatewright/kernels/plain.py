@@ -1,6 +1,7 @@
 """What the Triton kernels compute, in plain torch: the back-end `torch`, on any device."""
 
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -30,7 +31,8 @@ def up(
 ) -> tuple[Float[Tensor, "saved hidden"], Float[Tensor, "assignments ffn"]]:
     """Return ``hidden = x[token] W_in``, if it is to be saved, and ``weight * activation(hidden)``."""
     hidden = grouped(x.index_select(0, token_index), weight_in, ends)
-    return hidden if save else hidden[:0].clone(), _weigh(activate(hidden, activation), weight)
+    activated = activate(hidden, activation)
+    return hidden if save else hidden[:0].clone(), _weigh_exactly(activated, weight)
 
 
 def grouped(
@@ -41,15 +43,18 @@ def grouped(
     """Multiply the rows of each expert by its matrix; every row is some expert's."""
     if _torch_takes(rows, *matrices.shape[1:]):
         return F.grouped_mm(rows, matrices, offs=ends)
-    groups = zip(_groups(rows, ends), matrices.unbind(), strict=True)
-    return torch.cat([group @ matrix for group, matrix in groups])
+    product = rows.new_empty(rows.shape[0], matrices.shape[2])
+    runs = _runs(ends)
+    for left, matrix, out in zip(_by_run(rows, runs), _of_run(matrices, runs), _by_run(product, runs), strict=True):
+        torch.bmm(left, matrix, out=out)
+    return product
 
 
 def gather_sum(
     rows: Float[Tensor, "assignments dim"], row_index: Int[Tensor, "top_k tokens"]
 ) -> Float[Tensor, "tokens dim"]:
-    """Add up each token's rows in at least float32."""
-    return rows[row_index].sum(0, dtype=torch.promote_types(rows.dtype, torch.float32)).to(rows.dtype)
+    """Add up each token's rows in at least float32, in one pass."""
+    return F.embedding_bag(row_index.t().contiguous(), rows, mode="sum")
 
 
 def down_backward(
@@ -68,9 +73,9 @@ def down_backward(
         ``s = gradient[token] W_out^T``, the sum of ``s * activation(hidden)`` over each row.
     """
     slope = grouped(gradient.index_select(0, token_index), weight_out.transpose(1, 2), ends)
-    activated = activate(hidden, activation)
-    weight_gradient = (slope * activated).sum(-1, dtype=weight.dtype)
-    return _activate_backward(_weigh(slope, weight), hidden, activation), _weigh(activated, weight), weight_gradient
+    hidden_gradient, activated = _activate_backward(slope, hidden, activation)
+    weight_gradient = slope.mul_(activated).sum(-1).to(weight.dtype)
+    return _weigh(hidden_gradient, weight), _weigh(activated, weight), weight_gradient
 
 
 def weight_gradient(
@@ -79,40 +84,81 @@ def weight_gradient(
     token_index: Int[Tensor, " assignments"],
     ends: Int[Tensor, " experts"],
     gathered: str,
+    out: Float[Tensor, "experts height width"] | None = None,
 ) -> Float[Tensor, "experts height width"]:
-    """Sum the outer products of each expert's rows; one side, named by `gathered`, is in the order of tokens."""
+    """Sum the outer products of each expert's rows, into `out` if it is given.
+
+    One side, named by `gathered`, is in the order of tokens.
+    """
     if gathered == "left":
         left = left.index_select(0, token_index)
     else:
         right = right.index_select(0, token_index)
+    out = left.new_empty(ends.shape[0], left.shape[1], right.shape[1]) if out is None else out
     if _torch_takes(left, left.shape[1], right.shape[1]):
-        return F.grouped_mm(left.t(), right, offs=ends)
-    groups = zip(_groups(left, ends), _groups(right, ends), strict=True)
-    return torch.stack([one.t() @ other for one, other in groups])
+        return out.copy_(F.grouped_mm(left.t(), right, offs=ends))
+    runs = _runs(ends)
+    for one, other, product in zip(_by_run(left, runs), _by_run(right, runs), _of_run(out, runs), strict=True):
+        torch.bmm(one.transpose(1, 2), other, out=product)
+    return out
 
 
 def _torch_takes(rows: Tensor, *sizes: int) -> bool:
-    """Torch's grouped GEMM wants rows of 16 bytes, and some; float32 only on CPU."""
-    dtypes = (torch.bfloat16, torch.float32) if rows.device.type == "cpu" else (torch.bfloat16,)
+    """Torch's grouped GEMM wants bfloat16 rows of 16 bytes; on a CPU it is a loop, for which nothing is gained."""
     aligned = all(size * rows.element_size() % 16 == 0 for size in sizes)
-    return rows.dtype in dtypes and aligned and rows.shape[0] > 0
+    return rows.device.type != "cpu" and rows.dtype == torch.bfloat16 and aligned and rows.shape[0] > 0
 
 
-def _groups(rows: Tensor, ends: Tensor) -> list[Tensor]:
-    return [rows[start:end] for start, end in pairwise([0, *ends.tolist()])]
+def experts_per_product(rows_per_expert: float) -> int:
+    """Return how many experts' rows are multiplied in one batched product at most, which takes longer beyond."""
+    return max(8, int(1024 / max(rows_per_expert, 1)))
+
+
+def _runs(ends: Tensor) -> list[tuple[int, int]]:
+    """Return the runs of experts with as many rows each, as how many they are and how many rows each has."""
+    runs: list[tuple[int, int]] = []
+    for length, experts in groupby(ends.diff(prepend=ends.new_zeros(1)).tolist()):
+        most, count = experts_per_product(length), len(list(experts))
+        runs += [(min(most, left), length) for left in range(count, 0, -most)]
+    return runs
+
+
+def _by_run(rows: Tensor, runs: list[tuple[int, int]]) -> list[Tensor]:
+    parts = rows.split([experts * length for experts, length in runs])
+    return [part.view(*run, rows.shape[1]) for part, run in zip(parts, runs, strict=True)]
+
+
+def _of_run(matrices: Tensor, runs: list[tuple[int, int]]) -> Sequence[Tensor]:
+    parts: Sequence[Tensor] = matrices.split([experts for experts, _ in runs])
+    return parts
+
+
+def _weigh_exactly(rows: Tensor, weight: Tensor) -> Tensor:
+    """Multiply rows by their weights in place, rounding once.
+
+    In half precision the weights are split into two numbers of the rows' type, since products of mixed types are slow.
+    """
+    weight, coarse = weight[:, None], weight[:, None].to(rows.dtype)
+    if rows.itemsize >= weight.itemsize:
+        return rows.mul_(coarse)
+    return torch.addcmul(rows * (weight - coarse).to(rows.dtype), rows, coarse, out=rows)
 
 
 def _weigh(rows: Tensor, weight: Tensor) -> Tensor:
-    """Multiply rows by their weights, rounding once and without a wider copy."""
-    return torch.mul(rows, weight[:, None], out=torch.empty_like(rows))
+    """Multiply rows by their weights in place, in the rows' type, as suits gradients."""
+    return rows.mul_(weight[:, None].to(rows.dtype))
 
 
-def _activate_backward(gradient: Tensor, hidden: Tensor, activation: str) -> Tensor:
+def _activate_backward(gradient: Tensor, hidden: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """Return the gradient of the hidden values, and what the activation makes of them."""
     if activation == "swiglu":
-        gate, lift = hidden.chunk(2, dim=-1)
-        of_gate = torch.ops.aten.silu_backward(gradient * lift, gate)
-        return torch.cat([of_gate, gradient * F.silu(gate)], -1)
+        slopes = torch.empty_like(hidden)
+        (of_gate, of_lift), (gate, lift) = slopes.chunk(2, dim=-1), hidden.chunk(2, dim=-1)
+        activated = F.silu(gate)
+        torch.mul(gradient, activated, out=of_lift)
+        torch.mul(gradient, lift, out=of_gate)
+        torch.ops.aten.silu_backward.grad_input(of_gate, gate, grad_input=of_gate)
+        return slopes, activated.mul_(lift)
     if activation == "gelu":
-        slope: Tensor = torch.ops.aten.gelu_backward(gradient, hidden)
-        return slope
-    return gradient.where(hidden > 0, 0)
+        return torch.ops.aten.gelu_backward(gradient, hidden), F.gelu(hidden)
+    return gradient.where(hidden > 0, 0), F.relu(hidden)

@@ -2,6 +2,8 @@
 
 from gatewright.ops.feed_forward import routed_feed_forward
 from gatewright.ops.grouped_mm import expert_of_rows, grouped_mm
+from gatewright.ops.memory import GradientMemory
+from gatewright.ops.padding import pad
 from gatewright.ops.registry import BACKENDS, backends
 from gatewright.ops.sinkhorn import sinkhorn
 from gatewright.ops.stable_sort import stable_sort
@@ -9,9 +11,11 @@ from gatewright.ops.wide_product import wide_product
 
 __all__ = [
     "BACKENDS",
+    "GradientMemory",
     "backends",
     "expert_of_rows",
     "grouped_mm",
+    "pad",
     "routed_feed_forward",
     "sinkhorn",
     "stable_sort",

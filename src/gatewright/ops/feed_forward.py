@@ -5,6 +5,7 @@ backward needs is gathered or computed again, as in SonicMoE: https://arxiv.org/
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from gatewright.kernels.plain import activate
 from gatewright.ops.grouped_mm import grouped_mm
+from gatewright.ops.memory import GradientMemory
 from gatewright.ops.registry import BACKENDS, Kernels, choose_backend
 
 
@@ -26,6 +28,7 @@ def routed_feed_forward(
     tokens_per_expert: Int[Tensor, " experts"],
     activation: str,
     backend: str | None = None,
+    memory: GradientMemory | None = None,
 ) -> Float[Tensor, "tokens dim"]:
     """``y = sum_i weight_i activation(x W_in,i) W_out,i`` over each token's experts.
 
@@ -36,9 +39,10 @@ def routed_feed_forward(
         weight: The weight of each assignment, sorted by expert.
         token_index: The token of each assignment, sorted by expert.
         row_index: The places of each token's assignments in this order.
-        tokens_per_expert: How many assignments each expert has; none is dropped.
+        tokens_per_expert: How many assignments each expert has; none is dropped. Some may be padding.
         activation: ``"gelu"``, ``"relu"`` or ``"swiglu"``.
         backend: Name in `BACKENDS`; None takes the first that can.
+        memory: Where the gradients of both matrices go, if the memory of the last ones is to be used again.
 
     Raises:
         ValueError: If the back-end given does not take the items.
@@ -48,7 +52,9 @@ def routed_feed_forward(
     matrices = (_dense(matrix, BACKENDS[backend].transposed) for matrix in (weight_in, weight_out))
     parts = (x.contiguous(), *matrices, weight.contiguous())
     save = torch.is_grad_enabled() and any(part.requires_grad for part in parts)
-    run: Callable[..., Any] = _forward if torch.compiler.is_compiling() else _Routed.apply
+    run: Callable[..., Any] = (
+        _forward if torch.compiler.is_compiling() else partial(_Routed.apply, memory or GradientMemory())
+    )
     output: Tensor = run(*parts, token_index, row_index, ends, activation, backend, save)[0]
     return output
 
@@ -99,25 +105,47 @@ def _run_backward(
     activation: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _backward_into(
+        torch.empty_like(weight_in), torch.empty_like(weight_out), gradient, x, weight_in, weight_out, weight,
+        token_index, row_index, ends, hidden, activation, backend,
+    )  # fmt: skip
+
+
+def _backward_into(
+    of_in: Tensor,
+    of_out: Tensor,
+    gradient: Tensor,
+    x: Tensor,
+    weight_in: Tensor,
+    weight_out: Tensor,
+    weight: Tensor,
+    token_index: Tensor,
+    row_index: Tensor,
+    ends: Tensor,
+    hidden: Tensor,
+    activation: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     kernels = BACKENDS[backend].kernels()
     with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
         of_hidden, activated, of_weight = kernels.down_backward(
             gradient, weight_out, hidden, weight, token_index, ends, activation
         )
-        of_out = _weight_gradient(kernels, weight_out, activated, gradient, token_index, ends, "right")
-        of_in = _weight_gradient(kernels, weight_in, x, of_hidden, token_index, ends, "left")
+        _weight_gradient(kernels, of_out, activated, gradient, token_index, ends, "right")
+        _weight_gradient(kernels, of_in, x, of_hidden, token_index, ends, "left")
         of_x = kernels.gather_sum(kernels.grouped(of_hidden, weight_in.transpose(1, 2), ends), row_index)
     return of_x, of_in, of_out, of_weight
 
 
 def _weight_gradient(
-    kernels: Kernels, matrices: Tensor, left: Tensor, right: Tensor, token_index: Tensor, ends: Tensor, gathered: str
-) -> Tensor:
-    """Return the gradient of matrices with their strides, so that autograd accumulates it without a copy."""
-    if matrices.is_contiguous():
-        return kernels.weight_gradient(left, right, token_index, ends, gathered)
-    other = "left" if gathered == "right" else "right"
-    return kernels.weight_gradient(right, left, token_index, ends, other).mT
+    kernels: Kernels, out: Tensor, left: Tensor, right: Tensor, token_index: Tensor, ends: Tensor, gathered: str
+) -> None:
+    """Write the gradient of matrices, which has their strides, so that autograd accumulates it without a copy."""
+    if out.is_contiguous():
+        kernels.weight_gradient(left, right, token_index, ends, gathered, out)
+    else:
+        other = "left" if gathered == "right" else "right"
+        kernels.weight_gradient(right, left, token_index, ends, other, out.mT)
 
 
 # Operators, so that torch.compile sees them whole; without it their wrappers would cost more than small products do.
@@ -172,32 +200,39 @@ def _operator_backward(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> t
     return (*found, *[None] * 6)
 
 
-def _backward(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    if gradient is None:  # Nothing that is asked for depends on the output.
-        return (None,) * 10
-    *inputs, hidden = ctx.saved_tensors
-    if torch.is_grad_enabled():  # A derivative of this one may be asked for.
-        return (*_differentiable_gradients(ctx, gradient, inputs), *[None] * 6)
-    run: Callable[..., Any] = _run_backward
-    return (*run(gradient.contiguous(), *inputs, hidden, ctx.activation, ctx.backend), *[None] * 6)
-
-
 def _differentiable_gradients(ctx: Any, gradient: Tensor, inputs: list[Tensor]) -> list[Tensor | None]:
     *parts, token_index, _, ends = inputs
     parts = [part.view_as(part) for part in parts]  # No gradient arrives at the leaves here, whose hooks would take it.
-    wanted = [part for part, needed in zip(parts, ctx.needs_input_grad[:4], strict=True) if needed]
+    wanted = [part for part, needed in zip(parts, ctx.needs_input_grad[1:5], strict=True) if needed]
     x, weight_in, weight_out, weight = parts
     output = specification(x, weight_in, weight_out, weight, token_index, ends, ctx.activation)
     found = iter(torch.autograd.grad(output, wanted, gradient, create_graph=True))
-    return [next(found) if needed else None for needed in ctx.needs_input_grad[:4]]
+    return [next(found) if needed else None for needed in ctx.needs_input_grad[1:5]]
 
 
 _forward.register_autograd(_operator_backward, setup_context=_save)
 
 
 class _Routed(torch.autograd.Function):
-    """The same without an operator's wrappers."""
+    """The same without an operator's wrappers, with the memory of its last gradients."""
 
-    forward = staticmethod(_run_forward)
-    setup_context = staticmethod(_save)
-    backward = staticmethod(_backward)
+    @staticmethod
+    def forward(memory: GradientMemory, *inputs: Any) -> tuple[Tensor, Tensor]:
+        return _run_forward(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.memory, *others = inputs
+        _save(ctx, tuple(others), output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None:  # Nothing that is asked for depends on the output.
+            return (None,) * 11
+        *inputs, hidden = ctx.saved_tensors
+        if torch.is_grad_enabled():  # A derivative of this one may be asked for.
+            return (None, *_differentiable_gradients(ctx, gradient, inputs), *[None] * 6)
+        into = (ctx.memory.empty_like("in", inputs[1]), ctx.memory.empty_like("out", inputs[2]))
+        run: Callable[..., Any] = _backward_into
+        found = run(*into, gradient.contiguous(), *inputs, hidden, ctx.activation, ctx.backend)
+        return (None, *found, *[None] * 6)

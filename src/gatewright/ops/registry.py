@@ -21,7 +21,7 @@ class Kernels(Protocol):
     grouped: Callable[[Tensor, Tensor, Tensor], Tensor]
     gather_sum: Callable[[Tensor, Tensor], Tensor]
     down_backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, str], tuple[Tensor, Tensor, Tensor]]
-    weight_gradient: Callable[[Tensor, Tensor, Tensor, Tensor, str], Tensor]
+    weight_gradient: Callable[[Tensor, Tensor, Tensor, Tensor, str, Tensor], Tensor]
 
 
 @dataclass(frozen=True)

@@ -72,4 +72,5 @@ class TopK(Router):
         weight = score_logits(top.values, self.score) if self.score_after_top_k else scores.gather(-1, top.indices)
         if self.normalize:
             weight = normalized(weight)
-        return top_k_routing(top.indices, weight, logits, normalized(scores), mask=mask)
+        probs = scores if self.score == "softmax" else normalized(scores)
+        return top_k_routing(top.indices, weight, logits, probs, mask=mask)
