@@ -34,7 +34,7 @@ def refuse_copies(what: str, numbers: int, weights: Weights) -> None:
 
 
 class FeedForward(nn.Module):
-    """One expert."""
+    """One expert, or a stack of experts on groups of one length."""
 
     def __init__(self, up: Tensor, down: Tensor, activation: str) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Stacked(Routed):
 
     def __init__(self, case: Case, weights: Weights) -> None:
         super().__init__(weights.gate, case.top_k)
-        self.case, self.up, self.down = case, nn.Parameter(weights.up.clone()), nn.Parameter(weights.down.clone())
+        self.case, self.experts = case, FeedForward(weights.up, weights.down, case.activation)
 
     def slots(self, index: Tensor) -> tuple[Tensor, int]:
         """Return each assignment's place in its expert's group, and the length of the longest group."""
@@ -111,10 +111,6 @@ class Stacked(Routed):
         counts = torch.bincount(expert, minlength=self.case.experts)
         place = torch.arange(len(order), device=index.device) - (counts.cumsum(0) - counts)[expert[order]]
         return torch.empty_like(place).scatter_(0, order, place), int(counts.max())
-
-    def products(self, rows: Tensor) -> Tensor:
-        """Run all experts on groups of one length."""
-        return activate(rows @ self.up, self.case.activation) @ self.down
 
 
 class SortAndProduct(Stacked):
@@ -126,8 +122,8 @@ class SortAndProduct(Stacked):
         inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
         counts = torch.bincount(index.flatten(), minlength=self.case.experts)
         ends = counts.cumsum(0, dtype=torch.int32)
-        hidden = activate(F.grouped_mm(x[order // self.top_k], self.up, offs=ends), self.case.activation)
-        rows = F.grouped_mm(hidden, self.down, offs=ends)
+        hidden = activate(F.grouped_mm(x[order // self.top_k], self.experts.up, offs=ends), self.case.activation)
+        rows = F.grouped_mm(hidden, self.experts.down, offs=ends)
         return (rows[inverse].unflatten(0, index.shape) * weight[..., None]).sum(1)
 
 
@@ -140,7 +136,7 @@ class Padded(Stacked):
         slot = index.flatten() * longest + place
         token = torch.arange(len(x), device=x.device).repeat_interleave(self.top_k)
         rows = x.new_zeros(self.case.experts * longest, x.shape[1]).index_copy(0, slot, x[token])
-        rows = self.products(rows.unflatten(0, (-1, longest))).flatten(0, 1)
+        rows = self.experts(rows.unflatten(0, (-1, longest))).flatten(0, 1)
         return (rows[slot].unflatten(0, index.shape) * weight[..., None]).sum(1)
 
 
@@ -158,7 +154,7 @@ class OneHot(Stacked):
         slot = index * longest + place.view_as(index)
         combine = x.new_zeros(shape).scatter(1, slot, weight).unflatten(1, (-1, longest))
         rows = torch.einsum("tec,td->ecd", (combine != 0).to(x.dtype), x)
-        return torch.einsum("tec,ecd->td", combine, self.products(rows))
+        return torch.einsum("tec,ecd->td", combine, self.experts(rows))
 
 
 def go_by(model: nn.Module, way: str | None) -> None:

@@ -81,15 +81,9 @@ def gatewright(gate: Tensor, experts: list[nn.Module]) -> nn.Module:
 
 def deepspeed(gate: Tensor, experts: list[nn.Module]) -> nn.Module:
     """Make DeepSpeed's layer, whose groups come as ``(1, 1, rows, pixels)``."""
-    return deepspeed_layer(gate, [nn.Sequential(nn.Flatten(0, 2), each, Grouped()) for each in experts], TOP_K)
-
-
-class Grouped(nn.Module):
-    """Gives rows back their group."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``(1, 1, rows, features)``."""
-        return x[None, None]
+    return deepspeed_layer(
+        gate, [nn.Sequential(nn.Flatten(0, 2), each, nn.Unflatten(0, (1, 1, -1))) for each in experts], TOP_K
+    )
 
 
 def measure_images(case: ImageCase, device: str, seconds: float) -> dict[str, object]:
@@ -107,7 +101,7 @@ def measure_images(case: ImageCase, device: str, seconds: float) -> dict[str, ob
         "module loop": arm(lambda gate, networks: ModuleLoop(gate, TOP_K, networks)),
         "deepspeed": arm(deepspeed),
     }
-    loop = ModuleLoop(gate, TOP_K, copy.deepcopy(networks)).to(device).double()
+    loop = ModuleLoop(gate, TOP_K, copy.deepcopy(networks)).to(device)  # Convolutions in float64 take minutes.
     found = compare(arms, loop, torch.randn(case.images, PIXELS, device=device), seconds)
     return {"case": str(case), "dtype": "float32", "arms": found}
 

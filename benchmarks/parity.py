@@ -35,7 +35,7 @@ class Trace:
 
 def clear_tokens(loop: Routed, x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return which tokens have no two experts near the border between chosen and not."""
-    logits = loop.logits(x.double()).detach().sort(descending=True).values
+    logits = loop.logits(x.to(loop.gate.dtype)).detach().sort(descending=True).values
     if loop.top_k == logits.shape[1]:
         return torch.ones_like(logits[:, 0], dtype=torch.bool)
     return logits[:, loop.top_k - 1] - logits[:, loop.top_k] > MARGIN[dtype]
@@ -48,7 +48,13 @@ def trace(arm: nn.Module, x: Tensor, gradient: Tensor, clear: Tensor) -> Trace:
     output = arm(x)
     output.backward(gradient * clear[:, None])
     assert x.grad is not None
-    pairs = [(p.detach().double(), p.grad.double()) for p in arm.parameters() if p.grad is not None]
-    sizes = torch.stack([torch.stack([g.square().sum(), (p * g).sum(), p.square().sum()]) for p, g in pairs]).sum(0)
-    weights = torch.stack([sizes[0].sqrt(), sizes[1] / sizes[2].sqrt()])
+    products = torch.stack([products_of(each) for each in arm.parameters() if each.grad is not None]).sum(0)
+    weights = torch.stack([products[0].sqrt(), products[1] / products[2].sqrt()])
     return Trace(output.detach().double()[clear], x.grad.double()[clear], weights)
+
+
+def products_of(parameter: Tensor) -> Tensor:
+    """Return the squared norm of a gradient, its product with the parameter, and the parameter's squared norm."""
+    assert parameter.grad is not None
+    value, gradient = parameter.detach().double(), parameter.grad.double()
+    return torch.stack([gradient.square().sum(), (value * gradient).sum(), value.square().sum()])

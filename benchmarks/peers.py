@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.arms import Build, LeftOutError, Routed, experts_of, longest_group, refuse_copies
+from benchmarks.arms import Build, FeedForward, LeftOutError, Routed, experts_of, longest_group, refuse_copies
 from benchmarks.cases import Case, Weights
-from gatewright.kernels.plain import activate
 
 
 class Called(nn.Module):
@@ -79,17 +78,22 @@ def deepspeed_layer(gate: Tensor, experts: list[nn.Module], top_k: int) -> nn.Mo
     return Called(layer, lambda layer, x: layer(x)[0])
 
 
+def capacity_factor(case: Case, weights: Weights, masks: int) -> float:
+    """Return the least factor that drops no token; a layer that needs too much memory for its masks is left out."""
+    longest = longest_group(case, weights)
+    refuse_copies("one-hot masks", masks * case.tokens * case.experts * longest, weights)
+    return (longest + 0.5) * case.experts / case.tokens
+
+
 def st_moe(case: Case, weights: Weights) -> nn.Module:
     """Make st-moe-pytorch's layer, with thresholds of zero so that no choice is left to chance."""
     from st_moe_pytorch import MoE
 
     only(case.top_k > 1, "it wants two experts per token at least")
-    longest = longest_group(case, weights)
-    refuse_copies("one-hot masks", 6 * case.top_k * case.tokens * case.experts * longest, weights)
-    factor = (longest + 0.5) * case.experts / case.tokens
     layer: Any = MoE(
         case.dim, num_experts=case.experts, experts=nn.ModuleList(experts_of(case, weights)), gating_top_n=case.top_k,
-        threshold_train=0.0, capacity_factor_train=factor, straight_through_dispatch_tensor=False, is_distributed=False,
+        capacity_factor_train=capacity_factor(case, weights, masks=6 * case.top_k), threshold_train=0.0,
+        straight_through_dispatch_tensor=False, is_distributed=False,
     ).to(weights.gate)  # fmt: skip
     with torch.no_grad():
         layer.gate.to_gates.weight.copy_(weights.gate.t())
@@ -97,33 +101,18 @@ def st_moe(case: Case, weights: Weights) -> nn.Module:
 
 
 def mixture_of_experts(case: Case, weights: Weights) -> nn.Module:
-    """Make mixture-of-experts' layer, which keeps every second expert by its policy "all"."""
+    """Make mixture-of-experts' layer, with its policy "all" for second experts; its own have no gated activation."""
     from mixture_of_experts import MoE
 
     only(case.top_k == 2, "it wants two experts per token")
-    longest = longest_group(case, weights)
-    refuse_copies("one-hot masks", 6 * case.tokens * case.experts * longest, weights)
-    factor = (longest + 0.5) * case.experts / case.tokens
+    experts = FeedForward(weights.up, weights.down, case.activation)
     layer: Any = MoE(
-        case.dim, num_experts=case.experts, experts=StackedExperts(case, weights), second_policy_train="all",
-        capacity_factor_train=factor,
+        case.dim, num_experts=case.experts, experts=experts, second_policy_train="all",
+        capacity_factor_train=capacity_factor(case, weights, masks=6),
     ).to(weights.gate)  # fmt: skip
     with torch.no_grad():
         layer.gate.w_gating.copy_(weights.gate)
     return Called(layer, lambda layer, x: layer(x[None])[0][0], autocast=True)
-
-
-class StackedExperts(nn.Module):
-    """Experts as batched products, as mixture-of-experts' own are, which have no gated activation."""
-
-    def __init__(self, case: Case, weights: Weights) -> None:
-        super().__init__()
-        self.activation = case.activation
-        self.up, self.down = nn.Parameter(weights.up.clone()), nn.Parameter(weights.down.clone())
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Return one output per row of ``(experts, rows, dim)``."""
-        return activate(rows @ self.up, self.activation) @ self.down
 
 
 class ScatterMoE(Routed):

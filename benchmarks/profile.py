@@ -91,7 +91,7 @@ def profile(case: Case, dtype: torch.dtype, device: str, seconds: float) -> dict
     gradient = torch.randn_like(x)
     flop_rate, byte_rate = limits(x)
     whole = min(step(layer, x, gradient)[1] for _ in range(ROUNDS))
-    with Operations(x.device) as operations:
+    with torch.autograd.set_multithreading_enabled(False), Operations(x.device) as operations:
         for _ in range(ROUNDS):
             step(layer, x, gradient)
     rows = []

@@ -1,7 +1,6 @@
 """Time training steps of a layer of many experts, the optimizer's included: ``python -m benchmarks.scaling``.
 
-Every expert gets 64 assignments on average, so the batch grows with the experts, and so does what one token costs only
-where something does not scale.
+Every expert gets 64 assignments on average, so the batch grows with the experts, and a token should cost the same.
 """
 
 import gc

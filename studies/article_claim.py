@@ -78,7 +78,7 @@ def measure(rank: int, folder: str, ep_size: int, results: str) -> None:
             strategy.barrier()
             before = loopback_bytes()
             with pace.step():
-                losses.append(engine.step([batch]).task_loss)
+                losses.append(float(engine.step([batch]).task_loss))
             strategy.barrier()
             crossed.append(loopback_bytes() - before)
         spent = pace.summary(engine.device)[rank]

@@ -8,7 +8,7 @@ shift 2
 for seed in $seeds; do
     for recipe in "$@"; do
         .venv/bin/gatewright train "$recipe" --seed "$seed" --output "runs/$recipe-$seed" --data.path "$data"
-        # All but where this machine tracked the run.
-        grep -v '"tracking":' "runs/$recipe-$seed/result.json" | sed -e ':a;N;$!ba;s/,\n}/\n}/' > "studies/results/$recipe-$seed.json"
+        # All but where this machine has the data, and where it tracked the run.
+        grep -v '"tracking":' "runs/$recipe-$seed/result.json" | sed -e ':a;N;$!ba;s/,\n}/\n}/' -e "s#$data#FOLDER#g" > "studies/results/$recipe-$seed.json"
     done
 done

@@ -25,7 +25,8 @@ ITEMS = make_items(QUICK, WEIGHTS.gate)
 
 def test_every_arm_that_is_installed_computes_the_same_layer(tmp_path):
     command = [sys.executable, "-m", "benchmarks", "--quick", "--device", "cpu", "--output", str(tmp_path)]
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": "src"}, cwd=Path(__file__).parents[1])
+    paths = os.pathsep.join(["src", *filter(None, [os.environ.get("PYTHONPATH")])])
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": paths}, cwd=Path(__file__).parents[1])
     records = json.loads((tmp_path / "cpu.json").read_text())["layer"].values()
     assert {record["dtype"] for record in records} == {"float32", "bfloat16"}
     for record in records:
@@ -84,7 +85,7 @@ def test_many_experts_are_timed_part_by_part_as_far_as_memory_allows(monkeypatch
 
 def test_padding_counts_for_deepspeeds_batch_norm_and_for_no_group_norm():
     pytest.importorskip("deepspeed")
-    batch, group = (measure_images(ImageCase(9, 3, norm), "cpu", 0.01)["arms"] for norm in ("Batch", "Group"))
+    batch, group = (measure_images(ImageCase(5, 3, norm), "cpu", 0.01)["arms"] for norm in ("Batch", "Group"))
     assert batch["gatewright"]["parity"]
     assert group["gatewright"]["parity"]
     assert group["deepspeed"]["parity"]

@@ -5,7 +5,7 @@ from itertools import product
 import torch
 from torch.testing import assert_close
 
-from gatewright import BatchScope, MoE, aux_loss, seed_noise
+from gatewright import BatchScope, aux_loss, seed_noise
 from gatewright.scope import noise_key, splitmix64
 from tests.cases import make_moe
 
@@ -96,26 +96,6 @@ def test_noise_of_a_seed_and_step_is_the_same_again_and_each_layers_own():
     assert not torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])
     assert not torch.equal(model[0](x), model[1](x))
-
-
-class Doubled(BatchScope):
-    """As if another process had the same batch."""
-
-    def sum(self, *values):
-        return tuple(2 * value for value in values)
-
-
-def test_losses_are_of_the_global_sums():
-    """A second process with the same batch changes no loss that is a mean or a ratio."""
-    moe: MoE = make_moe("top-k")
-    moe.losses = {"load_balance": 1.0, "router_z": 1.0}
-    x = torch.randn(13, 8)
-    moe(x)
-    alone = moe.take_losses()
-    moe.scope = Doubled()
-    moe(x)
-    for name, loss in moe.take_losses().items():
-        assert_close(loss, alone[name])
 
 
 def test_every_forward_of_a_layer_has_noise_of_its_own():

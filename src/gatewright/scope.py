@@ -1,6 +1,7 @@
 """What a router may know beyond its own tokens: the rest of a global batch, and numbers to draw noise from."""
 
 import math
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +22,7 @@ LOST_KEY = (
 )
 
 _WORD = 1 << 64
+Bits = TypeVar("Bits", Tensor, int)
 _GAMMA = 0x9E3779B97F4A7C15
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
@@ -126,8 +128,11 @@ class BatchScope:
 ONE_PROCESS = BatchScope()
 
 
-def splitmix64(bits: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-    """Mix 64-bit integers, one to one: the output function of https://doi.org/10.1145/2660193.2660195."""
+def splitmix64(bits: Bits) -> Bits:
+    """Mix 64-bit integers, one to one: the output function of https://doi.org/10.1145/2660193.2660195.
+
+    Of an integer of Python's, which does not overflow, the lowest 64 bits count.
+    """
     for shift, factor in _ROUNDS:
         bits = (bits ^ _shifted(bits, shift)) * _signed(factor)
     return bits ^ _shifted(bits, 31)
@@ -135,10 +140,10 @@ def splitmix64(bits: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
 
 def noise_key(*numbers: int) -> int:
     """Hash integers, such as a seed, a step and a layer's place, to a signed 64-bit key."""
-    key = torch.zeros((), dtype=torch.int64, device="cpu")
+    key = 0
     for number in numbers:
-        key = splitmix64(key + _signed(_GAMMA) + _signed(number))
-    return int(key)
+        key = _signed(splitmix64(key + _GAMMA + number))
+    return key
 
 
 def _fraction(bits: Int[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
@@ -146,7 +151,7 @@ def _fraction(bits: Int[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, 
     return ((bits & 0x7FFFFF).to(torch.promote_types(dtype, torch.float32)) + 0.5) * 2.0**-23
 
 
-def _shifted(bits: Tensor, places: int) -> Tensor:
+def _shifted(bits: Bits, places: int) -> Bits:
     """Shift right, filling with zeros."""
     return (bits >> places) & ((1 << (64 - places)) - 1)
 

@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from gatewright.cli.commands import parse_train
+from gatewright.cli.train import parse_train
 from gatewright.data import BUILT_IN_NAMES
 from gatewright.data.text.config import BUILT_IN_TEXTS
 from gatewright.losses import LOSSES
@@ -36,7 +36,7 @@ def test_everything_that_can_be_chosen_is_printed_with_what_it_is(printed):
         "--data.name of images": {*BUILT_IN_NAMES, "OWNER/NAME"},
         "--data.name of text": {*BUILT_IN_TEXTS, "OWNER/NAME"},
         "--model.router of images": set(CHOOSABLE_ROUTERS),
-        "--model.router of text": {*ROUTERS} - {"expert-choice", "sinkhorn"},
+        "--model.router of text": {*ROUTERS, "gated-hash"} - {"expert-choice", "sinkhorn"},
         "--model.experts": set(get_args(kinds["experts"])),
         "beside the experts": {f"--model.{name}" for name, kind in kinds.items() if kind is bool},
         "--model.dispatch": set(get_args(kinds["dispatch"])),

@@ -20,6 +20,7 @@ SKIPPED = {
     r"^make install": "it installs packages, and ran before this check",
     r"^make clean": "it removes the environment that this check runs in",
     r"^make (test|test-all|coverage|promises|notebooks|docs-check)\b": "it takes many minutes, and is a check itself",
+    r"^make bench\b": "it installs packages, and times what runs alone",
     r"^(\S+/)?pip install|^git clone|--data.name OWNER/NAME$": "it needs a network",
     r"--hostfile": "it needs a second machine",
     r"^sbatch": "it needs a Slurm cluster; tests/test_deploy.py runs the script",

@@ -1,13 +1,15 @@
 """Stacked feed-forward experts."""
 
+import copy
 from itertools import product
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.testing import assert_close
 
-from gatewright import GroupedFeedForward
+from gatewright import GroupedFeedForward, MoE, TopK
 
 
 def test_an_expert_is_two_linear_layers():
@@ -97,6 +99,24 @@ def test_dropout_is_torchs_own():
     output = experts(rows, torch.tensor([4, 5]))
     torch.manual_seed(1)
     assert torch.equal(output, nn.functional.dropout(rows, 0.5))
+
+
+def test_parametrized_weights_are_computed_with_and_never_written_to_in_vain():
+    """The fused way reads them like any others."""
+    moe, x = MoE(TopK(3, 4, 2), GroupedFeedForward(4, 3, 5), losses={}), torch.randn(7, 3)
+    expected = copy.deepcopy(moe)
+    with torch.no_grad():
+        expected.experts.weight_in.mul_(2)
+    parametrize.register_parametrization(moe.experts, "weight_in", Doubled())
+    assert_close(moe(x), expected(x))
+    for change in (moe.experts.reset_parameters, lambda: moe.experts.keep(0, 2), moe.reset_parameters):
+        with pytest.raises(ValueError, match=r"of these experts weight_in is computed by torch.nn.utils.parametrize"):
+            change()
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -220,8 +220,9 @@ def bytes_on_the_way(ep_size):
 def refusals():
     """What is said of layers that cannot be spread over two processes."""
     nested = MoE(make_router("top-k", DIM, 2, 1), ModuleExperts(lambda: make_moe("top-k", "modules", dim=DIM), 2))
-    found = []
-    for model in (make_moe("top-k", "modules", dim=DIM, num_experts=1, top_k=1), nn.Sequential(nested)):
+    wrapped, found = make_moe("top-k", "modules", dim=DIM), []
+    wrapped.experts = nn.Sequential(wrapped.experts)
+    for model in (make_moe("top-k", "modules", dim=DIM, num_experts=1, top_k=1), nn.Sequential(nested), wrapped):
         try:
             parallelize(model, mesh_of(2))
         except ValueError as error:

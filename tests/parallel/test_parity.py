@@ -98,9 +98,10 @@ def test_bytes_are_counted_forward_and_backward(ranks):
 
 
 def test_layers_that_cannot_be_spread_are_refused(ranks):
-    for few, nested in ranks(2, parity.refusals):
+    for few, nested, wrapped in ranks(2, parity.refusals):
         assert "Layer MoE has 1 experts for 2 processes to share" in few
         assert "An expert of layer 0 has a mixture inside it (experts.0)" in nested
+        assert "The experts of layer MoE are inside a Sequential, which cannot be spread over processes" in wrapped
 
 
 def test_the_gradient_norm_has_the_same_bits_wherever_parameters_lie(ranks):

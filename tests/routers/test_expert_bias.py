@@ -23,10 +23,10 @@ def sums_of(load):
     return top_k_routing(expert_index, torch.ones(expert_index.shape), logits, logits.softmax(-1)).sums
 
 
-def step(bias, *loads, scope=None):
+def step(bias, *loads):
     for load in loads:
         bias.record(sums_of(load))
-    bias.end_step(scope or BatchScope())
+    bias.end_step(BatchScope())
     return bias.bias.clone()
 
 
@@ -53,27 +53,6 @@ def test_without_a_load_or_with_an_even_one_nothing_changes():
     assert torch.equal(step(bias), before)
     assert torch.equal(step(bias, [0, 0, 0]), before)
     assert torch.equal(step(bias, [4, 4, 4]), before)
-
-
-class WithAnother(BatchScope):
-    """The scope of one of two processes, whose other's load is known."""
-
-    def __init__(self, other):
-        super().__init__()
-        self.other = torch.tensor(other)
-
-    def sum(self, *values):
-        return tuple(value + self.other for value in values)
-
-
-def test_a_step_is_of_the_load_of_all_processes():
-    """Each process alone would move the other way, and both end alike."""
-    loads = [6, 0, 0], [0, 4, 11]
-    first, second = ExpertBias(3, 0.1), ExpertBias(3, 0.1)
-    ends = [step(bias, own, scope=WithAnother(other)) for bias, own, other in ((first, *loads), (second, *loads[::-1]))]
-    assert torch.equal(ends[0], ends[1])
-    assert_close(ends[0], torch.tensor([0.1, 0.1, -0.1]))
-    assert not first.load.any()
 
 
 def test_what_selects_has_no_gradient():

@@ -1,13 +1,10 @@
 """Soft routing: its weights, its groups, and the rows that they make of tokens."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 from torch.testing import assert_close
 
-from gatewright import BatchScope, Soft
+from gatewright import Soft
 from gatewright.losses import LOSSES, router_z_loss
 from gatewright.routers.soft import SlotWeights
 from gatewright.scope import ONE_PROCESS
@@ -74,45 +71,6 @@ def test_rows_are_weighted_and_added_in_at_least_float32(dtype, autocast):
     for values in found:
         assert values.dtype == dtype
         assert_close(values, weight.double().sum().to(dtype).expand(1, 3), rtol=0, atol=1e-12)
-
-
-class Process(BatchScope):
-    """One of several threads that have a batch between them, in place of processes."""
-
-    def __init__(self, place, shared, barrier):
-        super().__init__()
-        self.place, self.shared, self.barrier = place, shared, barrier
-
-    def gather(self, values):
-        self.shared[self.place] = values
-        self.barrier.wait()
-        gathered = torch.cat(self.shared)
-        self.barrier.wait()
-        return gathered
-
-    def sum(self, *values):
-        return tuple(self.gather(value[None]).sum(0) for value in values)
-
-
-@cases
-@pytest.mark.parametrize("sizes", [(12,), (3, 9), (0, 12), (6, 0, 6)])
-def test_rows_and_outputs_do_not_depend_on_how_the_batch_is_split(case, sizes):
-    """Each process has its part of the dispatch weights; those that share a group fill its slots together."""
-    router, features, upstream = soft(case), torch.randn(12, 8), torch.randn(12, 8)
-    shared, barrier = [None] * len(sizes), threading.Barrier(len(sizes), timeout=60)
-
-    def run(place, part):
-        scope = ONE_PROCESS if place is None else Process(place, shared, barrier)
-        weights = router(part, scope)
-        return weights.spread(weights.fill(part).sin())
-
-    with ThreadPoolExecutor(len(sizes)) as pool:
-        actual = torch.cat(list(pool.map(run, range(len(sizes)), features.split(sizes))))
-    expected = run(None, features)
-    assert_close(actual, expected)
-    found, gradients = (torch.autograd.grad((y * upstream).sum(), [*router.parameters()]) for y in (actual, expected))
-    for each, gradient in zip(found, gradients, strict=True):
-        assert_close(each, gradient, rtol=1e-4, atol=1e-6)
 
 
 @cases

@@ -47,7 +47,9 @@ def engine_for(model_config=DENSE, optim=SGD, *, model=None, **changes):
 
 
 def train_for(engine, steps, *, batch_size=16, images=IMAGES):
-    return [engine.step([batch]).task_loss for batch in islice(batches_of(images, batch_size), steps)]
+    losses = [engine.step([batch]).task_loss for batch in islice(batches_of(images, batch_size), steps)]
+    engine.check_finite()
+    return [loss.item() for loss in losses]
 
 
 def weights(model):

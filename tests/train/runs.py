@@ -18,6 +18,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from gatewright.data import ImageSet
 from gatewright.models import ImageClassifier
+from gatewright.models.transformer import Transformer
 from gatewright.recipes import RECIPES
 from gatewright.train import TrackingConfig
 from gatewright.train.checkpoint.format import load_checkpoint, newest_checkpoint
@@ -138,7 +139,7 @@ def signal_at(forward, number=signal.SIGTERM):
     forwards = count(1)
 
     def send(module, images):
-        if isinstance(module, ImageClassifier) and module.training and next(forwards) == forward:
+        if isinstance(module, ImageClassifier | Transformer) and module.training and next(forwards) == forward:
             signal.raise_signal(number)
 
     hook = register_module_forward_pre_hook(send)

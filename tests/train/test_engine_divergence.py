@@ -2,14 +2,17 @@
 
 import copy
 import math
+from collections import deque
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
 from torch import nn
 
 from gatewright.models import CnnConfig, ImageClassifier
-from gatewright.train import TrainingDiverged
+from gatewright.train import OptimConfig, TrainingDiverged
+from gatewright.train.diagnosis import MAX_STEPS
 from tests.train.engines import IMAGES, MIXTURE, SGD, classifier, engine_for, linear, train_for, weights
 from tests.train.runs import batches_of, differences, image_set
 
@@ -82,8 +85,10 @@ def test_a_layer_that_overflows_is_named(precision, factor):
 def test_images_that_are_not_finite_are_named_by_the_first_layer_that_sees_them():
     images, labels = next(batches_of(IMAGES, 4))
     images[2, 0, 3, 3] = math.inf
+    engine = engine_for()
+    engine.step([(images, labels)])
     with pytest.raises(TrainingDiverged, match=r"first layer that is not finite is network.features.0\. "):
-        engine_for().step([(images, labels)])
+        engine.check_finite()
 
 
 def test_a_loss_of_its_own_is_named():
@@ -109,6 +114,32 @@ def test_a_gradient_that_is_not_finite_is_named(clip_norm, bad):
     assert differences(weights(model), before) == []
 
 
+def test_a_failure_is_found_later_and_no_step_after_it_changes_the_weights():
+    """Also where another parameter than the one without a finite gradient is meant, and by every optimizer."""
+    for name in ("sgd", "adamw", "muon"):
+        model = nn.Sequential(linear(), Overflowing(), nn.LayerNorm(4))
+        engine = engine_for(optim=OptimConfig(name=name, lr=0.01, weight_decay=0.0), model=model)
+        batches = batches_of(IMAGES, 16)
+        engine.step([next(batches)])
+        before = weights(model)
+        model[1].overflow = True
+        engine.step([next(batches)])
+        model[1].overflow = False
+        engine.step([next(batches)])
+        assert differences(weights(model), before) == []
+        with pytest.raises(TrainingDiverged, match="The gradient norm became nan at step 2"):
+            engine.state_dict()
+
+
+def test_a_failure_is_found_after_a_few_steps_at_the_latest():
+    engine = engine_for(model=linear())
+    with torch.no_grad():
+        engine.model[1].weight[0, 0] = math.nan
+    with pytest.raises(TrainingDiverged, match=r"The loss became nan at step 1; .* is 1\.weight") as diverged:
+        deque((engine.step([batch]) for batch in islice(batches_of(IMAGES, 8), MAX_STEPS + 1)), maxlen=0)
+    assert (engine.step_count, diverged.value.step) == (MAX_STEPS, 0)
+
+
 def test_the_diagnosis_leaves_the_model_as_it_was():
     model = classifier(MIXTURE)
     engine = engine_for(MIXTURE, model=model)
@@ -120,7 +151,7 @@ def test_the_diagnosis_leaves_the_model_as_it_was():
         expert[0] = nn.Sequential(expert[0], Scale(math.inf))
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(TrainingDiverged, match=r"is network.mixture.experts.experts.0.0.1\. "):
-        engine.step([next(batches_of(IMAGES, 8))])
+        train_for(engine, 1, batch_size=8)
     counted = [f"/network.features.{index}.num_batches_tracked" for index in (1, 4)]
     assert differences(model.state_dict(), before) == counted
     assert [int(norm.num_batches_tracked) for norm in norms] == [3, 3]  # by the forward of the step, not the diagnosis

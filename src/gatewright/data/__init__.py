@@ -9,6 +9,7 @@ from gatewright.data.images.examples import write_examples
 from gatewright.data.images.folder import find_images
 from gatewright.data.images.image_set import ImageSet, ImageSplits, as_floats, channel_statistics
 from gatewright.data.images.load import load_images, local_files
+from gatewright.data.resident import resident
 from gatewright.data.text.batches import TextBatch, evaluation_windows, num_text_batches, text_batches
 from gatewright.data.text.config import TextConfig
 from gatewright.data.text.load import load_text, local_text_files
@@ -46,6 +47,7 @@ __all__ = [
     "random_crop",
     "random_flip",
     "random_translate",
+    "resident",
     "text_batches",
     "training_batches",
     "write_examples",

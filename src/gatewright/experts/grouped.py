@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from gatewright.experts.base import Experts, Shape
 from gatewright.internals import in_forward_mode, in_transform, is_exporting
@@ -35,6 +36,8 @@ class GroupedFeedForward(Experts):
     """
 
     stacked = True
+    is_transposed = True
+    """What transformers calls matrices that are stored as ``(inputs, outputs)``; peft's adapters ask for it."""
 
     def __init__(
         self,
@@ -67,7 +70,12 @@ class GroupedFeedForward(Experts):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw weights and biases as `nn.Linear` does: uniform within ``1 / sqrt(inputs)``."""
+        """Draw weights and biases as `nn.Linear` does: uniform within ``1 / sqrt(inputs)``.
+
+        Raises:
+            ValueError: If a parameter is parametrized.
+        """
+        self._refuse_parametrized()
         for parameter, inputs in (
             (self.weight_in, self.dim),
             (self.bias_in, self.dim),
@@ -78,10 +86,24 @@ class GroupedFeedForward(Experts):
                 nn.init.uniform_(parameter, -(inputs**-0.5), inputs**-0.5)
 
     def keep(self, start: int, stop: int) -> None:
-        """Keep a run of the experts: their part of every stacked parameter."""
+        """Keep a run of the experts: their part of every stacked parameter.
+
+        Raises:
+            ValueError: If a parameter is parametrized.
+        """
+        self._refuse_parametrized()
         for name, parameter in list(self.named_parameters()):
             setattr(self, name, nn.Parameter(parameter.detach()[start:stop].clone(), parameter.requires_grad))
         self.num_experts = stop - start
+
+    def _refuse_parametrized(self) -> None:
+        """Refuse to write parameters that are computed from others."""
+        if is_parametrized(self):
+            names = ", ".join(self.get_submodule("parametrizations")._modules)
+            raise ValueError(
+                "Parameters are initialised, and experts left out, where a tensor is stored; of these experts "
+                f"{names} is computed by torch.nn.utils.parametrize. Remove the parametrization first."
+            )
 
     def output_shape(self, item_shape: Shape) -> Shape:
         """Return ``(dim,)``, the only shape of items taken."""

@@ -206,8 +206,13 @@ class RoutedLayer(nn.Module):
         for handle in self._watching:
             handle.remove()
         check = partial(_refuse_untaken_losses, weakref.ref(self))
-        trained = (parameter for parameter in self.parameters() if parameter.requires_grad)
-        self._watching = [parameter.register_hook(check) for parameter in trained]
+        self._watching = [each.register_hook(check) for each in self.parameters() if each.requires_grad]
+
+    def train(self, mode: bool = True) -> Self:
+        """Watch what is trained now, such as adapters that were added since."""
+        super().train(mode)
+        self.watch()
+        return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Watch the parameters that take the place of these, as when a model leaves the meta device."""

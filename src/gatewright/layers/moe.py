@@ -71,8 +71,9 @@ class MoE(RoutedLayer):
         return self._forward_routed(items, routed) or self._forward_rows(items, routed)
 
     def _forward_routed(self, items: Tensor, routing: Routing) -> tuple[Tensor, Routing] | None:
-        """Let the experts go the whole way, unless somebody is to see their rows: other processes, or hooks."""
-        if not self.dispatcher.keeps_all(training=self.training) or has_hooks(self.experts):
+        """Let the experts go the whole way, unless somebody is to see their rows: other processes, hooks, a wrapper."""
+        seen = has_hooks(self.experts) or not isinstance(self.experts, Experts)
+        if seen or not self.dispatcher.keeps_all(training=self.training):
             return None
         routed = self.experts.forward_routed(items, routing)
         if routed is None or self.shared is None:

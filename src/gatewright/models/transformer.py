@@ -212,8 +212,9 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "batch time dim"], mask: Bool[Tensor, "batch 1 time time"]
     ) -> Float[Tensor, "batch time dim"]:
         """Mix each token with those that the mask lets it see."""
-        query, key, value = self.inputs(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(rotate(query), rotate(key), value, attn_mask=mask)
+        turned, (value,) = self.inputs(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).split((2, 1))
+        query, key = rotate(turned)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return output
 
@@ -224,7 +225,7 @@ def attention_mask(tokens: Int[Tensor, "batch time"], begin: int) -> Bool[Tensor
     return (document[:, :, None] == document[:, None, :]).tril()[:, None]
 
 
-def rotate(x: Float[Tensor, "batch heads time channels"]) -> Float[Tensor, "batch heads time channels"]:
+def rotate(x: Float[Tensor, "*heads time channels"]) -> Float[Tensor, "*heads time channels"]:
     """Turn pairs of channels by angles that grow with the position: https://arxiv.org/abs/2104.09864 eq. 34."""
     half = x.shape[-1] // 2
     speed = ROTARY_BASE ** -(torch.arange(half, device=x.device, dtype=torch.float32) / half)

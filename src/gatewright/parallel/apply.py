@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from gatewright.experts import Experts
 from gatewright.layers import ExpertLayer
 from gatewright.layers.base import moe_layers
 from gatewright.parallel.collectives import waiting
@@ -163,6 +164,11 @@ def _spread(name: str, layer: ExpertLayer, group: dist.ProcessGroup, rank: int) 
         raise ValueError(
             f"Layer {name or 'MoE'} has {num_experts} experts for {group.size()} processes to share: some would hold "
             f"none. Use ep_size of at most {num_experts}, or more experts."
+        )
+    if not isinstance(layer.experts, Experts):
+        raise ValueError(
+            f"The experts of layer {name or 'MoE'} are inside a {type(layer.experts).__name__}, which cannot be spread "
+            "over processes. Use ep_size=1, or merge an adapter into the experts first."
         )
     own = expert_runs(num_experts, group.size())[rank]
     layer.experts.keep(own.start, own.stop)

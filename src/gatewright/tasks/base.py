@@ -121,6 +121,10 @@ class Task(ABC):
     def training_batches(self, part: Any, data: Any, *, seed: int, epoch: int, start: int) -> Iterator[Batch]:
         """Iterate over the batches of one epoch from the one numbered `start` on, a function of seed and epoch."""
 
+    def on_device(self, part: Any, device: torch.device) -> Any:
+        """Return a part of which training batches are made on a device; by default they are moved there one by one."""
+        return part
+
     @abstractmethod
     def evaluation_batches(self, part: Any, batch_size: int) -> Iterator[Batch]:
         """Iterate over every item exactly once, in order."""

@@ -25,6 +25,7 @@ from gatewright.data import (
     load_images,
     local_files,
     num_batches,
+    resident,
     training_batches,
     write_examples,
 )
@@ -156,6 +157,10 @@ class Classification(Task):
     ) -> Iterator[Batch]:
         """Iterate over the shuffled, augmented batches of one epoch."""
         return training_batches(part, data, seed=seed, epoch=epoch, start=start)
+
+    def on_device(self, part: ImageSet, device: torch.device) -> ImageSet:
+        """Keep the part on a GPU where it fits."""
+        return resident(part, device)
 
     def evaluation_batches(self, part: ImageSet, batch_size: int) -> Iterator[Batch]:
         """Iterate over every image exactly once, in order."""

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -23,11 +24,13 @@ from gatewright.data import (
     load_text,
     local_text_files,
     num_text_batches,
+    resident,
     text_batches,
 )
 from gatewright.layers.base import moe_layers
 from gatewright.models import TransformerConfig
 from gatewright.tasks.base import Batch, Task
+from gatewright.tasks.decision import refused
 from gatewright.tasks.evaluation import Evaluation, LayerUse
 from gatewright.tasks.spans import expert_spans
 
@@ -68,6 +71,13 @@ class LanguageModel(Task):
     item: ClassVar[str] = "byte"
     models = (TransformerConfig,)
     data = TextConfig
+    decisions = MappingProxyType(
+        {
+            "model.top_k": refused(
+                "an expert's hidden layer is `model.ffn` / `model.top_k` wide, which decides its weights"
+            )
+        }
+    )
 
     def check_data(self, data: TextConfig) -> None:
         """Refuse a file or folder that is not there."""
@@ -98,6 +108,10 @@ class LanguageModel(Task):
     ) -> Iterator[Batch]:
         """Iterate over the batches of one epoch: inputs and targets."""
         return text_batches(part, data, seed=seed, epoch=epoch, start=start)
+
+    def on_device(self, part: TextSet, device: torch.device) -> TextSet:
+        """Keep the part on a GPU where it fits."""
+        return resident(part, device)
 
     def evaluation_batches(self, part: TextSet, batch_size: int) -> Iterator[Batch]:
         """Iterate over the whole text once: inputs, targets and the kinds of the inputs."""

@@ -3,6 +3,7 @@
 from gatewright.train.checkpoint.restore import Trained, load_run
 from gatewright.train.config import OptimConfig, RunConfig
 from gatewright.train.config_file import load_config, save_config
+from gatewright.train.diagnosis import TrainingDiverged
 from gatewright.train.evaluate import evaluate
 from gatewright.train.launch.elastic import launch, needs_launch, was_restarted
 from gatewright.train.launch.program import program
@@ -10,7 +11,6 @@ from gatewright.train.launch.signals import Interrupted
 from gatewright.train.launch.watchdog import LostProcess
 from gatewright.train.loop import train
 from gatewright.train.preview import preview
-from gatewright.train.step import TrainingDiverged
 from gatewright.train.tracking.base import TrackingConfig
 
 __all__ = [

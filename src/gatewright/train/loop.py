@@ -1,5 +1,6 @@
 """Training, from a config to a result: read `train` from top to bottom."""
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gatewright.layers.base import moe_layers
 from gatewright.metrics import load_share
@@ -19,6 +21,7 @@ from gatewright.train.checkpoint.writer import Saver
 from gatewright.train.config import RunConfig
 from gatewright.train.config_file import save_config, settings_of
 from gatewright.train.device import expected_device, find_device
+from gatewright.train.diagnosis import TrainingDiverged
 from gatewright.train.evaluate import evaluate
 from gatewright.train.folder import CONFIG, agreed_state, own_folder, resume_command
 from gatewright.train.launch.join import join_processes, place_in_run
@@ -30,7 +33,7 @@ from gatewright.train.progress import Progress
 from gatewright.train.provenance import describe_origin
 from gatewright.train.result import describe_result, evaluation_metrics, hardware, layer_metrics, versions, write_json
 from gatewright.train.run import Position, Run
-from gatewright.train.step import StepReport, TorchEngine, TrainingDiverged
+from gatewright.train.step import StepReport, TorchEngine
 from gatewright.train.strategies.single import largest
 from gatewright.train.tracking.tracked import tracked
 from gatewright.train.validate import check_start, check_trained_on, tell_changes, validate
@@ -91,16 +94,32 @@ def train(
             strategy.barrier()
             if strategy.rank == 0:  # Only now: settings that do not fit leave no run behind, and spoil none.
                 save_config(config, output / CONFIG)
-            with Saver(checkpoints, strategy, in_background=config.checkpoint_in_background) as saver:
+            saver = Saver(checkpoints, strategy, in_background=config.checkpoint_in_background)
+            with saver, last_good_named(checkpoints):
                 pace = Pace(engine.model, strategy)
+                training = task.on_device(splits.train, device)
                 run = Run(
-                    config, recipe, report, output, task, splits, data, engine, tracker, position, saver, pace
+                    config, recipe, report, output, task, splits, training, data, engine, tracker, position, saver, pace
                 )  # fmt: skip
                 run = train_epochs(run)
             try:
                 return conclude(run), output
             except KeyboardInterrupt as stop:
                 raise Interrupted(_how_to_resume(run), signal.SIGINT) from stop
+
+
+@contextlib.contextmanager
+def last_good_named(checkpoints: Path) -> Iterator[None]:
+    """Say of a run that diverged which checkpoint is the last good one.
+
+    A checkpoint that was written right before the step that diverged is not called good: nothing finite came of it.
+    """
+    try:
+        yield
+    except TrainingDiverged as error:
+        good = newest_checkpoint(checkpoints, before=error.step)
+        message = f"{error} The last good checkpoint: {good or 'none yet'}."
+        raise TrainingDiverged(message, error.step) from error
 
 
 def load_into(engine: TorchEngine, state: dict[str, Any], output: Path) -> None:
@@ -125,8 +144,7 @@ def train_epochs(run: Run) -> Run:
             run = begin_phase(run)
             stopped_by: int | None = None
             for micro_batches in _steps(run):
-                report = _step(run, micro_batches)
-                progress.advance(report.task_loss)
+                progress.advance(_step(run, micro_batches))
                 position.train_seconds = time.monotonic() - began
                 stopped_by = largest(run.engine.strategy, stop.signal_number)
                 if position.step < run.engine.steps_per_epoch and (stopped_by is not None or _is_due(run)):
@@ -181,7 +199,7 @@ def conclude(run: Run) -> dict[str, Any]:
         "test_headline": list(evaluation.headline),
         "higher_is_better": evaluation.higher_is_better,
         "class_names": list(run.task.class_names(run.splits.test)),
-        "versions": versions(),
+        "versions": versions(run.engine.libraries),
         "hardware": hardware(run.engine.device),
         "processes": run.pace.summary(run.engine.device),
         "tracking": run.tracker.location,
@@ -214,40 +232,37 @@ def _steps(run: Run) -> Iterator[list[Batch]]:
     config, position = run.config, run.position
     per_step = config.optim.accumulation_steps
     batches = run.task.training_batches(
-        run.splits.train, config.data, seed=config.seed, epoch=position.epoch, start=position.step * per_step
+        run.training, config.data, seed=config.seed, epoch=position.epoch, start=position.step * per_step
     )
     for _ in range(position.step, run.engine.steps_per_epoch):
         yield list(islice(batches, per_step))
 
 
-def _step(run: Run, micro_batches: list[Batch]) -> StepReport:
-    began = time.monotonic()
-    try:
-        with run.pace.step():
-            report = run.engine.step(micro_batches)
-    except TrainingDiverged as error:
-        # One of this very step may be of weights that were no good already: nothing finite came of them yet.
-        good = newest_checkpoint(run.output / "checkpoints", before=run.engine.step_count)
-        raise TrainingDiverged(f"{error} The last good checkpoint: {good or 'none yet'}.") from error
-    run.position.step += 1
-    run.engine.strategy.report_steps(run.engine.step_count)
-    last = run.position.step == run.engine.steps_per_epoch  # A short run is to have its curves, too.
-    if last or run.engine.step_count % run.config.tracking.log_interval == 0:
-        items = sum(map(run.task.count, micro_batches))
-        _log_step(run, report, items / (time.monotonic() - began))
-    return report
+def _step(run: Run, micro_batches: list[Batch]) -> float | None:
+    """Make a step, and return its loss if it is one that is logged; the device is waited for in no other step."""
+    position, engine = run.position, run.engine
+    position.step += 1
+    last = position.step == engine.steps_per_epoch  # A short run is to have its curves, too.
+    is_logged = last or (engine.step_count + 1) % run.config.tracking.log_interval == 0
+    with run.pace.step():
+        report = engine.step(micro_batches)
+        if is_logged:
+            engine.check_finite()
+    engine.strategy.report_steps(engine.step_count)
+    return _log_step(run, report, sum(map(run.task.count, micro_batches))) if is_logged else None
 
 
-def _log_step(run: Run, report: StepReport, items_per_second: float) -> None:
-    values = {f"train/{name}": value for name, value in asdict(report).items()}
-    values[f"train/{run.task.item}s_per_second"] = items_per_second
+def _log_step(run: Run, report: StepReport, num_items: int) -> float:
+    values = {f"train/{name}": float(value) for name, value in asdict(report).items()}
     for name, layer in moe_layers(run.engine.model):
         values |= {f"train/layers/{name}/{loss}_loss": float(value) for loss, value in layer.loss_values.items()}
     scopes = {name: layer.scope for name, layer in moe_layers(run.engine.model)}
     for name, sums in run.engine.take_sums().items():
-        values |= layer_metrics(name, sums.over(scopes[name]), "train")  # of the global batch
+        values |= layer_metrics(name, sums.over(scopes[name]).map(Tensor.cpu), "train")  # of the global batch
+    values[f"train/{run.task.item}s_per_second"] = num_items / run.pace.step_seconds
     values |= run.pace.metrics()
     run.tracker.log_metrics(values, run.engine.step_count)
+    return values["train/task_loss"]
 
 
 def _log_epoch(run: Run) -> str:

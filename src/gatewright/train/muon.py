@@ -1,7 +1,7 @@
 """Muon for every matrix of a model: linear layers, convolution filters, and the stacked matrices of experts."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -49,24 +49,43 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Change every parameter that has a gradient."""
+        """Change every parameter that has a gradient; none where `found_inf` is set, as in torch's fused optimizers."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
+            if parameters := [parameter for parameter in group["params"] if parameter.grad is not None]:
+                self._update(parameters, group)
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        gradient, state, momentum = parameter.grad, self.state[parameter], group["momentum"]
-        assert gradient is not None
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        momentum, rate, form = group["momentum"], group["lr"], group["form"]
+        averages = [self._average(parameter) for parameter in parameters]
+        torch._foreach_lerp_(averages, gradients, 1 - momentum)
+        matrices = [FORMS[form](each) for each in torch._foreach_lerp(gradients, averages, momentum)]
+        torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+        for parameter, update in zip(parameters, all_orthogonal(matrices), strict=True):
+            outputs, inputs = update.shape[1:]
+            update = update.mT if form == "stacked matrix" else update
+            if (found_inf := getattr(self, "found_inf", None)) is not None:
+                update = update.masked_fill(found_inf > 0, 0.0)
+            parameter.add_(update.reshape(parameter.shape), alpha=-rate * math.sqrt(max(1, outputs / inputs)))
+
+    def _average(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
         if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-        matrices = FORMS[group["form"]](gradient.lerp(average, momentum))
-        outputs, inputs = matrices.shape[1:]
-        update = orthogonal(matrices)
-        update = update.mT if group["form"] == "stacked matrix" else update
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"] * math.sqrt(max(1, outputs / inputs)))
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        average: Tensor = state["momentum_buffer"]
+        return average
+
+
+def all_orthogonal(stacks: Sequence[Tensor]) -> list[Tensor]:
+    """Make the matrices of several stacks orthogonal, all of one shape at once: few large products are fast."""
+    found: list[Tensor] = list(stacks)
+    shapes = [(stack.shape[1:], stack.dtype, stack.device) for stack in stacks]
+    for shape in dict.fromkeys(shapes):
+        places = [place for place, other in enumerate(shapes) if other == shape]
+        updates = orthogonal(torch.cat([stacks[place] for place in places]))
+        for place, update in zip(places, updates.split([len(stacks[place]) for place in places]), strict=True):
+            found[place] = update
+    return found
 
 
 def orthogonal(matrices: Float[Tensor, "stack rows columns"]) -> Float[Tensor, "stack rows columns"]:

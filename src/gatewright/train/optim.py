@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import SGD, AdamW, Optimizer
@@ -12,6 +13,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from gatewright.train.config import OptimConfig
 from gatewright.train.launch.roles import Role, parameter_roles
 from gatewright.train.muon import FORMS, Muon
+
+FUSED = ("cpu", "cuda", "mps", "xpu")
+"""The devices on which torch has fused AdamW and SGD."""
 
 
 def build_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
@@ -25,14 +29,29 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
         ValueError: If Muon is asked for and the model has neither a matrix nor a filter.
     """
     roles = {parameter: role for parameter, role in parameter_roles(model).items() if parameter.requires_grad}
-    # Torch's way of updating many parameters at once takes shards or whole ones, not both.
-    foreach = False if any(isinstance(parameter, DTensor) for parameter in roles) else None
+    if config.name == "muon":
+        return _muon_and_adamw(roles, config)
+    groups = _groups(roles, config.lr, config.weight_decay)
     if config.name == "sgd":
-        groups = _groups(roles, config.lr, config.weight_decay)
-        return [SGD(groups, momentum=config.momentum, nesterov=config.momentum > 0, foreach=foreach)]
-    if config.name == "adamw":
-        return [AdamW(_groups(roles, config.lr, config.weight_decay), betas=config.betas, foreach=foreach)]
-    return _muon_and_adamw(roles, config)
+        sharded = any(isinstance(parameter, DTensor) for parameter in roles)  # Of shards torch has no fused SGD.
+        at_once = {"foreach": True} if sharded else {"fused": _fused(roles)}
+        sgd = SGD(groups, momentum=config.momentum, nesterov=config.momentum > 0, **at_once)
+        if config.momentum > 0:
+            sgd.register_step_pre_hook(_begin_momentum)
+        return [sgd]
+    return [AdamW(groups, betas=config.betas, fused=_fused(roles))]
+
+
+def _begin_momentum(optimizer: Optimizer, *_: object) -> None:
+    """Begin with no momentum where there is none yet: fused SGD takes that of all parameters, or of none."""
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def _fused(parameters: Iterable[nn.Parameter]) -> bool | None:
+    """Ask for torch's one kernel for all parameters where there is one for their device."""
+    return all(parameter.device.type in FUSED for parameter in parameters) or None
 
 
 def by_muon(role: Role) -> bool:
@@ -52,7 +71,15 @@ def _muon_and_adamw(roles: dict[nn.Parameter, Role], config: OptimConfig) -> lis
     muon = Muon(matrices, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     rest = {parameter: role for parameter, role in roles.items() if not by_muon(role)}
     adam_lr = config.lr if config.adam_lr is None else config.adam_lr
-    return [muon, *([AdamW(_groups(rest, adam_lr, config.weight_decay), betas=config.betas)] if rest else [])]
+    groups = _groups(rest, adam_lr, config.weight_decay)
+    return [muon, *([AdamW(groups, betas=config.betas, fused=_fused(rest))] if rest else [])]
+
+
+def stop_at(failed: Float[Tensor, ""], optimizers: Iterable[Optimizer]) -> None:
+    """Have optimizers change nothing where a tensor on the device is 1; those that are not fused cannot."""
+    for optimizer in optimizers:
+        if optimizer.defaults.get("fused", isinstance(optimizer, Muon)):
+            optimizer.found_inf = failed  # type: ignore[attr-defined]  # as torch.amp.GradScaler does
 
 
 def averaged(model: nn.Module, decay: float | None) -> AveragedModel | None:
@@ -90,18 +117,33 @@ def rate_factor(config: OptimConfig, step: int, *, num_steps: int, steps_per_epo
 
 
 def _groups(roles: dict[nn.Parameter, Role], lr: float, weight_decay: float) -> list[dict[str, object]]:
-    """Split parameters into those that decay and the biases and norms, which do not."""
-    kept = [parameter for parameter, role in roles.items() if role in ("bias", "norm")]
-    decayed = [parameter for parameter, role in roles.items() if role not in ("bias", "norm")]
-    groups = [(decayed, weight_decay), (kept, 0.0)]
-    return [{"params": members, "lr": lr, "weight_decay": decay} for members, decay in groups if members]
+    """Split parameters into those that decay and the biases and norms, which do not; and shards from whole ones.
+
+    Torch updates the parameters of a group at once, and these are all whole or sharded over the same processes.
+    """
+    groups: dict[tuple[float, object], list[nn.Parameter]] = {}
+    for parameter, role in roles.items():
+        decay = 0.0 if role in ("bias", "norm") else weight_decay
+        groups.setdefault((decay, parameter.device_mesh if isinstance(parameter, DTensor) else None), []).append(
+            parameter
+        )
+    in_order = sorted(groups.items(), key=lambda group: -group[0][0])
+    return [{"params": members, "lr": lr, "weight_decay": decay} for (decay, _), members in in_order]
 
 
-def clip_gradients(model: nn.Module, max_norm: float | None) -> torch.Tensor:
-    """Scale all gradients down to a total norm, and return the norm they had; one that is not finite scales nothing."""
-    norm = nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
-    if max_norm is not None and torch.isfinite(norm):
-        nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+def clip_gradients(model: nn.Module, max_norm: float | None, norm: Tensor | None = None) -> Float[Tensor, ""]:
+    """Scale all gradients down to a total norm, and return the norm they had, without waiting for the device.
+
+    Args:
+        model: The model, with gradients.
+        max_norm: The largest norm that is left as it is; None scales nothing.
+        norm: The norm of all gradients, where this process does not have all of them.
+    """
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients) if norm is None else norm
+    if max_norm is not None:
+        mixed = any(isinstance(gradient, DTensor) for gradient in gradients)
+        nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm, foreach=False if mixed else None)
     return norm
 
 
@@ -120,7 +162,7 @@ def load_named_state(optimizer: Optimizer, named: dict[str, Tensor], model: nn.M
     What is kept of parameters that another optimizer changes by now is left out.
     """
     parameters = dict(model.named_parameters())
-    own = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    own = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     optimizer.state.clear()
     for name, value in named.items():
         owner, what = name.rsplit("|", 1)
@@ -128,8 +170,8 @@ def load_named_state(optimizer: Optimizer, named: dict[str, Tensor], model: nn.M
         if like not in own:
             continue
         was_number = what != "step" and value.numel() == like.numel() == 1  # `Soft.scale`, in older checkpoints
-        if value.shape == like.shape or was_number:
+        if what != "step" and (value.shape == like.shape or was_number):
             own_value = torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
-        else:
-            own_value = value.clone()  # Several copies may go on from one, and each counts its own steps.
+        else:  # Several copies may go on from one, and each counts its own steps, where its kernel reads them.
+            own_value = value.to(like.device if own[like].get("fused") else "cpu", copy=True)
         optimizer.state[like][what] = own_value

@@ -19,7 +19,7 @@ from gatewright.train.strategies.single import Strategy
 
 @dataclass(frozen=True)
 class Spent:
-    """What one process spent, on one optimizer step or on the mean of several.
+    """What one process spent on the mean of several optimizer steps.
 
     Args:
         step_seconds: From the first micro-batch to the changed weights.
@@ -35,6 +35,22 @@ class Spent:
     reduced_bytes: float
 
 
+class Sum:
+    """What several steps spent, each on the same things."""
+
+    def __init__(self) -> None:
+        self._values, self._count = [0.0, 0.0, 0.0], 0
+
+    def add(self, *values: float) -> None:
+        """Add what one more step spent."""
+        self._values = [total + value for total, value in zip(self._values, values, strict=True)]
+        self._count += 1
+
+    def mean(self) -> list[float]:
+        """Return the mean over the steps; zeros where there were none."""
+        return [total / max(self._count, 1) for total in self._values]
+
+
 class Pace:
     """Measures the steps of a run on one process.
 
@@ -45,29 +61,31 @@ class Pace:
 
     def __init__(self, model: nn.Module, strategy: Strategy) -> None:
         self._model, self._strategy = model, strategy
-        self._last = self._total = [0.0, 0.0, 0.0]
-        self._steps = 0
+        self._recent, self._total = Sum(), Sum()
 
     def going_on_with(self, model: nn.Module) -> "Pace":
         """Return what measures the further steps of a run with another model."""
         following = Pace(model, self._strategy)
-        following._last, following._total, following._steps = self._last, self._total, self._steps
+        following._recent, following._total = self._recent, self._total
         return following
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Measure one step."""
+        """Measure one step, or what of it does not go on beside the next ones."""
         began, waited, sent = time.perf_counter(), waiting.seconds, self._sent()
         yield
-        self._last = [time.perf_counter() - began, waiting.seconds - waited, self._sent() - sent]
-        self._total = [total + last for total, last in zip(self._total, self._last, strict=True)]
-        self._steps += 1
+        for measured in (self._recent, self._total):
+            measured.add(time.perf_counter() - began, waiting.seconds - waited, self._sent() - sent)
+
+    @property
+    def step_seconds(self) -> float:
+        """The mean time of a step since the last `metrics`."""
+        return self._recent.mean()[0]
 
     def metrics(self) -> dict[str, float]:
-        """Return, for every process, what it spent on the last step; nothing where there is one alone."""
-        if self._strategy.world_size == 1:
-            return {}
-        everyone = self._strategy.all_gather([*self._last, self._reduced()])
+        """Return what every process spent on the mean step since the last call; nothing where there is one alone."""
+        mean, self._recent = self._recent.mean(), Sum()
+        everyone = self._strategy.all_gather([*mean, self._reduced()]) if self._strategy.world_size > 1 else []
         return {
             f"processes/{rank}/{name}": value
             for rank, values in enumerate(everyone)
@@ -76,8 +94,7 @@ class Pace:
 
     def summary(self, device: torch.device) -> list[dict[str, float]]:
         """Return what each process spent on the mean step since it started, and the most memory that it had."""
-        mean = [value / max(self._steps, 1) for value in self._total]
-        everyone = self._strategy.all_gather([*mean, self._reduced(), peak_memory(device)])
+        everyone = self._strategy.all_gather([*self._total.mean(), self._reduced(), peak_memory(device)])
         return [{**asdict(Spent(*values[:-1])), "peak_memory_bytes": values[-1]} for values in everyone]
 
     def _sent(self) -> float:

@@ -40,9 +40,9 @@ class Progress(AbstractContextManager["Progress"]):
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._bar.stop()
 
-    def advance(self, loss: float) -> None:
-        """Show one more step."""
-        self._bar.update(self._task, advance=1, loss=f"{loss:.3f}")
+    def advance(self, loss: float | None = None) -> None:
+        """Show one more step, and the loss where it is known."""
+        self._bar.update(self._task, advance=1, **({} if loss is None else {"loss": f"{loss:.3f}"}))
 
     def line(self, text: str) -> None:
         """Print a line above the bar."""

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata as package
 from pathlib import Path
 from typing import Any
@@ -160,10 +160,10 @@ def _by_torchs_products(model: nn.Module) -> Iterator[None]:
         each.backend = backend
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that a number depends on."""
+def versions(libraries: Sequence[str] = ()) -> dict[str, str]:
+    """Return the versions that a number depends on, and those of the libraries of a run's engine."""
     found = {"python": platform.python_version()}
-    for name in ("gatewright", "torch", "numpy", "datasets", "deepspeed", "mlflow", "scikit-learn"):
+    for name in ("gatewright", "torch", "numpy", "datasets", "mlflow", "scikit-learn", *libraries):
         with contextlib.suppress(package.PackageNotFoundError):
             found[name] = package.version(name)
     return found

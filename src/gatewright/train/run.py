@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gatewright.tasks import DataSplit, Splits, Task
 from gatewright.train.checkpoint.writer import Saver
@@ -35,7 +36,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run holds on to."""
+    """What one run holds on to; `training` is its training data where batches are made, which may be a GPU."""
 
     config: RunConfig
     recipe: RunConfig | None
@@ -43,6 +44,7 @@ class Run:
     output: Path
     task: Task
     splits: Splits
+    training: Any
     data: list[DataSplit]
     engine: TorchEngine
     tracker: Tracker

@@ -3,12 +3,12 @@
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -18,26 +18,22 @@ from gatewright.scope import noise_key
 from gatewright.tasks import Batch, task_named
 from gatewright.train.config import RunConfig
 from gatewright.train.device import autocast
-from gatewright.train.diagnosis import first_non_finite
+from gatewright.train.diagnosis import FiniteCheck, Step, first_non_finite
 from gatewright.train.optim import (
     averaged,
     build_optimizers,
-    load_named_state,
-    named_state,
     rate_factor,
     set_learning_rate,
+    stop_at,
 )
+from gatewright.train.state import load_logical_state, logical_state
 from gatewright.train.strategies.single import ALONE, Strategy
 from gatewright.train.weights import load_weights
 
 
-class TrainingDiverged(RuntimeError):  # noqa: N818 - what happened, as users say it
-    """A loss or a gradient was not finite; nothing was saved after the last good checkpoint."""
-
-
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimizer step did.
+    """What one optimizer step did; its tensors are on the device, and whoever reads one waits for the step.
 
     Args:
         task_loss: Mean of the task's loss over the micro-batches.
@@ -46,10 +42,10 @@ class StepReport:
         gradient_norm: The norm of all gradients before clipping.
     """
 
-    task_loss: float
-    aux_loss: float
+    task_loss: Float[Tensor, ""]
+    aux_loss: Float[Tensor, ""]
     learning_rate: float
-    gradient_norm: float
+    gradient_norm: Float[Tensor, ""]
 
 
 class TorchEngine:
@@ -65,6 +61,8 @@ class TorchEngine:
     """
 
     needs_process_group = False  # on one process
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """The packages beside torch whose versions the numbers depend on."""
 
     def __init__(
         self,
@@ -84,6 +82,7 @@ class TorchEngine:
         self.model = model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
         self.step_count = 0
+        self.finite = FiniteCheck(device)
         self._routed: dict[str, RoutingSums] = {}
         self._layout = layout
         self._network = self._start()
@@ -105,6 +104,8 @@ class TorchEngine:
         """Spread the model over the processes, make what changes its weights, and return what to call in training."""
         network = self.strategy.setup(self.model)
         self.optimizers = build_optimizers(self.model, self.config.optim)
+        if not self.scaler.is_enabled():  # A loss scaler sets what it has found itself.
+            stop_at(self.finite.failed, self.optimizers)
         self.average = averaged(self.model, self.config.optim.ema_decay)
         return torch.compile(network) if self.config.compile else network  # type: ignore[return-value]
 
@@ -116,8 +117,10 @@ class TorchEngine:
     def step(self, micro_batches: Sequence[Batch]) -> StepReport:
         """Make one optimizer step on one or more global micro-batches, of which each process computes its part.
 
+        It does not wait for the device, but for `check_finite` once in a while.
+
         Raises:
-            TrainingDiverged: If a loss or the gradient is not finite.
+            TrainingDiverged: If a loss or the gradient of this step, or of one since the last check, is not finite.
         """
         self.model.train()
         num_steps = self.config.epochs * self.steps_per_epoch
@@ -125,29 +128,51 @@ class TorchEngine:
             self.config.optim, self.step_count, num_steps=num_steps, steps_per_epoch=self.steps_per_epoch
         )
         set_learning_rate(self._scheduled(), factor)
+        losses = self._propagate(micro_batches, self.step_count)
+        learning_rate = self._learning_rate()
+        norm = self._apply(micro_batches, losses.sum(1))
+        end_step(self.model)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.step_count += 1
+        if self.finite.is_due():
+            self.check_finite()
+        task, auxiliary = losses.mean(0).unbind()
+        return StepReport(task, auxiliary, learning_rate, norm)
+
+    def check_finite(self) -> None:
+        """Wait for the device, and see that every step since the last check was finite.
+
+        From the first step on that was not, no step has changed the weights.
+
+        Raises:
+            TrainingDiverged: If a loss or a gradient was not finite.
+        """
+        if (step := self.finite.first_failure()) is None:
+            return
+        if (batch := step.bad_batch) is not None:
+            raise step.diverged(self._first_layer(batch))
+        self._repeat(step)
+        raise step.diverged(first_non_finite(self.model, None))
+
+    def _propagate(self, micro_batches: Sequence[Batch], step: int) -> Float[Tensor, "micro_batches 2"]:
+        """Leave the gradients of a step in the parameters; return each micro-batch's global task and auxiliary loss."""
         losses = []
         for place, batch in enumerate(micro_batches):
-            self._seed(self.step_count * len(micro_batches) + place)
+            self._seed(step * len(micro_batches) + place)
             with self._accumulate(last=place == len(micro_batches) - 1):
                 losses.append(self._backward(batch, len(micro_batches)))
             self._add_routing()
-        learning_rate = self._learning_rate()
-        gradient_norm = self._update()
-        task, auxiliary = (sum(values) / len(losses) for values in zip(*losses, strict=True))
-        return StepReport(task, auxiliary, learning_rate, gradient_norm)
+        return self.strategy.all_reduce(torch.stack(losses), "mean")
 
     def _accumulate(self, last: bool) -> contextlib.AbstractContextManager[object]:
         return self.strategy.no_backward_sync(self._network, enabled=not last)
 
-    def _propagate(self, loss: Tensor) -> None:
+    def _differentiate(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
 
-    def _stepped(self) -> list[Optimizer]:
-        """Return the optimizers that change the weights."""
-        return self.optimizers
-
     def _scheduled(self) -> list[Optimizer]:
-        """Return those of them whose learning rate is the run's to set."""
+        """Return the optimizers whose learning rate is the run's to set."""
         return self.optimizers
 
     def _learning_rate(self) -> float:
@@ -170,18 +195,15 @@ class TorchEngine:
         if self.strategy.world_size > 1:
             torch.manual_seed(noise_key(self.config.seed, number, self.strategy.rank))
 
-    def _backward(self, batch: Batch, num_micro_batches: int) -> tuple[float, float]:
+    def _backward(self, batch: Batch, num_micro_batches: int) -> Float[Tensor, "2"]:
         own = self._own_part(batch)
         with autocast(self.device, self.config.precision):
             output, auxiliary = self._network(own[0])
         total = self.task.loss(output, own, label_smoothing=self.config.optim.label_smoothing)
         # Its mean over the processes is that over the global batch.
         task = total * self.strategy.world_size / self.task.count(batch)
-        means = self.strategy.all_reduce(torch.stack([task, auxiliary.to(task)]).detach(), "mean")
-        if not means.isfinite().all():
-            raise TrainingDiverged(self._diagnosis("loss", float(means.sum()), own[0]))
-        self._propagate((task + auxiliary) / num_micro_batches)
-        return float(means[0]), float(means[1])
+        self._differentiate((task + auxiliary) / num_micro_batches)
+        return torch.stack([task, auxiliary.to(task)]).detach()
 
     def _own_part(self, batch: Batch) -> Batch:
         """Put this process's part of a global batch onto its device."""
@@ -189,38 +211,37 @@ class TorchEngine:
         own = [tensor[share].to(self.device, non_blocking=True) for tensor in batch]
         return tuple(each.contiguous(memory_format=self._layout) if each.dim() == 4 else each for each in own)
 
-    def _update(self) -> float:
-        norm = self._apply()
-        end_step(self.model)
-        if self.average is not None:
-            self.average.update_parameters(self.model)
-        self.step_count += 1
-        return float(norm)
-
-    def _apply(self) -> Tensor:
-        """Change the weights by the gradients, and return the norm that these had."""
+    def _apply(self, micro_batches: Sequence[Batch], losses: Float[Tensor, " micro_batches"]) -> Float[Tensor, ""]:
+        """Change the weights by the gradients, if all is finite, and return the norm that these had."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         self.strategy.reduce_gradients(self.model)
         norm = self.strategy.clip_gradients(self.model, self.config.optim.clip_norm)
-        # With a dynamic loss scale an overflow is expected: the scaler skips the step and lowers the scale. Where
-        # nothing is left to lower, the overflow is the network's own.
-        if not torch.isfinite(norm) and not (self.scaler.is_enabled() and self.scaler.get_scale() > 1):
-            raise TrainingDiverged(self._diagnosis("gradient norm", float(norm), None))
+        self._note(micro_batches, losses, norm)
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
             optimizer.zero_grad()
         self.scaler.update()
         return norm
 
-    def _diagnosis(self, what: str, value: float, inputs: Tensor | None) -> str:
+    def _note(self, micro_batches: Sequence[Batch], losses: Tensor, norm: Tensor) -> None:
+        """Have the device look whether a step is finite.
+
+        With a dynamic loss scale an overflow is expected: the scaler skips the step and lowers the scale. Where nothing
+        is left to lower, the overflow is the network's own.
+        """
+        if self.scaler.is_enabled():
+            norm = norm.masked_fill(self.scaler.scale(torch.ones_like(norm)) > 1, 0.0)
+        self.finite.note(Step(self.step_count, micro_batches, torch.cat([losses, norm.to(losses)[None]])))
+
+    def _repeat(self, step: Step) -> None:
+        """Bring back the gradients of a step that was not finite, by the same batches and weights."""
+        self._propagate(step.batches, step.number)
+
+    def _first_layer(self, batch: Batch) -> str | None:
         alone = self.strategy.world_size == 1  # Several would have to run the network again together.
         with autocast(self.device, self.config.precision):
-            layer = first_non_finite(self.model, inputs if alone else None)
-        return (
-            f"The {what} became {value} at step {self.step_count + 1}; the first layer that is not finite is "
-            f"{layer or 'the loss itself'}. Try a lower `optim.lr`, `optim.clip_norm=1.0` or `precision=float32`."
-        )
+            return first_non_finite(self.model, self._own_part(batch)[0] if alone else None)
 
     def state_dict(self, *, part: bool = False) -> dict[str, Any]:
         """Return all that the next step depends on, the random state included; every process calls this.
@@ -239,46 +260,22 @@ class TorchEngine:
 
     def logical_state(self, *, part: bool = False) -> dict[str, Any]:
         """Return what `state_dict` does of tensors and numbers."""
-        gather = partial(self.strategy.local_state if part else self.strategy.gather_state, model=self.model)
-        return {
-            "settings": self._fixed_settings(),
-            "model": gather(self._weights()),
-            "optimizers": [gather(named_state(optimizer, self.model)) for optimizer in self.optimizers],
-            "scaler": self.scaler.state_dict(),
-            "average": None if self.average is None else gather(self.average.module.state_dict()),
-            "averaged": 0 if self.average is None else int(self.average.n_averaged),
-            "step_count": self.step_count,
-            "random_state": torch.get_rng_state(),
-            "cuda_random_state": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
-        }
+        self.check_finite()
+        return logical_state(self, part=part)
 
     def load_logical_state(self, state: dict[str, Any]) -> None:
         """Go on from what `logical_state` returned."""
-        if state["settings"] != self._fixed_settings():
-            raise ValueError(
-                "A run goes on with the settings that decide what it keeps, as it began: "
-                f"{_changes(state['settings'], self._fixed_settings())}. Leave the flags out that change them."
-            )
-        own = partial(self.strategy.load_state, model=self.model)
-        self._load_weights(own(state["model"]))
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            load_named_state(optimizer, own(saved), self.model)
-        self.scaler.load_state_dict(state["scaler"])
-        if self.average is not None:
-            load_weights(self.average.module, own(state["average"]))
-            self.average.n_averaged.fill_(state["averaged"])
-        self.step_count = state["step_count"]
-        torch.set_rng_state(state["random_state"])
-        if self.device.type == "cuda" and len(state["cuda_random_state"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["cuda_random_state"])
+        load_logical_state(self, state)
 
-    def _weights(self) -> dict[str, Any]:
+    def weights(self) -> dict[str, Any]:
+        """Return the state of the model, under its own names."""
         return self.model.state_dict()
 
-    def _load_weights(self, weights: dict[str, Any]) -> None:
+    def load_weights(self, weights: dict[str, Any]) -> None:
+        """Load what `weights` returned."""
         load_weights(self.model, weights)
 
-    def _fixed_settings(self) -> dict[str, Any]:
+    def fixed_settings(self) -> dict[str, Any]:
         """Return the settings that decide what there is to save, and so cannot change in a resumed run."""
         averaging, loss_scale = self.average is not None, self.scaler.is_enabled()
         return {"optimizer": self.config.optim.name, "averaging": averaging, "loss_scale": loss_scale}
@@ -288,8 +285,3 @@ def take_routing(layer: RoutedLayer) -> Routing | None:
     """Return the routing of the last forward and forget it; None where the layer did not run since."""
     routing, layer.routing = layer.routing, None
     return routing
-
-
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
-    changed = (name for name in {**before, **now} if before.get(name) != now.get(name))
-    return "; ".join(f"{name.replace('_', ' ')} was {before.get(name)} and is {now.get(name)}" for name in changed)

@@ -13,9 +13,10 @@ def augment(
     """Crop, translate and flip, as far as the config asks for it.
 
     Args:
-        images: A batch, which stays as it is.
+        images: A batch on any device, which does all the work. It stays as it is.
         config: The changes to make, and their size.
-        generator: Generator on the CPU; the result is a function of its state.
+        generator: Generator on the CPU, so that the draws are the same on every device. The result is a function of its
+            state.
 
     Raises:
         ValueError: If the translation is as large as the images.
@@ -33,7 +34,7 @@ def random_flip(
     images: UInt8[Tensor, "batch channels height width"], generator: torch.Generator
 ) -> UInt8[Tensor, "batch channels height width"]:
     """Mirror each image left to right with probability one half."""
-    flipped = torch.rand(len(images), generator=generator) < 0.5
+    flipped = (torch.rand(len(images), generator=generator) < 0.5).to(images.device, non_blocking=True)
     return torch.where(flipped[:, None, None, None], images.flip(-1), images)
 
 
@@ -51,6 +52,7 @@ def random_translate(
     if pixels >= min(height, width):
         raise ValueError(f"translate must be less than the sides of the images, {width}x{height} pixels; got {pixels}")
     shift = torch.randint(-pixels, pixels + 1, (2, len(images)), generator=generator)
+    shift = shift.to(images.device, non_blocking=True)
     rows, columns = _reflected(shift[0], height), _reflected(shift[1], width)
     # One flat index per output pixel, the same for all channels.
     source = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
@@ -68,7 +70,7 @@ def random_crop(
         generator: Generator on the CPU.
         smallest: Least share of each side that is kept, in (0, 1]; shares are uniform from it to 1, places uniform.
     """
-    draws = torch.rand(3, len(images), generator=generator)
+    draws = torch.rand(3, len(images), generator=generator).to(images.device, non_blocking=True)
     share = smallest + (1 - smallest) * draws[0]
     rows = _interpolation(draws[1], share, images.shape[-2])
     columns = _interpolation(draws[2], share, images.shape[-1])
@@ -79,7 +81,7 @@ def random_crop(
 
 def _reflected(shift: Int[Tensor, " batch"], side: int) -> Int[Tensor, "batch side"]:
     """List, for every pixel of a shifted side, the pixel it shows."""
-    wanted = (torch.arange(side) + shift[:, None]).abs()
+    wanted = (torch.arange(side, device=shift.device) + shift[:, None]).abs()
     return (side - 1) - ((side - 1) - wanted).abs()
 
 
@@ -95,6 +97,7 @@ def _interpolation(
     """
     start = place * (1 - share) * side
     # Pixel i covers [i, i + 1): its centre lies half a pixel further on.
-    centres = start[:, None] + (torch.arange(side) + 0.5) * share[:, None] - 0.5
-    distance = (centres.clamp(0, side - 1)[:, :, None] - torch.arange(side)).abs()
+    pixels = torch.arange(side, device=place.device)
+    centres = start[:, None] + (pixels + 0.5) * share[:, None] - 0.5
+    distance = (centres.clamp(0, side - 1)[:, :, None] - pixels).abs()
     return (1 - distance).clamp(min=0)

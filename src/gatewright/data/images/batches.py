@@ -31,7 +31,7 @@ def training_batches(images: ImageSet, config: DataConfig, *, seed: int, epoch: 
     is dropped (see `num_batches`); the shuffle drops another one each epoch.
 
     Args:
-        images: The training images.
+        images: The training images. Batches are made on the device that holds them.
         config: Batch size and augmentation.
         seed: Seed of the run.
         epoch: Number of the epoch, from 0.
@@ -66,8 +66,8 @@ def evaluation_batches(images: ImageSet, batch_size: int) -> Iterator[Batch]:
 
 
 def _training_batches(images: ImageSet, config: DataConfig, seed: int, epoch: int, batches: range) -> Iterator[Batch]:
-    order = torch.randperm(len(images), generator=generator_for("order", seed, epoch))
+    order = torch.randperm(len(images), generator=generator_for("order", seed, epoch)).to(images.labels.device)
     for batch in batches:
-        chosen = images.select(order[batch * config.batch_size :][: config.batch_size])
-        changed = augment(chosen.images, config.augment, generator_for("augment", seed, epoch, batch))
-        yield as_floats(changed), chosen.labels
+        rows = order[batch * config.batch_size :][: config.batch_size]
+        changed = augment(images.images[rows], config.augment, generator_for("augment", seed, epoch, batch))
+        yield as_floats(changed), images.labels[rows]

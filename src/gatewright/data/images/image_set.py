@@ -36,6 +36,8 @@ class ImageSet:
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
             raise ValueError(f"every image needs one label; got {len(self.images)} images, {len(self.labels)} labels")
+        if not self.labels.is_cpu:  # They were checked where they were read, and a GPU would be waited for.
+            return
         wrong = ((self.labels < 0) | (self.labels >= len(self.class_names))).nonzero()
         if len(wrong):
             row = int(wrong[0])
@@ -55,6 +57,15 @@ class ImageSet:
             IndexError: If a position is outside the set.
         """
         return type(self)(self.images[index], self.labels[index], self.class_names)
+
+    def to(self, device: torch.device) -> Self:
+        """Return the images on a device."""
+        return type(self)(self.images.to(device), self.labels.to(device), self.class_names)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of images and labels."""
+        return self.images.nbytes + self.labels.nbytes
 
     @property
     def digest(self) -> str:

@@ -28,7 +28,7 @@ def text_batches(text: TextSet, config: TextConfig, *, seed: int, epoch: int, st
     padded, and every byte of a batch counts the same.
 
     Args:
-        text: The text to train on.
+        text: The text to train on; batches are made on the device that holds it.
         config: The sizes of windows, batches and epochs.
         seed: The seed of the run.
         epoch: The epoch, from 0.
@@ -64,7 +64,7 @@ def _text_batches(text: TextSet, config: TextConfig, seed: int, batches: range) 
     for batch in batches:
         number, place = divmod(batch, per_pass)
         if number != ordered:
-            ordered, order = number, _window_order(text, config, seed, number)
+            ordered, order = number, _window_order(text, config, seed, number).to(text.content.device)
         yield text.windows(order[place * config.batch_size :][: config.batch_size], _length(text))
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
@@ -52,7 +52,16 @@ class TextSet:
     @cached_property
     def is_start(self) -> Bool[Tensor, " bytes"]:
         """Whether each byte is the first of its document."""
-        return torch.zeros(len(self), dtype=torch.bool).index_fill_(0, self.starts, True)
+        return torch.zeros(len(self), dtype=torch.bool, device=self.content.device).index_fill_(0, self.starts, True)
+
+    def to(self, device: torch.device) -> Self:
+        """Return the text on a device."""
+        return replace(self, content=self.content.to(device), starts=self.starts.to(device))
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the content, and of where documents start."""
+        return 2 * self.content.nbytes
 
     @cached_property
     def digest(self) -> str:
@@ -77,7 +86,7 @@ class TextSet:
     def windows(
         self, places: Int64[Tensor, " batch"], length: int
     ) -> tuple[Int64[Tensor, "batch length"], Int64[Tensor, "batch length"]]:
-        """Cut windows out of the packed documents.
+        """Cut windows out of the packed documents, on the device that holds them.
 
         Args:
             places: The position of each window's first byte.
@@ -87,7 +96,8 @@ class TextSet:
             What a model reads, and the bytes it is to predict: the input at a place is the byte before it, or `BEGIN`
             at the start of a document. So the windows of a text predict each of its bytes, and nothing else.
         """
-        positions = places[:, None] + torch.arange(length)
+        device = self.content.device
+        positions = places.to(device)[:, None] + torch.arange(length, device=device)
         before = self.content[(positions - 1).clamp(min=0)].long()
         return before.masked_fill(self.is_start[positions], BEGIN), self.content[positions].long()
 

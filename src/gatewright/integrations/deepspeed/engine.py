@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from gatewright.layers import ExpertLayer, MoE, SoftMoE
 from gatewright.layers.base import moe_layers
 from gatewright.parallel import synchronize_batch_norm
 from gatewright.scope import BatchScope
+from gatewright.tasks import Batch
 from gatewright.train.config import RunConfig
+from gatewright.train.diagnosis import Step, first_non_finite
 from gatewright.train.optim import averaged, build_optimizers
-from gatewright.train.step import TorchEngine, TrainingDiverged
+from gatewright.train.step import TorchEngine
 
 KEPT = 2
 
@@ -45,6 +47,7 @@ class DeepSpeedEngine(TorchEngine):
     """
 
     needs_process_group = True
+    libraries = ("deepspeed",)
 
     @classmethod
     def check(cls, config: RunConfig, world: int, device: torch.device) -> None:
@@ -130,11 +133,8 @@ class DeepSpeedEngine(TorchEngine):
             self._step_under_way = None
             self.engine.set_gradient_accumulation_boundary(True)  # The block put back what it was at the beginning.
 
-    def _propagate(self, loss: Tensor) -> None:
+    def _differentiate(self, loss: Tensor) -> None:
         self.engine.backward(loss, scale_wrt_gas=False)
-
-    def _stepped(self) -> list[Optimizer]:
-        return [self.engine.optimizer]
 
     def _scheduled(self) -> list[Optimizer]:
         return [] if "scheduler" in self.settings else self._own
@@ -143,25 +143,32 @@ class DeepSpeedEngine(TorchEngine):
         rate: float = self.engine.get_lr()[0]
         return rate
 
-    def _apply(self) -> Tensor:
+    def _apply(self, micro_batches: Sequence[Batch], losses: Tensor) -> Tensor:
+        self._check_now(micro_batches, losses)
         if zero_stage(self.settings) == 0 and not is_half(self.settings):
             norm = self.strategy.clip_gradients(self.model, self.config.optim.clip_norm)
-            self._refuse_non_finite(norm)
+            self._check_now(micro_batches, losses, norm)
             self.engine.step()
             return norm
         self.engine.step()
         norm = torch.as_tensor(self.engine.get_global_grad_norm() or 0.0)
         if not is_half(self.settings):  # There an overflow is expected, and DeepSpeed lowers its loss scale.
-            self._refuse_non_finite(norm)
+            self._check_now(micro_batches, losses, norm)
         return norm
 
-    def _refuse_non_finite(self, norm: Tensor) -> None:
-        if not torch.isfinite(norm):
-            raise TrainingDiverged(self._diagnosis("gradient norm", float(norm), None))
+    def _check_now(self, micro_batches: Sequence[Batch], losses: Tensor, *norm: Tensor) -> None:
+        """Check at every step, since DeepSpeed's step waits for the device in any case."""
+        values = torch.stack([*losses, *(each.to(losses) for each in norm)])
+        self.finite.note(Step(self.step_count, micro_batches, values))
+        self.check_finite()
 
-    def _diagnosis(self, what: str, value: float, images: Tensor | None) -> str:
-        zero = zero_stage(self.settings) > 0  # ZeRO ties parameters to its buffers: such a model cannot be copied.
-        return super()._diagnosis(what, value, None if zero else images)
+    def _repeat(self, step: Step) -> None:
+        """Leave the gradients as they are: they are those of the step."""
+
+    def _first_layer(self, batch: Batch) -> str | None:
+        if zero_stage(self.settings) == 0:
+            return super()._first_layer(batch)
+        return first_non_finite(self.model, None)  # ZeRO ties parameters to its buffers: the model cannot be copied.
 
     def state_dict(self, *, part: bool = False) -> dict[str, Any]:
         """Return the logical state; where it cannot hold all, write DeepSpeed's own checkpoint beside it."""
@@ -208,21 +215,24 @@ class DeepSpeedEngine(TorchEngine):
     def _tag(self, step: int) -> str:
         return f"step-{step:08d}"
 
-    def _weights(self) -> dict[str, Any]:
+    def weights(self) -> dict[str, Any]:
+        """Return the state of the model under our names, which ZeRO 3 puts together first."""
         if zero_stage(self.settings) < 3:
             return plain_state(self.model)
         with require("deepspeed", "deepspeed").zero.GatheredParameters(list(self.model.parameters())):
             return {name: value.clone() for name, value in plain_state(self.model).items()}
 
-    def _load_weights(self, weights: dict[str, Any]) -> None:
+    def load_weights(self, weights: dict[str, Any]) -> None:
+        """Load the state of the model, where DeepSpeed's own checkpoint does not."""
         if is_plain(self.settings):  # Otherwise they come with DeepSpeed's own checkpoint.
-            super()._load_weights(weights)
+            super().load_weights(weights)
 
-    def _fixed_settings(self) -> dict[str, Any]:
+    def fixed_settings(self) -> dict[str, Any]:
+        """Return what decides the state, of which DeepSpeed's own checkpoint holds more."""
         if is_plain(self.settings):
-            return super()._fixed_settings()
+            return super().fixed_settings()
         sizes = {"processes": self.strategy.world_size, "ep_size": self.config.parallel.ep_size}
-        return {**super()._fixed_settings(), "zero_stage": zero_stage(self.settings), **sizes}
+        return {**super().fixed_settings(), "zero_stage": zero_stage(self.settings), **sizes}
 
 
 def start_deepspeed(device: torch.device) -> Any:

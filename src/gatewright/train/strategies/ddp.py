@@ -36,6 +36,7 @@ from gatewright.parallel.collectives import waiting
 from gatewright.routers import Router
 from gatewright.scope import BatchScope
 from gatewright.train.config import ParallelConfig
+from gatewright.train.optim import clip_gradients
 from gatewright.train.strategies.single import Reduction, Strategy, WithLosses
 
 
@@ -130,10 +131,7 @@ class DDPStrategy(Strategy):
 
     def clip_gradients(self, model: nn.Module, max_norm: float | None) -> Tensor:
         """Clip by the norm over all processes, each expert counted once."""
-        norm = total_gradient_norm(model, self.mesh)
-        if max_norm is not None and torch.isfinite(norm):
-            nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm, foreach=False)
-        return norm
+        return clip_gradients(model, max_norm, total_gradient_norm(model, self.mesh))
 
     def all_reduce(self, tensor: Tensor, op: Reduction = "sum", *, background: bool = False) -> Tensor:
         """Reduce over the default group, or over the one for threads beside the training."""
@@ -174,13 +172,11 @@ class DDPStrategy(Strategy):
         self.steps = steps
         self.noted.set()
 
-    def gather_state(self, tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        """Put the experts' state together on the first process."""
-        return gather_state(tensors, model, self.mesh)
-
-    def local_state(self, tensors: dict[str, Tensor], model: nn.Module) -> Mapping[str, Tensor | Rows]:
-        """Pick this process's experts, and on the first process all that is not spread too."""
-        return part_of_state(tensors, model, self.mesh)
+    def gather_state(
+        self, tensors: dict[str, Tensor], model: nn.Module, *, part: bool = False
+    ) -> Mapping[str, Tensor | Rows]:
+        """Put the experts' state together on the first process; or pick this process's, and there all the rest too."""
+        return part_of_state(tensors, model, self.mesh) if part else gather_state(tensors, model, self.mesh)
 
     def part_number(self, model: nn.Module) -> tuple[int | None, int]:
         """Return this process's place among those that hold different experts, if it has their first copy."""

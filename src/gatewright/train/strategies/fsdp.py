@@ -57,13 +57,11 @@ class FSDPStrategy(DDPStrategy):
             if parameter.grad is not None:
                 parameter.grad /= self.mesh["expert"].size()
 
-    def gather_state(self, tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        """Put shards together, then experts."""
-        return super().gather_state(_unsharded(tensors), model)
-
-    def local_state(self, tensors: dict[str, Tensor], model: nn.Module) -> Mapping[str, Tensor | Rows]:
-        """Put shards together, and pick this process's experts."""
-        return super().local_state(_unsharded(tensors), model)
+    def gather_state(
+        self, tensors: dict[str, Tensor], model: nn.Module, *, part: bool = False
+    ) -> Mapping[str, Tensor | Rows]:
+        """Put shards together, then experts; or pick this process's."""
+        return super().gather_state(_unsharded(tensors), model, part=part)
 
     def load_state(self, tensors: Mapping[str, Tensor | Rows], model: nn.Module) -> dict[str, Tensor]:
         """Pick this process's experts, and its shard of everything."""

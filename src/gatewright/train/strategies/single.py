@@ -88,12 +88,10 @@ class Strategy:
     def average_buffers(self, *models: nn.Module) -> None:
         """Average BatchNorm's statistics over the copies of each module, before they are evaluated or saved."""
 
-    def gather_state(self, tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        """Return on the first process the whole of a state that is spread over processes."""
-        return tensors
-
-    def local_state(self, tensors: dict[str, Tensor], model: nn.Module) -> Mapping[str, Tensor | Rows]:
-        """Return the part of a state that this process saves."""
+    def gather_state(
+        self, tensors: dict[str, Tensor], model: nn.Module, *, part: bool = False
+    ) -> Mapping[str, Tensor | Rows]:
+        """Return on the first process the whole of a state that is spread over processes, or each its part."""
         return tensors
 
     def part_number(self, model: nn.Module) -> tuple[int | None, int]:
@@ -113,5 +111,7 @@ ALONE = Strategy()
 
 def largest(strategy: Strategy, number: int | None, *, background: bool = False) -> int | None:
     """Return the largest number that any process has; None where none has one."""
+    if strategy.world_size == 1:
+        return number
     found = strategy.all_reduce(torch.tensor(-1 if number is None else number), "max", background=background)
     return None if found < 0 else int(found)
