@@ -141,7 +141,7 @@ class GroupedFeedForward(Experts):
         row_index = torch.empty_like(order).scatter(0, order, torch.arange(order.shape[0], device=order.device))
         row_index, lengths = row_index.view(routing.top_k, x.shape[0]), routing.sums.tokens_per_expert
         rows = (grouped.weight, grouped.token_index, row_index, lengths)
-        if x.device.type == "cpu" and self.backend is None and not torch.compiler.is_compiling():
+        if self.backend is None:
             rows = pad(*rows, grouped.expert_index, weight_in)
         output = routed_feed_forward(x, weight_in, weight_out, *rows, self.activation, self.backend, self._memory)
         return output, grouped

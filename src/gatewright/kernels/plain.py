@@ -53,8 +53,10 @@ def grouped(
 def gather_sum(
     rows: Float[Tensor, "assignments dim"], row_index: Int[Tensor, "top_k tokens"]
 ) -> Float[Tensor, "tokens dim"]:
-    """Add up each token's rows in at least float32, in one pass."""
-    return F.embedding_bag(row_index.t().contiguous(), rows, mode="sum")
+    """Add up each token's rows in at least float32; on a CPU in one pass."""
+    if rows.device.type == "cpu":
+        return F.embedding_bag(row_index.t().contiguous(), rows, mode="sum")
+    return rows[row_index].sum(0, dtype=torch.promote_types(rows.dtype, torch.float32)).to(rows.dtype)
 
 
 def down_backward(

@@ -47,7 +47,9 @@ def pad(
     expert_index: Int[Tensor, " assignments"],
     matrices: Float[Tensor, "experts inner out"],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pad the groups of assignments, by assignments of weight 0 that no token asks for.
+    """Pad the groups of assignments on a CPU, by assignments of weight 0 that no token asks for.
+
+    A compiled program does not, since it cannot know how many there are.
 
     Args:
         weight: The weight of each assignment, sorted by expert.
@@ -60,6 +62,8 @@ def pad(
     Returns:
         Weights, tokens, places and how many assignments each expert has, of the padded groups.
     """
+    if matrices.device.type != "cpu" or torch.compiler.is_compiling():
+        return weight, token_index, row_index, tokens_per_expert
     counts, (_, inner, out) = tokens_per_expert.tolist(), matrices.shape
     lengths = padded_lengths(counts, inner, out, matrices.itemsize)
     if lengths == counts:
