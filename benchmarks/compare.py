@@ -33,14 +33,14 @@ def compare(
 
     Args:
         arms: What builds each arm.
-        loop: The module loop in float64, whose numbers are the right ones.
+        loop: The module loop, whose numbers are the right ones: in float64, where that does not take too long.
         x: Items of all arms.
         seconds: How long to time all arms together.
         unchecked: The arm that computes something else.
     """
     clear = clear_tokens(loop, x, x.dtype)
     gradient = torch.randn_like(x)
-    exact = trace(loop, x.double(), gradient.double(), clear)
+    exact = trace(loop, x.to(loop.gate.dtype), gradient.to(loop.gate.dtype), clear)
     found: dict[str, dict[str, Any]] = {name: {} for name in arms}
     built = {}
     for name, build in arms.items():

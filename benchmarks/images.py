@@ -101,7 +101,7 @@ def measure_images(case: ImageCase, device: str, seconds: float) -> dict[str, ob
         "module loop": arm(lambda gate, networks: ModuleLoop(gate, TOP_K, networks)),
         "deepspeed": arm(deepspeed),
     }
-    loop = ModuleLoop(gate, TOP_K, copy.deepcopy(networks)).to(device).double()
+    loop = ModuleLoop(gate, TOP_K, copy.deepcopy(networks)).to(device)  # Convolutions in float64 take minutes.
     found = compare(arms, loop, torch.randn(case.images, PIXELS, device=device), seconds)
     return {"case": str(case), "dtype": "float32", "arms": found}
 

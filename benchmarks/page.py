@@ -157,7 +157,8 @@ def images(records: list[Record]) -> Iterator[str]:
     yield (
         "Whole images of CIFAR-10's size go to 2 of the networks of `cifar10-resnets`, which return as many numbers as "
         "an image has. In DeepSpeed's layer BatchNorm sees the zeros that groups are padded with; with GroupNorm its "
-        "numbers agree. Dense is two of the networks on every image (`python -m benchmarks.images`)."
+        "numbers agree. The right numbers are those of the module loop in float32. Dense is two of the networks on "
+        "every image (`python -m benchmarks.images`)."
     )
     yield from compared(records, ["deepspeed"])
 

@@ -35,7 +35,7 @@ class Trace:
 
 def clear_tokens(loop: Routed, x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return which tokens have no two experts near the border between chosen and not."""
-    logits = loop.logits(x.double()).detach().sort(descending=True).values
+    logits = loop.logits(x.to(loop.gate.dtype)).detach().sort(descending=True).values
     if loop.top_k == logits.shape[1]:
         return torch.ones_like(logits[:, 0], dtype=torch.bool)
     return logits[:, loop.top_k - 1] - logits[:, loop.top_k] > MARGIN[dtype]

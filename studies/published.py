@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal, get_args
 
-from gatewright.planner import Device, Links, Part, Plan, feed_forward_sizes, plan
+from gatewright.planner import Device, Links, Part, Plan, Sizes, feed_forward_sizes, plan
 from gatewright.planner.cost import all_to_all_seconds
-from gatewright.planner.plan import compute_over_communication
 
 Row = tuple[str, float, float | tuple[float, float], str]
 """What, predicted, published or measured (a range is its ends), unit."""
@@ -15,6 +14,16 @@ H100 = Device(flops=989e12, efficiency=0.5)
 A100 = Device(flops=312e12, efficiency=0.5)
 GB200 = Device(flops=2500e12, efficiency=0.5)
 K40 = {"flops": 4.29e12, "memory_bandwidth": 288e9}
+
+
+def compute_over_communication(sizes: Sizes, device: Device, bandwidth: float) -> float:
+    """Return forward arithmetic time over travel time: ``6 n / (b1 + b2) * B / (eta P)`` for SwiGLU experts.
+
+    It depends on neither tokens, dim, top_k nor experts: https://arxiv.org/abs/1701.06538 section 3.2 puts it as "the
+    ratio is the hidden size".
+    """
+    arithmetic = sizes.expert.flops / (device.efficiency * device.flops)
+    return arithmetic / ((sizes.sent_bytes + sizes.returned_bytes) / bandwidth)
 
 
 def even(bandwidth: float) -> Links:

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from gatewright.cli.commands import parse_train
+from gatewright.cli.train import parse_train
 from gatewright.recipes import RECIPES
 from gatewright.train.validate import validate
 from tests.train.runs import environment, logged

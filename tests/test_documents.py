@@ -6,7 +6,7 @@ import shlex
 import pytest
 import torch
 
-from gatewright.cli.commands import parse_train
+from gatewright.cli.train import parse_train
 from gatewright.recipes import recipe_named
 from gatewright.routers import ROUTERS
 from tests.documents.__main__ import FRAGMENTS, main

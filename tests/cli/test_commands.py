@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from gatewright.cli.commands import parse_train
+from gatewright.cli.train import parse_train
 from gatewright.recipes import RECIPES
 from gatewright.train import load_config, save_config, train
 from tests.train.runs import digits_config, write_image_folder

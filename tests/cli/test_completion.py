@@ -7,7 +7,7 @@ import pytest
 
 ASK = """
 source ./script
-for line in "train di" "train digits --model.rou" "plan digits --links.ins" "evaluate --f" "train digits --precision f"
+for line in c "train di" "train digits --model.rou" "plan digits --links.ins" "evaluate --f" "train digits --engine d"
 do
     COMP_WORDS=(gatewright $line)
     COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
@@ -24,11 +24,12 @@ def test_bash_completes_recipes_flags_and_values(gatewright, tmp_path):
     (tmp_path / "script").write_text(script)
     shell = subprocess.run(["bash", "-c", ASK], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert shell.stdout.splitlines() == [
+        "compare completion",
         "digits digits-dense",
         "--model.router --model.router-options",
         "--links.inside --links.inside-latency",
         "--flip",
-        "float32 float16",
+        "deepspeed",
     ]
 
 

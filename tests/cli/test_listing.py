@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from gatewright.cli.commands import parse_train
+from gatewright.cli.train import parse_train
 from gatewright.data import BUILT_IN_NAMES
 from gatewright.data.text.config import BUILT_IN_TEXTS
 from gatewright.losses import LOSSES

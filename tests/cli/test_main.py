@@ -89,6 +89,7 @@ def test_bad_input_gets_a_sentence(gatewright, words, sentence):
         ("train digits --epoch 3", ["no flag --epoch; did you mean --epochs?"]),
         ("train digits --model.num_expert=3", ["no flag --model.num-expert; did you mean --model.num-experts?"]),
         ("train digits --learning-rate 3", ["no flag --learning-rate; did you mean --optim.lr?"]),
+        ("train digits --tracking.enabled False", ["Give --tracking.enabled alone, or --tracking.no-enabled."]),
         ("train digits --xyzzy 3", ["There is no flag --xyzzy. --help lists all."]),
         ("train cifar10-cnn --model.stem-depth 2", ["There is no flag --model.stem-depth. --help lists all."]),
         ("plan digits --link.inside 3", ["no flag --link.inside; did you mean --links.inside?"]),

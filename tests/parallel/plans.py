@@ -45,6 +45,12 @@ def sizes_of(num_experts, tokens, activation="gelu", optimizer="adamw", router=N
     )
 
 
+def routed_bytes(sizes, sent_rows, received_rows):
+    """The bytes that a process sends through one layer in a step: rows to others' experts, and those of others here."""
+    there = sizes.sent_bytes * (sent_rows + (received_rows if sizes.item_gradient else 0))
+    return there + sizes.returned_bytes * (received_rows + sent_rows)
+
+
 def tokens_of(tokens, world, rank):
     """This rank's part of a batch."""
     part = expert_runs(tokens, world)[rank]

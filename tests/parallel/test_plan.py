@@ -9,7 +9,7 @@ from gatewright import GroupedFeedForward, MergedMoE, ModuleExperts, MoE, Soft, 
 from gatewright.models import DigitsConfig, ImageClassifier, ResNetsConfig, TransformerConfig
 from gatewright.planner import feed_forward_sizes, measure_sizes, plan
 from gatewright.planner.measure import measure
-from gatewright.planner.plan import predict_memory, routed_bytes
+from gatewright.planner.plan import predict_memory
 from tests.parallel import plans
 
 CLOSE = 0.1
@@ -38,7 +38,7 @@ def test_bytes_of_a_known_routing_are_exact(steps, world, ep_size):
         place, first = rank % ep_size, rank - rank % ep_size  # in its row of the mesh, which has all experts
         peers = [results[first + other]["rows"] for other in range(ep_size) if other != place]
         sent_rows = sum(result["rows"]) - result["rows"][place]
-        assert result["sent"] == routed_bytes(sizes, sent_rows, sum(rows[place] for rows in peers))
+        assert result["sent"] == plans.routed_bytes(sizes, sent_rows, sum(rows[place] for rows in peers))
     assert (sum(result["sent"] for result in results) > 0) == (ep_size > 1)
 
 

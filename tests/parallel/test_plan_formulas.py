@@ -13,8 +13,9 @@ from gatewright.planner.cost import (
     copies_to_other_nodes,
     random_imbalance,
 )
-from gatewright.planner.plan import compute_over_communication, process_imbalance
+from gatewright.planner.plan import process_imbalance
 from studies import plan_check
+from studies.published import compute_over_communication
 
 SIZES = feed_forward_sizes(tokens=4096, dim=64, ffn=256, num_experts=16, top_k=2)
 

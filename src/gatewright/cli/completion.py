@@ -5,13 +5,16 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from gatewright.cli.arguments import EvaluateArguments, PredictArguments, TrainArguments
+from gatewright.cli.compare import CompareArguments
+from gatewright.cli.evaluate import EvaluateArguments
 from gatewright.cli.export import ExportArguments
 from gatewright.cli.flags import parse, registry
 from gatewright.cli.generate import GenerateArguments
 from gatewright.cli.listing import ListArguments
 from gatewright.cli.plan import RecipeArguments
+from gatewright.cli.predict import PredictArguments
 from gatewright.cli.report import ReportArguments
+from gatewright.cli.train import TrainArguments
 from gatewright.recipes import RECIPES
 
 
@@ -40,6 +43,7 @@ def completion_command(words: list[str]) -> None:
 
     tyro.extras.subcommand_cli_from_dict(
         {
+            "compare": CompareArguments,
             "completion": CompletionArguments,
             "evaluate": EvaluateArguments,
             "export": ExportArguments,

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection
 
-from gatewright.cli.flags import flags_of
+from gatewright.cli.flags import flags_of, turn_off
 from gatewright.cli.plan import Question
 from gatewright.recipes import RECIPES
 
@@ -21,14 +21,12 @@ def in_flags(sentence: str, flags: Collection[str] | None = None) -> str:
     known = every_flag() if flags is None else flags
 
     def flag(found: re.Match[str]) -> str:
-        name, value = found[1].replace("_", "-"), (found[2] or "").strip("\"'")
-        section, _, last = name.rpartition(".")
-        switch = f"--{section}{'.' if section else ''}no-{last}"
-        if f"--{name}" not in known:
+        name, value = f"--{found[1].replace('_', '-')}", (found[2] or "").strip("\"'")
+        if name not in known:
             return found[0]
-        if switch in known and value in ("True", "False"):
-            return f"--{name}" if value == "True" else switch
-        return f"--{name} {value}".rstrip()
+        if turn_off(name) in known and value in ("True", "False"):
+            return name if value == "True" else turn_off(name)
+        return f"{name} {value}".rstrip()
 
     return FIELD.sub(flag, sentence)
 

@@ -1,19 +1,46 @@
 """What ``gatewright evaluate`` does: print what a trained model makes of the whole test set."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+import tyro
 from rich.console import Console
 from torch import nn
 
-from gatewright.cli.arguments import EvaluateArguments
 from gatewright.cli.flags import parse, refuse_unknown_flags
 from gatewright.report import expert_table, plain_table
 from gatewright.tasks import Forward
 from gatewright.train import Trained, evaluate, load_run
 from gatewright.train.result import describe_layer
+
+
+@dataclass(frozen=True)
+class DataPath:
+    """Where the data of a run are now.
+
+    Args:
+        path: Folder of the data; by default where they were in training.
+    """
+
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class EvaluateArguments:
+    """Evaluate a run on the whole test set.
+
+    Args:
+        run: The run's folder.
+        flip: Average each image with its mirror image.
+        data: The place of the data.
+    """
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    data: DataPath
+    flip: bool = False
 
 
 def evaluate_command(words: list[str]) -> None:

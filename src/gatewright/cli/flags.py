@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import tyro
@@ -78,16 +79,24 @@ def refuse_unknown_flags(words: Sequence[str], flags: Iterable[str]) -> None:
     """Compare every ``--flag`` or ``--flag=value`` with those that there are.
 
     Raises:
-        ValueError: If there is no such flag; the sentence offers the nearest.
+        ValueError: If there is no such flag, where the sentence offers the nearest, or if a switch is given a value.
     """
     flags = set(flags)
-    for word in words:
+    for word, following in pairwise([*words, ""]):
         name = word.partition("=")[0].replace("_", "-")
         if word.startswith("--") and name not in {"--help", *flags}:
             likely = _similar(name, flags)
             raise ValueError(
                 f"There is no flag {name}{f'; did you mean {likely}?' if likely else '.'} --help lists all."
             )
+        if (off := turn_off(name)) in flags and following.lower() in ("true", "false"):
+            raise ValueError(f"{name} is a switch without a value; got {following}. Give {name} alone, or {off}.")
+
+
+def turn_off(flag: str) -> str:
+    """Return the flag that turns a switch off."""
+    section, dot, last = flag.removeprefix("--").rpartition(".")
+    return f"--{section}{dot}no-{last}"
 
 
 def _similar(name: str, flags: Iterable[str]) -> str | None:
@@ -116,7 +125,7 @@ def flags_of(settings: Any, prefix: str = "") -> Iterator[str]:
         else:
             yield f"--{prefix}{name}"
         if isinstance(value, bool):
-            yield f"--{prefix}no-{name}"
+            yield turn_off(f"--{prefix}{name}")
 
 
 def with_router(asked: RunConfig, recipe: RunConfig, words: Sequence[str]) -> RunConfig:

@@ -3,17 +3,35 @@
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 
-from gatewright.cli.arguments import PredictArguments
 from gatewright.cli.flags import parse, refuse_unknown_flags
 from gatewright.layers.base import moe_layers
 from gatewright.routing import Routing
 from gatewright.tasks import Task
 from gatewright.train import Trained, load_run
+
+
+@dataclass(frozen=True)
+class PredictArguments:
+    """Say what a trained model makes of files, such as the classes of images, and name the experts that saw them.
+
+    Args:
+        run: The run's folder.
+        files: Files, and folders of them; sub-folders are searched too.
+        top: Number of likeliest classes to name.
+        json: Print one JSON object per file, each on a line of its own.
+    """
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    files: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FILE")]
+    top: int = 3
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
 def predict_command(words: list[str]) -> int:

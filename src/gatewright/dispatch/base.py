@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gatewright.ops import in_memory_format
 from gatewright.routing import Routing
 
 
@@ -51,14 +52,19 @@ class Dispatcher(ABC):
         """Add up each token's rows, times their weights, in at least float32."""
         weight = batch.routing.weight.reshape(-1, *[1] * (rows.dim() - 1))
         weighted = rows * weight
-        total = weighted.new_zeros(num_tokens, *rows.shape[1:])
-        return total.index_add(0, batch.routing.token_index, weighted).to(rows.dtype)
+
+        def add(rows: Tensor) -> Tensor:
+            total = rows.new_zeros(num_tokens, *rows.shape[1:])
+            return total.index_add(0, batch.routing.token_index, rows)
+
+        return in_memory_format(add, weighted).to(rows.dtype)
 
 
 def group_by_expert(x: Float[Tensor, "tokens *item"], routing: Routing) -> ExpertBatch:
     """Gather one row per assignment; experts in order, arrivals in order within each, dropped assignments last."""
     grouped, _ = routing.by_expert()
-    return ExpertBatch(x.index_select(0, grouped.token_index), count(grouped), grouped)
+    rows = in_memory_format(lambda items: items.index_select(0, grouped.token_index), x)
+    return ExpertBatch(rows, count(grouped), grouped)
 
 
 def count(routing: Routing) -> Int[Tensor, " experts"]:

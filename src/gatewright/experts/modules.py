@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gatewright.experts.base import Experts, Shape, make_modules, output_shape_of
 from gatewright.internals import is_batched, is_exporting
-from gatewright.ops import expert_of_rows
+from gatewright.ops import expert_of_rows, in_memory_format, split_rows
 
 _RESUME = "_gatewright_resume_batch_statistics"
 
@@ -68,7 +68,7 @@ class ModuleExperts(Experts):
         if is_exporting() or is_batched(tokens_per_expert):
             return self._on_every_row(rows, tokens_per_expert)
         counts = tokens_per_expert.tolist()
-        groups = rows.split([*counts, rows.shape[0] - sum(counts)])
+        groups = split_rows(rows, [*counts, rows.shape[0] - sum(counts)])
         pairs = zip(self.experts, groups, strict=False)
         outputs = [expert(group) for expert, group in pairs if group.shape[0] or self.call_idle]
         idle = [p for expert, n in zip(self.experts, counts, strict=True) if n == 0 for p in expert.parameters()]
@@ -105,7 +105,7 @@ class ModuleExperts(Experts):
         if trained := [tensor for tensor in unused if tensor.requires_grad]:
             nothing = torch.cat([tensor.reshape(-1)[:0].to(like.dtype) for tensor in trained])
             parts.append(nothing.reshape(0, *shape))  # No rows, but a way for a gradient.
-        return torch.cat(parts)
+        return in_memory_format(lambda *parts: torch.cat(parts), *parts)
 
 
 def _use_running_statistics_for_one_value(norm: nn.Module, args: tuple[Tensor, ...]) -> None:

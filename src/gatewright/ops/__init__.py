@@ -3,6 +3,7 @@
 from gatewright.ops.feed_forward import routed_feed_forward
 from gatewright.ops.grouped_mm import expert_of_rows, grouped_mm
 from gatewright.ops.memory import GradientMemory
+from gatewright.ops.memory_format import in_memory_format, split_rows
 from gatewright.ops.padding import pad
 from gatewright.ops.registry import BACKENDS, backends
 from gatewright.ops.sinkhorn import sinkhorn
@@ -15,9 +16,11 @@ __all__ = [
     "backends",
     "expert_of_rows",
     "grouped_mm",
+    "in_memory_format",
     "pad",
     "routed_feed_forward",
     "sinkhorn",
+    "split_rows",
     "stable_sort",
     "wide_product",
 ]

@@ -207,28 +207,6 @@ def predict_traffic(sizes: Sizes, processes: int, ep_size: int) -> Traffic:
     )
 
 
-def routed_bytes(sizes: Sizes, sent_rows: int, received_rows: int) -> int:
-    """Count the bytes that a process sends through one layer in a step whose routing is known.
-
-    Args:
-        sizes: The sizes of the layer.
-        sent_rows: Assignments of this process's tokens to other processes' experts.
-        received_rows: Assignments of other processes' tokens to this one's.
-    """
-    there = sizes.sent_bytes * (sent_rows + (received_rows if sizes.item_gradient else 0))
-    return there + sizes.returned_bytes * (received_rows + sent_rows)
-
-
-def compute_over_communication(sizes: Sizes, device: Device, bandwidth: float) -> float:
-    """Return forward arithmetic time over travel time: ``6 n / (b1 + b2) * B / (eta P)`` for SwiGLU experts.
-
-    It depends on neither tokens, dim, top_k nor experts: https://arxiv.org/abs/1701.06538 section 3.2 puts it as "the
-    ratio is the hidden size".
-    """
-    arithmetic = sizes.expert.flops / (device.efficiency * device.flops)
-    return arithmetic / ((sizes.sent_bytes + sizes.returned_bytes) / bandwidth)
-
-
 def _seconds(
     sizes: Sizes, processes: int, ep_size: int, rho: float, links: Links, device: Device, overlap: bool
 ) -> Seconds:

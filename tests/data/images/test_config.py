@@ -5,8 +5,8 @@ from gatewright.data import AugmentConfig, DataConfig
 
 def test_wrong_data_settings():
     for settings, message in [
-        ({"name": "cifr10"}, "got 'cifr10': did you mean 'cifar10'?"),
-        ({"name": "imagenet"}, "got 'imagenet': a hub data set is written owner/name"),
+        ({"name": "cifr10"}, "got 'cifr10'; did you mean 'cifar10'?"),
+        ({"name": "imagenet"}, "or the owner/name of a Hugging Face data set; got 'imagenet'"),
         ({"name": "a/b/c"}, "got 'a/b/c'"),
         ({"name": "./data"}, "got './data'"),
         ({"name": "folder"}, "`data.name=folder` needs `data.path`"),

@@ -1,14 +1,12 @@
 """What to load, how to split it and how to batch it."""
 
-import difflib
-import re
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from gatewright.data.config import BatchConfig
+from gatewright.data.config import BatchConfig, check_data_name
 from gatewright.settings import settings
 
 BUILT_IN_NAMES = ("cifar10", "cifar100", "digits", "folder")
@@ -59,7 +57,12 @@ class DataConfig(BatchConfig):
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        _check_source(self.name, self.path)
+        check_data_name(self.name, BUILT_IN_NAMES)
+        if self.name == "folder" and self.path is None:
+            raise ValueError(
+                "`data.name=folder` needs `data.path`: a folder of train/<class>/ and test/<class>/, or of <class>/ "
+                "alone"
+            )
         if self.name == "digits" and (self.path is not None or self.image_size is not None):
             raise ValueError(
                 "The digits are embedded and have 8x8 pixels: they take neither `data.path` nor `data.image_size`; "
@@ -80,14 +83,3 @@ class DataConfig(BatchConfig):
             return None
         (channels, height, width), num_classes = known
         return (channels, self.image_size or height, self.image_size or width), num_classes
-
-
-def _check_source(name: str, path: str | None) -> None:
-    if name not in BUILT_IN_NAMES and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        nearest = difflib.get_close_matches(name, BUILT_IN_NAMES, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else "a hub data set is written owner/name"
-        raise ValueError(f"`data.name` is one of {', '.join(BUILT_IN_NAMES)} or owner/name; got {name!r}: {hint}")
-    if name == "folder" and path is None:
-        raise ValueError(
-            "`data.name=folder` needs `data.path`: a folder of train/<class>/ and test/<class>/, or of <class>/ alone"
-        )

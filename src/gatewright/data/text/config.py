@@ -1,13 +1,11 @@
 """Which text to load, how to split it and how to batch it."""
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from gatewright.data.config import BatchConfig
-from gatewright.names import hint
+from gatewright.data.config import BatchConfig, check_data_name
 from gatewright.settings import settings
 
 BUILT_IN_TEXTS = ("python", "text")
@@ -46,11 +44,7 @@ class TextConfig(BatchConfig):
     cache: str | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in BUILT_IN_TEXTS and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.name):
-            known = ", ".join(BUILT_IN_TEXTS)
-            raise ValueError(
-                f"`data.name` is {known} or owner/name; got {self.name!r}{hint(self.name, BUILT_IN_TEXTS)}"
-            )
+        check_data_name(self.name, BUILT_IN_TEXTS)
         if (self.name == "text") > (self.path is not None) or (self.name == "python" and self.path is not None):
             raise ValueError(
                 f"`data.path` names the file or folder of `data.name=text`, and `data.name=python` has none; got "
