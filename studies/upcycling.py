@@ -4,7 +4,7 @@
 
 The dense twin of the recipe cifar10-cnn trains until the recipe's `upcycle_epoch`. Then two networks go on from there
 on the recipe's schedule: the mixture of its copies for one epoch, and the dense network for as many operations.
-Accuracy is that on 10,000 held-out images. The figures go to studies/results/upcycling.json.
+Accuracy is that on 10,000 held-out images. The figures go to studies/results/upcycling/cifar10-cnn.json.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from gatewright.train.evaluate import evaluate
 from gatewright.train.result import active_flops, hardware, versions, write_json
 from gatewright.train.step import TorchEngine
 
-RESULTS = Path(__file__).parent / "results" / "upcycling.json"
+RESULTS = Path(__file__).parent / "results" / "upcycling" / "cifar10-cnn.json"
 
 
 def train(engine: TorchEngine, task: Task, splits: Splits, epoch: int, steps: int) -> None:

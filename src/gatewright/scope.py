@@ -84,15 +84,12 @@ class BatchScope:
 
     def set_key(self, key: int) -> None:
         """Draw the noise of the next forward from this key."""
-        if self.key is None:
-            self.key = torch.tensor(key, device="cpu")
-        else:
-            self.key.fill_(key)
+        self.key = torch.tensor(key, device="cpu")
 
     def next_forward(self) -> None:
         """Go on to the key of the next forward, where there is a key."""
         if self.key is not None:
-            self.key.copy_(splitmix64(self.key + _signed(_GAMMA)))
+            self.key = splitmix64(self.key + _signed(_GAMMA))  # Not in place: a backward pass may need the last one.
 
     def _forward_key(self, device: torch.device) -> Int[Tensor, ""]:
         """Return the key of this forward; one that activation checkpointing runs again has the key that it had.

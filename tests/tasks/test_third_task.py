@@ -101,7 +101,7 @@ def losses(strategy):
     engine = build_engine(config, splits, torch.device("cpu"), strategy)
     batch = next(Weighted().training_batches(splits.train, config.data, seed=0, epoch=0, start=0))
     report = engine.step([batch])
-    return report.task_loss, engine.model.get_parameter("first.weight").detach().tolist()
+    return float(report.task_loss), engine.model.get_parameter("first.weight").detach().tolist()
 
 
 def both():

@@ -26,7 +26,7 @@ REQUIRED = {
     "hardware",
 }
 FOR_THE_REPORT = {"confusion", "processes", "tracking", "test_loss", "command", "finished", "data", "changes"}
-FOR_THE_REPORT |= {"item", "num_test_items", "class_names", "test_headline"}
+FOR_THE_REPORT |= {"item", "num_test_items", "class_names", "test_headline", "higher_is_better", "items_per_step"}
 
 
 def test_the_result_has_what_it_must(finished):
