@@ -64,8 +64,8 @@ def experts_forward(
     row_index = torch.empty_like(order).scatter(0, order, torch.arange(order.shape[0], device=order.device))
     counts = order.new_zeros(experts.num_experts + 1).index_add(0, expert_index, torch.ones_like(order))[:-1]
     if activation := _fused_activation(experts):
-        rows = pad(weight, token_index, row_index.view(top_k, num_tokens), counts, expert_index, weight_in)
-        output = routed_feed_forward(x, weight_in, weight_out, *rows, activation)
+        padded = pad(weight, token_index, row_index.view(top_k, num_tokens), counts, expert_index, weight_in)
+        output = routed_feed_forward(x, weight_in, weight_out, *padded, activation)
     else:
         rows = _run_rows(experts, x.index_select(0, token_index), weight_in, weight_out, counts)
         weighted = (rows * weight[:, None]).index_select(0, row_index)
