@@ -20,7 +20,7 @@ class GroupedFeedForward(Experts):
     Each expert is initialised as a pair of `nn.Linear` would be. SwiGLU: https://arxiv.org/abs/2002.05202 eq. 6.
 
     Args:
-        num_experts: How many experts.
+        num_experts: Number of experts.
         dim: Size of an item, in and out.
         ffn: Size of the hidden layer.
         activation: ``"gelu"`` (exact), ``"relu"`` or ``"swiglu"``.

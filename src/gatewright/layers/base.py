@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from gatewright.experts.base import Shape
 from gatewright.internals import backward_id, in_transform, is_exporting, outside_transforms, without_transforms
 from gatewright.layers.checks import check_items, check_router
-from gatewright.layers.untaken import REENTRANT, Mark, Untaken
+from gatewright.layers.untaken import REENTRANT, Mark, Untaken, refuse_untaken
 from gatewright.losses import Coefficients, by_name
 from gatewright.reset import reset_parts
 from gatewright.routers import Router, Soft
@@ -205,7 +205,7 @@ class RoutedLayer(nn.Module):
         """See to it that a gradient which arrives before the losses were taken is an error."""
         for handle in self._watching:
             handle.remove()
-        check = partial(_refuse_untaken_losses, weakref.ref(self))
+        check = partial(refuse_untaken, weakref.ref(self))
         self._watching = [each.register_hook(check) for each in self.parameters() if each.requires_grad]
 
     def train(self, mode: bool = True) -> Self:
@@ -282,16 +282,6 @@ def seed_noise(model: nn.Module, seed: int, step: int) -> None:
     """
     for place, (_, layer) in enumerate(moe_layers(model)):
         layer.scope.set_key(noise_key(seed, step, place))
-
-
-def _refuse_untaken_losses(layer: "weakref.ref[RoutedLayer]", gradient: Tensor) -> None:
-    moe = layer()
-    if moe is not None and any(each.is_forgotten() for each in moe._untaken):
-        moe._untaken.clear()  # They belong to the step that fails here; the next one is not to take them too.
-        raise RuntimeError(
-            "backward ran before this MoE layer's auxiliary loss was taken, so its experts would go unbalanced. Add it "
-            "to the loss: loss = task_loss + gatewright.aux_loss(model). To train without, pass losses={} to MoE."
-        )
 
 
 def flat(mask: Tensor | None) -> Mask:

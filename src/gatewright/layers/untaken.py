@@ -3,6 +3,7 @@
 import weakref
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -68,3 +69,14 @@ class Untaken:
     def is_forgotten(self) -> bool:
         """Whether these losses wait while a backward pass comes through the output."""
         return self.mark is None or self.mark.is_being_differentiated
+
+
+def refuse_untaken(layer: weakref.ref[Any], gradient: Tensor) -> None:
+    """Raise where the gradient of a layer's parameter arrives before the layer's losses were taken."""
+    moe = layer()
+    if moe is not None and any(each.is_forgotten() for each in moe._untaken):
+        moe._untaken.clear()  # They belong to the step that fails here; the next one is not to take them too.
+        raise RuntimeError(
+            "backward ran before this MoE layer's auxiliary loss was taken, so its experts would go unbalanced. Add it "
+            "to the loss: loss = task_loss + gatewright.aux_loss(model). To train without, pass losses={} to MoE."
+        )

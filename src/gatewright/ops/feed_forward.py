@@ -39,7 +39,7 @@ def routed_feed_forward(
         weight: The weight of each assignment, sorted by expert.
         token_index: The token of each assignment, sorted by expert.
         row_index: The places of each token's assignments in this order.
-        tokens_per_expert: How many assignments each expert has; none is dropped. Some may be padding.
+        tokens_per_expert: Number of assignments of each expert; none is dropped. Some may be padding.
         activation: ``"gelu"``, ``"relu"`` or ``"swiglu"``.
         backend: Name in `BACKENDS`; None takes the first that can.
         memory: Where the gradients of both matrices go, if the memory of the last ones is to be used again.

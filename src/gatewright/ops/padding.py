@@ -23,7 +23,7 @@ def padded_lengths(tokens_per_expert: list[int], inner: int, out: int, itemsize:
     ``docs/experts/grouped.md``.
 
     Args:
-        tokens_per_expert: How many rows each expert has.
+        tokens_per_expert: Number of rows of each expert.
         inner: Numbers in a row before the product.
         out: Numbers in a row behind it.
         itemsize: Bytes of a number.
@@ -55,7 +55,7 @@ def pad(
         weight: The weight of each assignment, sorted by expert.
         token_index: The token of each.
         row_index: The places of each token's assignments in this order.
-        tokens_per_expert: How many assignments each expert has.
+        tokens_per_expert: Number of assignments of each expert.
         expert_index: The expert of each assignment.
         matrices: What their rows are multiplied by.
 

@@ -32,7 +32,7 @@ def evaluate(
         model: The model, which is left in the mode in which it came.
         part: The items, of the type that the task loads.
         batch_size: Items at a time; the figures do not depend on it.
-        precision: As in training.
+        precision: Number format of the forward passes, as in training.
         forward: Calls the model on a batch; another than the plain call may average several views of it, for one.
         strategy: That of the run; each evaluates its part of every batch, and all of them get the whole evaluation.
     """

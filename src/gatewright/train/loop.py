@@ -14,15 +14,15 @@ from torch import Tensor
 
 from gatewright.layers.base import moe_layers
 from gatewright.metrics import load_share
-from gatewright.tasks import Batch, Evaluation, task_named
+from gatewright.tasks import Batch, task_named
 from gatewright.train.build import build_engine, upcycle_engine
 from gatewright.train.checkpoint.format import newest_checkpoint
 from gatewright.train.checkpoint.writer import Saver
+from gatewright.train.conclude import conclude, evaluate_part
 from gatewright.train.config import RunConfig
 from gatewright.train.config_file import save_config, settings_of
 from gatewright.train.device import expected_device, find_device
 from gatewright.train.diagnosis import TrainingDiverged
-from gatewright.train.evaluate import evaluate
 from gatewright.train.folder import CONFIG, agreed_state, own_folder, resume_command
 from gatewright.train.launch.join import join_processes, place_in_run
 from gatewright.train.launch.signals import Interrupted, StopRequest
@@ -30,8 +30,7 @@ from gatewright.train.pace import Pace
 from gatewright.train.phases import is_dense
 from gatewright.train.preview import announcement
 from gatewright.train.progress import Progress
-from gatewright.train.provenance import describe_origin
-from gatewright.train.result import describe_result, evaluation_metrics, hardware, layer_metrics, versions, write_json
+from gatewright.train.result import evaluation_metrics, layer_metrics
 from gatewright.train.run import Position, Run
 from gatewright.train.step import StepReport, TorchEngine
 from gatewright.train.strategies.single import largest
@@ -181,42 +180,6 @@ def _stop(run: Run, signal_number: int | None) -> None:
         raise Interrupted(_how_to_resume(run), signal_number)
 
 
-def conclude(run: Run) -> dict[str, Any]:
-    """Evaluate on the test set, and write and track the result with its report."""
-    evaluation = _evaluate(run, run.splits.test)
-    example = next(run.task.evaluation_batches(run.splits.test, min(len(run.splits.test), 256)))
-    result = {
-        "recipe": run.config.recipe,
-        "seed": run.config.seed,
-        "epochs": run.config.epochs,
-        "resumed_with": run.position.changes,
-        "train_seconds": round(run.position.train_seconds, 2),
-        **describe_origin(run.config, run.recipe, run.data),
-        **describe_result(run.task, run.engine.evaluated, evaluation, example, run.engine.strategy),
-        "item": run.task.item,
-        "items_per_step": run.config.data.items_per_batch * run.config.optim.accumulation_steps,
-        "num_test_items": run.task.size(run.splits.test),
-        "test_headline": list(evaluation.headline),
-        "higher_is_better": evaluation.higher_is_better,
-        "class_names": list(run.task.class_names(run.splits.test)),
-        "versions": versions(run.engine.libraries),
-        "hardware": hardware(run.engine.device),
-        "processes": run.pace.summary(run.engine.device),
-        "tracking": run.tracker.location,
-    }
-    for name, said in run.task.inspect(run.engine.evaluated, run.splits.test).items():
-        result["layers"][name] |= said
-    if run.engine.strategy.rank > 0:
-        return result
-    write_json(result, run.output / "result.json")
-    run.task.write_examples(run.config.data, run.splits.test, run.output / "examples")
-    run.tracker.log_metrics(evaluation_metrics("test", evaluation), run.engine.step_count)
-    written = run.report(run.output) if run.report else ()
-    for path in (*written, run.output / "result.json", run.output / CONFIG):
-        run.tracker.log_artifact(path)
-    return result
-
-
 def _progress(run: Run) -> Progress:
     total = run.config.epochs * run.engine.steps_per_epoch
     return Progress(total, run.engine.step_count, show=run.engine.strategy.rank == 0)
@@ -270,19 +233,12 @@ def _log_epoch(run: Run) -> str:
     line = f"epoch {run.position.epoch}/{run.config.epochs}  {run.position.train_seconds:.0f} s"
     if len(run.splits.holdout) == 0:
         return line
-    evaluation = _evaluate(run, run.splits.holdout)
+    evaluation = evaluate_part(run, run.splits.holdout)
     seconds = {"holdout/train_seconds": run.position.train_seconds}
     run.tracker.log_metrics(evaluation_metrics("holdout", evaluation) | seconds, run.engine.step_count)
     shares = [load_share(use.sums) for use in evaluation.layers.values()]
     loads = "".join(f"  load {share.min():.1%} to {share.max():.1%}" for share in shares)
     return f"{line}  held-out {' '.join(evaluation.headline)}{loads}"
-
-
-def _evaluate(run: Run, part: Any) -> Evaluation:
-    run.engine.strategy.average_buffers(run.engine.evaluated)
-    batch_size, precision = run.config.data.eval_batch_size, run.config.precision
-    model, strategy = run.engine.evaluated, run.engine.strategy
-    return evaluate(run.task, model, part, batch_size=batch_size, precision=precision, strategy=strategy)
 
 
 def _is_due(run: Run) -> bool:

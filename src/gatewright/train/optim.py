@@ -102,7 +102,7 @@ def rate_factor(config: OptimConfig, step: int, *, num_steps: int, steps_per_epo
     Args:
         config: Warm-up and schedule.
         step: Counted from 0.
-        num_steps: Of the whole run.
+        num_steps: Number of optimizer steps of the whole run.
         steps_per_epoch: Optimizer steps per epoch.
     """
     warmup_steps = min(round(config.warmup_epochs * steps_per_epoch), num_steps)

@@ -22,11 +22,11 @@ class Spent:
     """What one process spent on the mean of several optimizer steps.
 
     Args:
-        step_seconds: From the first micro-batch to the changed weights.
-        waiting_seconds: Of these, in exchanges of tokens and in sums with the others; not in DDP's or FSDP's own, which
-            run beside backward.
+        step_seconds: Time from the first micro-batch to the changed weights.
+        waiting_seconds: Part of it that is spent in exchanges of tokens and in sums with the others; not in DDP's or
+            FSDP's own, which run beside backward.
         all_to_all_bytes: Sent to other processes: rows, outputs and their gradients.
-        reduced_bytes: Of gradients that are summed with other processes' once per step.
+        reduced_bytes: Bytes of gradients that are summed with other processes' once per step.
     """
 
     step_seconds: float

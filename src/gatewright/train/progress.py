@@ -11,7 +11,7 @@ class Progress(AbstractContextManager["Progress"]):
     """A bar over the optimizer steps of a run, with a line above it for each finished epoch.
 
     Args:
-        total_steps: Of the whole run.
+        total_steps: Number of optimizer steps of the whole run.
         done: Steps made before this one began, in a resumed run.
         show: Whether anything is printed: one process of a run does.
     """

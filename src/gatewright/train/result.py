@@ -33,7 +33,7 @@ def describe_result(
     Args:
         task: What the model is for.
         model: The evaluated model.
-        evaluation: Of the test set.
+        evaluation: The evaluation of the test set.
         example: A batch to count arithmetic on.
         strategy: That of the run; all of them call this.
     """

@@ -44,7 +44,7 @@ class DDPStrategy(Strategy):
     """A run on all processes of torch's default group.
 
     Args:
-        mesh: From `gatewright.parallel.expert_mesh`.
+        mesh: The device mesh, from `gatewright.parallel.expert_mesh`.
         local_rank: This process's number on its node.
         parallel: How the run is spread over them.
         background: Whether a thread beside the training reduces too, and needs a process group of its own.
