@@ -1,7 +1,9 @@
 """Torch's private interfaces that the core reads, in one place; checked on torch 2.11 and 2.13."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,3 +91,26 @@ def _level() -> int:
 def num_holders(tensor: Tensor) -> int:
     """Count the tensors that hold the memory of one, itself included."""
     return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) - 1  # Without the storage asked for here.
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # Runs while a graph is traced.
+def mend_inductor() -> bool:
+    """Have Inductor's C++ back-end remember, when it fuses loops, what was written into the tensors that they read.
+
+    Torch 2.11 to 2.13 forget it in ``recompute_size_and_body`` where a loop over two dimensions is fused with one over
+    their product. A gate's gradient, which a scatter writes, was then read before the scatter, as zeros. Returns
+    whether there was anything to mend.
+    """
+    from torch._inductor.scheduler import SchedulerNode  # Takes seconds, and is loaded where one compiles.
+
+    forgets = SchedulerNode.recompute_size_and_body
+    if hasattr(forgets, "__wrapped__"):
+        return False
+
+    @functools.wraps(forgets)
+    def recompute_size_and_body(node: SchedulerNode, *args: Any, **kwargs: Any) -> None:
+        forgets(node, *args, **kwargs)
+        node.set_read_writes(node.read_writes.rename(node.mutation_renames))
+
+    SchedulerNode.recompute_size_and_body = recompute_size_and_body  # type: ignore[assignment, method-assign]
+    return True

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gatewright.experts.base import Shape
-from gatewright.internals import backward_id, in_transform, is_exporting, outside_transforms, without_transforms
+from gatewright.internals import (
+    backward_id,
+    in_transform,
+    is_exporting,
+    mend_inductor,
+    outside_transforms,
+    without_transforms,
+)
 from gatewright.layers.checks import check_items, check_router
 from gatewright.layers.untaken import REENTRANT, Mark, Untaken, refuse_untaken
 from gatewright.losses import Coefficients, by_name
@@ -88,6 +95,8 @@ class RoutedLayer(nn.Module):
             ValueError: If a shape or dtype does not fit, or in `SoftMoE` the number of items is not a multiple of the
                 group size.
         """
+        if torch.compiler.is_compiling():
+            mend_inductor()
         items = self.flat_items(x, mask)
         output, routing = self.mix(items, self.route(x, features, mask))
         output = self.like_batch(output, x, mask)
