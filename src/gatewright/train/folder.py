@@ -60,33 +60,19 @@ def own_folder(config: RunConfig, resume: bool, strategy: Strategy = ALONE) -> I
         FileExistsError: If another run does, or it holds one already and `resume` is not set.
     """
     output = Path(config.output) if config.output else new_folder(config, strategy)
-    with _one_run_in(output, strategy), room_in(config, output):
-        check_output(config, resume)  # Again: a run that has just ended may have been in it.
-        yield output
-
-
-@contextlib.contextmanager
-def _one_run_in(folder: Path, strategy: Strategy = ALONE) -> Iterator[None]:
-    """Keep other runs out of a folder; the first process holds the lock for all of a run's processes.
-
-    Args:
-        folder: It is made where there is none.
-        strategy: How the run is spread over its processes.
-
-    Raises:
-        FileExistsError: If another run is training in it.
-    """
     with contextlib.ExitStack() as stack:
         held = True
-        if strategy.rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            held = stack.enter_context(locked(folder / LOCK, wait=False))
+        if strategy.rank == 0:  # It holds the lock for all of the run's processes.
+            output.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(locked(output / LOCK, wait=False))
         if largest(strategy, None if held else 1) is not None:
             raise FileExistsError(
-                f"Another run is training in {folder} at this moment. Wait until it has ended, or stop it; or name "
+                f"Another run is training in {output} at this moment. Wait until it has ended, or stop it; or name "
                 "another folder with `output`."
             )
-        yield
+        stack.enter_context(room_in(config, output))
+        check_output(config, resume)  # Again: a run that has just ended may have been in it.
+        yield output
 
 
 def new_folder(config: RunConfig, strategy: Strategy = ALONE) -> Path:
@@ -149,7 +135,7 @@ def agreed_state(output: Path, strategy: Strategy = ALONE) -> dict[str, Any] | N
         ValueError: If all are damaged.
         FileNotFoundError: If this process finds an older one than another does.
     """
-    state, damaged = newest_intact(output / "checkpoints")
+    state, damaged = newest_intact(output)
     step = None if state is None else state["engine"]["step_count"]
     newest = largest(strategy, step)
     if newest != step:
@@ -160,25 +146,27 @@ def agreed_state(output: Path, strategy: Strategy = ALONE) -> dict[str, Any] | N
     for path in damaged if strategy.rank == 0 else ():
         aside = path.rename(path.with_name(f"{path.name}.damaged"))
         print(f"warning: {path} is damaged, and is now {aside.name}; going on from step {step}.", file=sys.stderr)
-    if state is not None and "config" not in state:  # Version 0.1.0 kept it beside the checkpoints alone.
-        state["config"] = settings_of(load_config(output / CONFIG))
     return state
 
 
-def newest_intact(folder: Path) -> tuple[dict[str, Any] | None, list[Path]]:
-    """Return the newest state that can be read, and the checkpoints that came after it.
+def newest_intact(output: Path) -> tuple[dict[str, Any] | None, list[Path]]:
+    """Return the newest state of a run that can be read, and the checkpoints that came after it.
 
     Raises:
         ValueError: If all are damaged.
     """
     damaged: list[Path] = []
     reason = None
-    for path in reversed(checkpoints(folder)):
+    for path in reversed(checkpoints(output / "checkpoints")):
         try:
-            return load_checkpoint(path), damaged
+            state = load_checkpoint(path)
         except ValueError as error:
             damaged.append(path)
             reason = reason or error
+            continue
+        if "config" not in state:  # Version 0.1.0 kept it beside the checkpoints alone.
+            state["config"] = settings_of(load_config(output / CONFIG))
+        return state, damaged
     if reason:
         raise reason
     return None, []

@@ -76,7 +76,7 @@ def train(
         saved = agreed_state(output, strategy) if resume else None
         position = Position(**saved["position"]) if saved else Position(dense=is_dense(config, 0))
         if saved:
-            position.changes.extend(tell_changes(config, saved, strategy))
+            position.changes.extend(tell_changes(config, saved, quiet=strategy.rank > 0))
         torch.manual_seed(config.seed)
         with tracked(config, output, position.tracking_id, strategy) as tracker:
             position.tracking_id = tracker.run_id or position.tracking_id

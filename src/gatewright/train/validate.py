@@ -10,13 +10,10 @@ import torch
 from torch import nn
 
 from gatewright.tasks import Task, task_named
-from gatewright.train.build import check_network, steps_per_epoch
 from gatewright.train.checkpoint.resume import check_changes, saved_fingerprint
 from gatewright.train.config import DeepSpeedConfig, RunConfig
-from gatewright.train.device import expected_device
 from gatewright.train.engines import engine_class
-from gatewright.train.folder import agreed_state, check_output, own_folder, refuse_a_late_upcycling
-from gatewright.train.strategies.single import Strategy
+from gatewright.train.folder import check_output, refuse_a_late_upcycling
 
 COMPILERS = ("g++", "clang++")
 
@@ -130,15 +127,15 @@ def _check_shards(config: RunConfig) -> None:
         )
 
 
-def tell_changes(config: RunConfig, saved: Mapping[str, Any], strategy: Strategy) -> list[str]:
-    """Say once which settings are not those that a run was trained with so far, and return these sentences.
+def tell_changes(config: RunConfig, saved: Mapping[str, Any], *, quiet: bool = False) -> list[str]:
+    """Say which settings are not those that a run was trained with so far, unless it is quiet, and return that.
 
     Raises:
         ValueError: If a run cannot go on with one of them.
     """
     refuse_a_late_upcycling(config, saved["position"]["epoch"])
     said = check_changes(config, saved)
-    for sentence in said if strategy.rank == 0 else ():
+    for sentence in () if quiet else said:
         print(f"resumed: {sentence}", file=sys.stderr)
     return said
 
@@ -150,32 +147,3 @@ def check_trained_on(task: Task, part: Any, saved: Mapping[str, Any]) -> None:
         ValueError: The sentence holds what differs.
     """
     task.check(task.fingerprint(part), saved_fingerprint(saved))
-
-
-def check_processes(config: RunConfig, *, resume: bool) -> None:
-    """Refuse, before any process starts, all that each of them would refuse.
-
-    Raises:
-        OSError: If the folder of the run, or that of its data, is not what it has to be.
-        ValueError: If the settings, the data or the run to resume do not fit together.
-    """
-    check_start(config, resume)
-    validate(config, config.processes, expected_device(config.device, config.processes))
-    saved = _saved(config) if resume else None
-    if saved:
-        refuse_a_late_upcycling(config, saved["position"]["epoch"])
-        check_changes(config, saved)
-    task = task_named(config.task)
-    part = task.load(config.data, config.model).train
-    if saved:
-        check_trained_on(task, part, saved)
-    steps_per_epoch(config, part)
-    if not config.model.needs_engine:
-        with torch.device("meta"):
-            model = task.build(config.model, task.fingerprint(part))
-        check_network(model, config)
-
-
-def _saved(config: RunConfig) -> dict[str, Any] | None:
-    with own_folder(config, resume=True) as output:
-        return agreed_state(output)

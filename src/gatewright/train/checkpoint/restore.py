@@ -56,7 +56,7 @@ def load_run(path: str | Path) -> Trained:
 
 def _load_folder(output: Path) -> Trained:
     config = load_config(output / "config.yaml")
-    state, damaged = newest_intact(output / "checkpoints")
+    state, damaged = newest_intact(output)
     if state is None:
         raise FileNotFoundError(f"The run at {output} has no checkpoint yet. Train it on with `resume=True`.")
     for path in damaged:

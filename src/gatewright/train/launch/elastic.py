@@ -20,7 +20,7 @@ from gatewright.train.config import RunConfig
 from gatewright.train.folder import CONFIG, own_folder, resume_command
 from gatewright.train.launch.agent import DIVERGED, FOR_A_PERSON, Agent, first_failure, sentence
 from gatewright.train.launch.signals import Interrupted
-from gatewright.train.validate import check_processes
+from gatewright.train.preview import check_run
 
 TORCHS_WORDS = "torch.distributed.elastic.multiprocessing.api"
 """Where torch logs that a process failed, which `Agent` says in a sentence, and that it stops the others."""
@@ -49,7 +49,7 @@ def launch(config: RunConfig, words: Sequence[str], *, resume: bool = False) -> 
         Interrupted: If a signal stopped the run; its processes saved it first if they were training.
         SystemExit: If a process said what a person must mend, or diverged.
     """
-    check_processes(config, resume=resume)
+    check_run(config, resume=resume, quiet=True)  # The first process says what is changed.
     with own_folder(config, resume) as output:  # The first process takes it over.
         config = replace(config, output=str(output))
     threads = max(1, (os.cpu_count() or 1) // config.processes)
