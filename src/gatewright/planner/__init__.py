@@ -2,9 +2,8 @@
 
 from gatewright.planner.cost import Links
 from gatewright.planner.measure import measure_sizes
-from gatewright.planner.plan import Device, Plan, plan
+from gatewright.planner.plan import Device, Plan, plan, smallest
 from gatewright.planner.sizes import Part, Sizes, feed_forward_sizes
-from gatewright.planner.smallest import smallest
 
 __all__ = [
     "Device",

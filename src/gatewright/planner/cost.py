@@ -58,11 +58,8 @@ def copies_to_other_nodes(nodes: int, top_k: int) -> float:
 def random_imbalance(bins: int, mean: float) -> float:
     """Return the largest load over the mean one that random routing leaves: ``1 + sqrt(2 ln bins / mean)``.
 
-    The largest of many Gaussian deviations of a count of variance ``mean``; loose where the mean is small.
-
-    Args:
-        bins: Experts, or processes that hold experts.
-        mean: Rows that each has on average.
+    The largest of many Gaussian deviations of a count of variance ``mean``; loose where the mean is small. Bins are
+    experts, or processes that hold experts.
     """
     return 1 + math.sqrt(2 * math.log(bins) / mean) if bins > 1 else 1.0
 

@@ -96,14 +96,7 @@ def _grouped_mm_flops(rows: Size, weight: Size, *_: Any, **__: Any) -> int:
 def measure(
     network: nn.Module, items: Tensor, parts: Collection[nn.Module] = (), context: Context = contextlib.nullcontext
 ) -> Meter:
-    """Run a training forward and count what it takes.
-
-    Args:
-        network: Any network, in training.
-        items: A batch.
-        parts: Modules inside that are counted by themselves.
-        context: Makes the context in which the network runs, such as autocast.
-    """
+    """Run a training forward of a network on a batch, and count what it takes inside some modules and outside."""
     meter = Meter(network)
     handles = [part.register_forward_pre_hook(meter.enter) for part in parts]
     handles += [part.register_forward_hook(meter.leave) for part in parts]

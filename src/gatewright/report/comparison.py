@@ -20,13 +20,7 @@ UNSAID = ("seed", "output", "data.path")
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """A finished run: its result, and how good it was on the held-out part while it trained.
-
-    Args:
-        folder: The run's folder.
-        result: The content of its ``result.json``.
-        curves: The content of its ``metrics.jsonl``.
-    """
+    """A finished run: the content of its ``result.json`` and of its ``metrics.jsonl``."""
 
     folder: Path
     result: dict[str, Any]
@@ -120,7 +114,7 @@ class Row:
     """One line of a comparison.
 
     Args:
-        name: What is compared.
+        name: Name of what is compared.
         values: One value per run.
         others: One value per run of the other group, in the order of the same seeds.
         relative: Whether the difference is a ratio.
@@ -159,7 +153,7 @@ class Comparison:
 
     Args:
         runs: The runs in question.
-        others: What they are compared with, one of the same seed for each.
+        others: Runs to compare them with, one of the same seed for each.
     """
 
     runs: Sequence[MeasuredRun]

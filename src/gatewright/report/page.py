@@ -36,11 +36,7 @@ NUM_MISTAKES = 20
 
 
 def write_report(output: Path) -> Path:
-    """Write `report.html` into a run's folder, from its `result.json` and its `metrics.jsonl`.
-
-    Args:
-        output: The run's folder.
-    """
+    """Write `report.html` into a run's folder, from its `result.json` and its `metrics.jsonl`."""
     result = json.loads((output / "result.json").read_text(encoding="utf-8"))
     metrics = output / "metrics.jsonl"
     page = _render(result, read_metrics(metrics) if metrics.is_file() else {})

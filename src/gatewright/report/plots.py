@@ -35,10 +35,6 @@ def plot_comparison(comparison: Comparison, path: Path) -> Path:
     """Draw the held-out figure of two groups of runs against the seconds and against the operations of training.
 
     A dotted line marks how good the runs of the second group are in the end, which those of the first are to reach.
-
-    Args:
-        comparison: Two groups of runs of the same seeds.
-        path: The PNG to write.
     """
     figure = new_figure(9, 4.5)
     for axes, axis in zip(figure.subplots(1, 2, sharey=True), (SECONDS, OPERATIONS), strict=True):
@@ -57,14 +53,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> Path:
 
 
 def plot_load_over_time(steps: Sequence[int], loads: Float[Tensor, "points experts"], path: Path, title: str) -> Path:
-    """Draw each expert's share of the assignments in training against the optimizer step, as `draw_load` does.
-
-    Args:
-        steps: The optimizer step of each point.
-        loads: Shares in [0, 1], a row per point.
-        path: The PNG to write.
-        title: The heading.
-    """
+    """Draw each expert's share of the assignments in training against the optimizer step, as `draw_load` does."""
     figure = new_figure(9, 4.5)
     axes = figure.add_subplot()
     draw_load(axes, steps, loads)
@@ -83,13 +72,6 @@ def plot_class_by_expert(
     """Draw which share of each class's images reaches each expert, and above it each expert's load.
 
     A class without images is a grey row.
-
-    Args:
-        counts: Assignments of each class's images to each expert.
-        tokens_per_class: Tokens of each class's images; the images themselves where they are routed as a whole.
-        class_names: Names of the classes, in the order of the rows.
-        path: The PNG to write.
-        title: The heading.
     """
     counts = counts.double().cpu()
     num_classes, num_experts = counts.shape
@@ -123,13 +105,7 @@ def _draw_load(axes: "Axes", percent: Float[Tensor, " experts"]) -> None:
 
 
 def plot_confusion(matrix: Int[Tensor, "classes classes"], class_names: Sequence[str], path: Path) -> Path:
-    """Draw how many images of each true class (rows) were predicted as each class (columns).
-
-    Args:
-        matrix: Counts of images.
-        class_names: Names of the classes, in the order of the rows and the columns.
-        path: The PNG to write.
-    """
+    """Draw how many images of each true class (rows) were predicted as each class (columns)."""
     matrix = matrix.cpu()
     num_classes = len(class_names)
     percent = 100 * matrix.double() / matrix.sum(1, keepdim=True)
@@ -148,12 +124,7 @@ def plot_confusion(matrix: Int[Tensor, "classes classes"], class_names: Sequence
 
 
 def plot_training_curves(metrics_path: Path, path: Path) -> Path:
-    """Draw what was logged of losses, accuracies, bits per byte and the learning rate against the optimizer step.
-
-    Args:
-        metrics_path: The run's `metrics.jsonl`.
-        path: The PNG to write.
-    """
+    """Draw what was logged of losses, accuracies, bits per byte and the learning rate against the optimizer step."""
     curves = read_metrics(metrics_path)
     quantities = panels(curves) or ["loss"]
     figure = new_figure(9, max(4.0, 2.5 * len(quantities)))

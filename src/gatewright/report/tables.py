@@ -24,16 +24,7 @@ def expert_table(
     class_names: Sequence[str],
     item: str = "image",
 ) -> "Table":
-    """Return a row per expert: its share of the load, and its favourite classes.
-
-    Args:
-        name: Name of the layer.
-        tokens_per_expert: Assignments to each expert.
-        class_by_expert: Assignments of each class's images, where the classes are known.
-        tokens_per_class: Tokens of each class's images; the images themselves where they are routed as a whole.
-        class_names: Names of the classes, in the order of the rows of `class_by_expert`.
-        item: Name of one item, such as ``"image"``.
-    """
+    """Return a row per expert: its share of the load, and its favourite classes. It takes what `expert_facts` does."""
     text = require("rich.text", "train").Text
     table: Table = require("rich.table", "train").Table(
         title=text(f"Experts of {name}, by the test {item}s"), title_justify="left"
@@ -52,13 +43,7 @@ def expert_table(
 
 
 def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> "Table":
-    """Return a table of a task: names and classes on the left, numbers on the right.
-
-    Args:
-        title: The heading.
-        columns: The names of the columns.
-        rows: A cell for each column.
-    """
+    """Return a table of a task: names and classes on the left, numbers on the right."""
     text = require("rich.text", "train").Text
     table: Table = require("rich.table", "train").Table(title=text(title) if title else None)
     for place, name in enumerate(columns):
@@ -69,11 +54,7 @@ def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def result_table(result: Mapping[str, Any]) -> "Table":
-    """Return the run's result in a few lines.
-
-    Args:
-        result: The content of `result.json`.
-    """
+    """Return the run's result, the content of its `result.json`, in a few lines."""
     text = require("rich.text", "train").Text
     table: Table = require("rich.table", "train").Table(show_header=False, box=None)
     table.add_column(style="bold")
@@ -84,11 +65,7 @@ def result_table(result: Mapping[str, Any]) -> "Table":
 
 
 def comparison_table(comparison: Comparison) -> "Table":
-    """Return a row per figure: both groups' means with standard deviations, how they differ, and how surely.
-
-    Args:
-        comparison: Two groups of runs of the same seeds.
-    """
+    """Return a row per figure: both groups' means with standard deviations, how they differ, and how surely."""
     names = [", ".join(sorted({run.name for run in group})) for group in (comparison.runs, comparison.others)]
     columns = [comparison.title, *names, "difference or ratio", "p"]
     rows = [(row.name, spread(row.values), spread(row.others), row.difference, row.p_text) for row in comparison.rows()]
