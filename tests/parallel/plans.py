@@ -94,7 +94,7 @@ def kept(ep_size, num_experts, tokens, activation):
     """Bytes that this rank keeps for backward, and the rows that its experts got."""
     world, rank = dist.get_world_size(), dist.get_rank()
     model = network(num_experts, activation, TopK)
-    DDPStrategy(mesh_of(ep_size)).shard_experts(model)
+    DDPStrategy(mesh_of(ep_size)).setup(model, wrap=False)
     found = measure(model, tokens_of(tokens, world, rank), [model[2].experts])
     return found.inside.saved + found.outside.saved, len(found.trips[0][0])
 

@@ -1,7 +1,6 @@
 """The commands by name."""
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 
 from gatewright.cli.compare import compare_command
 from gatewright.cli.completion import completion_command
@@ -14,18 +13,16 @@ from gatewright.cli.predict import predict_command
 from gatewright.cli.report import report_command
 from gatewright.cli.train import train_command
 
-COMMANDS: Mapping[str, Callable[[list[str]], int | None]] = MappingProxyType(
-    {
-        "compare": compare_command,
-        "completion": completion_command,
-        "evaluate": evaluate_command,
-        "export": export_command,
-        "generate": generate_command,
-        "list": list_command,
-        "plan": plan_command,
-        "predict": predict_command,
-        "report": report_command,
-        "train": train_command,
-    }
-)
+COMMANDS: Mapping[str, Callable[[list[str]], int | None]] = {
+    "compare": compare_command,
+    "completion": completion_command,
+    "evaluate": evaluate_command,
+    "export": export_command,
+    "generate": generate_command,
+    "list": list_command,
+    "plan": plan_command,
+    "predict": predict_command,
+    "report": report_command,
+    "train": train_command,
+}
 """Every command by name; one may return an exit status, and None is 0."""

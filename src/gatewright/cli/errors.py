@@ -12,12 +12,7 @@ FIELD = re.compile(r"`([a-z_]+(?:\.[a-z_]+)*)(?:=([^`]*))?`")
 
 
 def in_flags(sentence: str, flags: Collection[str] | None = None) -> str:
-    """Write the fields that a sentence names in backquotes as the flags that set them.
-
-    Args:
-        sentence: An error of the library.
-        flags: Every flag there is; None takes those of all commands.
-    """
+    """Write the fields that a sentence names in backquotes as flags, by default as those of all commands."""
     known = every_flag() if flags is None else flags
 
     def flag(found: re.Match[str]) -> str:

@@ -73,7 +73,7 @@ def _run_command(command: str, words: list[str]) -> int:
             from gatewright.cli.commands import COMMANDS
             from gatewright.cli.errors import in_flags
             from gatewright.train import Interrupted, TrainingDiverged
-            from gatewright.train.launch.agent import DIVERGED
+            from gatewright.train.launch.elastic import DIVERGED
             from gatewright.train.launch.watchdog import LOST_PROCESS, LostProcess
     except ModuleNotFoundError as error:
         raise ImportError(f"{error.name} is not installed: pip install 'gatewright[train]'") from error

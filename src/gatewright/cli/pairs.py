@@ -28,11 +28,7 @@ def mapping_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | Non
 
 
 def read_mapping(words: list[str], annotation: Any, *, optional: bool = False) -> dict[str, Any] | None:
-    """Read names and values that alternate.
-
-    Raises:
-        ValueError: If there is a name without a value, or a value does not fit the annotation.
-    """
+    """Read names and values that alternate."""
     if optional and [WORDS.get(word.lower(), word) for word in words] == [None]:
         return None
     if len(words) % 2:

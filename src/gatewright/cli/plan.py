@@ -18,8 +18,8 @@ from gatewright.recipes import recipe_named
 from gatewright.tasks import task_named
 from gatewright.train import OptimConfig, RunConfig
 from gatewright.train.device import autocast
-from gatewright.train.launch.roles import Role, parameter_roles
 from gatewright.train.optim import by_muon
+from gatewright.train.roles import Role, parameter_roles
 
 STATE = {"adamw": 2, "sgd": 1, "none": 0}
 
@@ -124,11 +124,7 @@ def plan_command(words: list[str]) -> None:
 
 
 def recipe_sizes(run: RunConfig) -> Sizes:
-    """Measure a recipe's network, with separate experts from the start, on inputs like those of its task.
-
-    Raises:
-        ValueError: If something else than DDP keeps its dense part equal.
-    """
+    """Measure a recipe's network, which DDP keeps equal, with separate experts, on inputs like those of its task."""
     if (run.engine, run.parallel.shard) != ("torch", "none"):
         raise ValueError(
             f"A plan is for the torch engine with every dense parameter on every process; got --engine {run.engine} "

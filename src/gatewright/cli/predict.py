@@ -79,11 +79,7 @@ def expert_weights(routing: Routing) -> list[dict[str, Any]]:
 
 
 def _files(task: Task, paths: tuple[Path, ...]) -> list[Path]:
-    """Put the files of a folder in its place.
-
-    Raises:
-        FileNotFoundError: If a folder has none.
-    """
+    """Put the files of a folder in its place."""
     found = {path: task.find_files(path) if path.is_dir() else [path] for path in paths}
     for path, files in found.items():
         if not files:

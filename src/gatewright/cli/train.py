@@ -16,16 +16,7 @@ from gatewright.names import known
 from gatewright.recipes import RECIPES, recipe_named, with_epochs
 from gatewright.report import result_table, write_all
 from gatewright.report.facts import class_names_of, item_of
-from gatewright.train import (
-    RunConfig,
-    launch,
-    load_config,
-    needs_launch,
-    preview,
-    program,
-    train,
-    was_restarted,
-)
+from gatewright.train import RunConfig, launch, load_config, needs_launch, preview, program, train, was_restarted
 
 SWITCHES = ("--resume", "--no-resume", "--dry-run", "--no-dry-run")
 USAGE = """\

@@ -6,13 +6,23 @@ from gatewright.parallel.apply import (
     expert_mesh,
     expert_parameters,
     parallelize,
+    spread_layers,
     sum_in_place,
     total_gradient_norm,
 )
 from gatewright.parallel.batch_norm import SyncBatchNorm, synchronize_batch_norm, synchronize_experts
 from gatewright.parallel.dispatcher import ExpertParallel, expert_runs
 from gatewright.parallel.scope import ProcessScope
-from gatewright.parallel.state import Rows, copied, gather_state, merge_states, own_state, part_of_state, whole_state
+from gatewright.parallel.state import (
+    Rows,
+    copied,
+    gather_state,
+    merge_states,
+    own_state,
+    part_number,
+    part_of_state,
+    whole_state,
+)
 
 __all__ = [
     "ExpertParallel",
@@ -29,7 +39,9 @@ __all__ = [
     "merge_states",
     "own_state",
     "parallelize",
+    "part_number",
     "part_of_state",
+    "spread_layers",
     "sum_in_place",
     "synchronize_batch_norm",
     "synchronize_experts",

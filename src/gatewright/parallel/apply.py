@@ -38,11 +38,7 @@ def expert_mesh(ep_size: int, device_type: str = "cpu", *, timeout: float | None
 
 
 def check_ep_size(ep_size: int, world: int) -> None:
-    """Refuse an expert-parallel size that does not divide the number of processes.
-
-    Raises:
-        ValueError: The sentence names the sizes that do.
-    """
+    """Refuse an expert-parallel size that does not divide the number of processes, and name those that do."""
     if ep_size < 1 or world % ep_size:
         fits = ", ".join(str(size) for size in range(1, world + 1) if world % size == 0)
         raise ValueError(
@@ -78,23 +74,25 @@ def parallelize(model: nn.Module, mesh: DeviceMesh, *, local_balance: bool = Fal
     return model
 
 
-def expert_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield name and parameter of every expert that is spread over processes."""
+def spread_layers(model: nn.Module) -> Iterator[tuple[str, ExpertLayer, ExpertParallel]]:
+    """Yield every layer of whose experts each process holds some, with its name and its dispatcher."""
     for name, layer in moe_layers(model):
         if isinstance(layer, ExpertLayer) and isinstance(layer.dispatcher, ExpertParallel):
-            prefix = f"{name}.experts" if name else "experts"
-            yield from ((f"{prefix}.{inner}", parameter) for inner, parameter in layer.experts.named_parameters())
+            yield name, layer, layer.dispatcher
+
+
+def expert_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield name and parameter of every expert that is spread over processes."""
+    for name, layer, _ in spread_layers(model):
+        prefix = f"{name}.experts.".lstrip(".")
+        yield from ((f"{prefix}{inner}", parameter) for inner, parameter in layer.experts.named_parameters())
 
 
 def average_expert_gradients(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Make each expert's gradient that of the global mean loss.
+    """Make each expert's gradient that of the global mean loss, in a model that `parallelize` has spread over a mesh.
 
     It has been summed over the processes of a row on the way back through the all-to-all; what is left is the sum over
     the rows, and the number of processes that a mean over each one's loss is divided by.
-
-    Args:
-        model: A model that `parallelize` has spread.
-        mesh: The mesh that it was spread over.
     """
     found = (parameter.grad for _, parameter in expert_parameters(model))
     gradients = [gradient for gradient in found if gradient is not None]
@@ -104,12 +102,7 @@ def average_expert_gradients(model: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def total_gradient_norm(model: nn.Module, mesh: DeviceMesh) -> Tensor:
-    """Return the norm of all gradients, with each expert counted once wherever it lives.
-
-    Args:
-        model: A model that `parallelize` has spread.
-        mesh: The mesh that it was spread over.
-    """
+    """Return the norm of all gradients, with each expert counted once wherever it lives."""
     # In order: a sum of squares has other last digits in another one, and a set's differs from run to run.
     spread = dict.fromkeys(parameter for _, parameter in expert_parameters(model))
     equal = (p.grad for p in model.parameters() if p.grad is not None and p not in spread)

@@ -106,7 +106,10 @@ class _AllReduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, group: ProcessGroup) -> Tensor:
         ctx.group = group
-        return _summed(values, group)
+        total = values.clone(memory_format=torch.contiguous_format)
+        with waiting.running():
+            dist.all_reduce(total, group=group)
+        return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -119,24 +122,10 @@ class _AllGather(torch.autograd.Function):
         ctx.sizes, ctx.group = sizes, group
         # As an exchange: gloo's own all_gather wants equal sizes.
         ranks = group.size()
-        return _exchange(values.repeat(ranks, *[1] * (values.dim() - 1)), [len(values)] * ranks, sizes, group)
+        return all_to_all(values.repeat(ranks, *[1] * (values.dim() - 1)), [len(values)] * ranks, sizes, group)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         own = ctx.sizes[ctx.group.rank()]
         parts = all_to_all(gradient, ctx.sizes, [own] * ctx.group.size(), ctx.group)
         return parts.view(ctx.group.size(), own, *gradient.shape[1:]).sum(0), None, None
-
-
-def _exchange(rows: Tensor, sent: list[int], received: list[int], group: ProcessGroup) -> Tensor:
-    arrived = rows.new_empty(sum(received), *rows.shape[1:])
-    with waiting.running():
-        dist.all_to_all_single(arrived, rows.contiguous(), received, sent, group=group)
-    return arrived
-
-
-def _summed(values: Tensor, group: ProcessGroup) -> Tensor:
-    total = values.clone(memory_format=torch.contiguous_format)
-    with waiting.running():
-        dist.all_reduce(total, group=group)
-    return total

@@ -33,13 +33,7 @@ class Trip:
 
 @dataclass(frozen=True)
 class TravellingBatch(ExpertBatch):
-    """Rows that come to this process's experts from all processes.
-
-    Args:
-        local: The batch before it travelled.
-        trip: The counts and the order of the rows that come.
-        travel: The exchange to wait for.
-    """
+    """Rows that come to this process's experts from all processes, by a trip and an exchange to wait for."""
 
     local: ExpertBatch
     trip: Trip

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from gatewright.layers import ExpertLayer
-from gatewright.layers.base import moe_layers
-from gatewright.parallel.dispatcher import ExpertParallel, expert_runs
+from gatewright.parallel.apply import spread_layers
+from gatewright.parallel.dispatcher import expert_runs
 
 
 class Rows:
@@ -49,7 +49,7 @@ def part_of_state(tensors: Mapping[str, Tensor], model: nn.Module, mesh: DeviceM
     """
     if mesh.get_local_rank("replica") > 0:
         return {}
-    spread, first = _spread_layers(model), mesh.get_local_rank("expert") == 0
+    spread, first = _spread(model), mesh.get_local_rank("expert") == 0
     part: dict[str, Tensor | Rows] = {}
     for name, tensor in tensors.items():
         prefix = _prefix_of(name, spread)
@@ -58,6 +58,15 @@ def part_of_state(tensors: Mapping[str, Tensor], model: nn.Module, mesh: DeviceM
         elif first:
             part[name] = tensor
     return part
+
+
+def part_number(model: nn.Module, mesh: DeviceMesh | None) -> tuple[int | None, int]:
+    """Return the number of the part that this process saves, None if it saves none, and how many parts there are."""
+    if mesh is None:
+        return 0, 1
+    if any(True for _ in spread_layers(model)):
+        return None if mesh.get_local_rank("replica") else mesh.get_local_rank("expert"), mesh["expert"].size()
+    return None if dist.get_rank() else 0, 1
 
 
 def merge_states(states: Sequence[Any]) -> Any:
@@ -88,18 +97,13 @@ def whole_state(tensors: Mapping[str, Tensor | Rows]) -> dict[str, Tensor]:
 
 
 def gather_state(tensors: dict[str, Tensor], model: nn.Module, mesh: DeviceMesh) -> dict[str, Tensor]:
-    """Put the state of all experts together on the first process; every process calls it.
-
-    Args:
-        tensors: The tensors, named as in `part_of_state`.
-        model: A model that `parallelize` has spread.
-        mesh: The mesh that it was spread over.
+    """Put the state of all experts together on the first process; names are as in `part_of_state`.
 
     Returns:
         On the first process the tensors that one process alone would have, elsewhere this process's own.
     """
     group = mesh.get_group("expert")
-    if mesh.get_local_rank("replica") > 0 or not _spread_layers(model):
+    if mesh.get_local_rank("replica") > 0 or not _spread(model):
         return tensors
     parts: list[Any] | None = [None] * group.size() if group.rank() == 0 else None
     dist.gather_object(copied(part_of_state(tensors, model, mesh)), parts, group=group, group_dst=0)
@@ -108,7 +112,7 @@ def gather_state(tensors: dict[str, Tensor], model: nn.Module, mesh: DeviceMesh)
 
 def own_state(tensors: Mapping[str, Tensor | Rows], model: nn.Module, mesh: DeviceMesh) -> dict[str, Tensor]:
     """Pick this process's share of what was saved whole or in parts, at any number of processes."""
-    spread, rank, ep_size = _spread_layers(model), mesh.get_local_rank("expert"), mesh.get_group("expert").size()
+    spread, rank, ep_size = _spread(model), mesh.get_local_rank("expert"), mesh.get_group("expert").size()
     own: dict[str, Tensor | Rows] = {}
     for name, value in tensors.items():
         prefix = _prefix_of(name, spread)
@@ -124,11 +128,9 @@ def own_state(tensors: Mapping[str, Tensor | Rows], model: nn.Module, mesh: Devi
     return whole_state(own)
 
 
-def _spread_layers(model: nn.Module) -> dict[str, ExpertLayer]:
+def _spread(model: nn.Module) -> dict[str, ExpertLayer]:
     """Every layer whose experts are spread over processes, by the prefix of their names."""
-    layers = ((name, layer) for name, layer in moe_layers(model) if isinstance(layer, ExpertLayer))
-    spread = ((name, layer) for name, layer in layers if isinstance(layer.dispatcher, ExpertParallel))
-    return {f"{name}.experts." if name else "experts.": layer for name, layer in spread}
+    return {f"{name}.experts.".lstrip("."): layer for name, layer, _ in spread_layers(model)}
 
 
 def _prefix_of(name: str, spread: dict[str, ExpertLayer]) -> str | None:

@@ -5,8 +5,8 @@ from gatewright.train.config import OptimConfig, RunConfig
 from gatewright.train.config_file import load_config, save_config
 from gatewright.train.diagnosis import TrainingDiverged
 from gatewright.train.evaluate import evaluate
+from gatewright.train.folder import program
 from gatewright.train.launch.elastic import launch, needs_launch, was_restarted
-from gatewright.train.launch.program import program
 from gatewright.train.launch.signals import Interrupted
 from gatewright.train.launch.watchdog import LostProcess
 from gatewright.train.loop import train

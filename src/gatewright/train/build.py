@@ -28,16 +28,7 @@ def build_engine(
     folder: Path | None = None,
     dense: bool = False,
 ) -> TorchEngine:
-    """Make the model for these data, and the engine that trains it.
-
-    Args:
-        config: The run.
-        splits: The parts of its data.
-        device: Where to train.
-        strategy: How the run is spread over its processes.
-        folder: Where an engine writes checkpoints in a format of its own.
-        dense: Whether the model is the dense twin, which a run with an `upcycle_epoch` begins with.
-    """
+    """Make the model for these data, or its dense twin, and the engine that trains it."""
     for warning in task_named(config.task).warnings(config.data, splits) if strategy.rank == 0 else ():
         print(f"warning: {warning}", file=sys.stderr)
     make = engine_maker(config, splits, device, strategy, folder=folder)
@@ -72,11 +63,7 @@ def build_model(config: RunConfig, splits: Splits, device: torch.device) -> nn.M
 
 
 def check_network(model: nn.Module, config: RunConfig) -> None:
-    """Refuse batches that are too small for a model: a BatchNorm learns nothing from the variance of one item.
-
-    Raises:
-        ValueError: The sentence says what to change.
-    """
+    """Refuse batches that are too small for a model: a BatchNorm learns nothing from the variance of one item."""
     inside = {norm for layer in model.modules() if isinstance(layer, ExpertLayer) for norm in layer.experts.modules()}
     if config.data.batch_size == 1 and any(isinstance(m, _BatchNorm) and m not in inside for m in model.modules()):
         raise ValueError(
@@ -86,11 +73,7 @@ def check_network(model: nn.Module, config: RunConfig) -> None:
 
 
 def steps_per_epoch(config: RunConfig, part: Any) -> int:
-    """Count the optimizer steps of one epoch of a training set.
-
-    Raises:
-        ValueError: If an epoch has fewer batches than one step takes.
-    """
+    """Count the optimizer steps of one epoch of a training set, and refuse one that has none."""
     task = task_named(config.task)
     batches = task.num_batches(part, config.data)
     if batches < config.optim.accumulation_steps:

@@ -61,7 +61,7 @@ class ParallelConfig:
         balance: Whether balance statistics are the global batch's or each process's own.
         batch_norm: Whether BatchNorm has the statistics of all processes that hold its module, or each process's own.
         timeout: Seconds after which a process that does not hear from the others gives up.
-        max_restarts: How often processes that died are started again, from the newest checkpoint.
+        max_restarts: Number of times that processes are started again when one died, from the newest checkpoint.
     """
 
     ep_size: PositiveInt = 1
@@ -92,15 +92,15 @@ class RunConfig:
 
     Args:
         recipe: The recipe's name.
-        task: What the network is trained for: a name in `gatewright.tasks.TASKS`.
+        task: Task that the network is trained for: a name in `gatewright.tasks.TASKS`.
         model: The network.
         data: The data.
         optim: The optimizer.
-        tracking: Where metrics go.
-        parallel: How the run is spread over its processes.
-        engine: Who changes the weights: ``"torch"``, or ``"deepspeed"``.
-        deepspeed: What DeepSpeed is told.
-        processes: How many to start on this machine; under torchrun, srun or DeepSpeed's launcher leave it out.
+        tracking: Tracker of the run's metrics.
+        parallel: Spread of the run over its processes.
+        engine: Engine that takes the optimizer steps: ``"torch"``, or ``"deepspeed"``.
+        deepspeed: Settings of DeepSpeed's engine.
+        processes: Processes to start on this machine; under torchrun, srun or DeepSpeed's launcher leave it out.
         seed: The seed of initialisation, order, augmentation and routing noise.
         epochs: Passes over the training data.
         precision: ``"float32"``; ``"bfloat16"`` (autocast); ``"float16"`` (autocast with dynamic loss scale).

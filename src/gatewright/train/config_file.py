@@ -67,11 +67,7 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
 
 
 def config_of(settings: Any) -> RunConfig:
-    """Return the config that `settings_of` describes.
-
-    Raises:
-        ValueError: If a key is unknown, or a value does not fit; the sentence names the field.
-    """
+    """Return the config that `settings_of` describes."""
     if not isinstance(settings, dict):
         raise ValueError("it is not a mapping of keys to values.")
     task = task_named(settings.get("task", "classification"))  # Files of version 0.1.0 do not say.

@@ -18,16 +18,12 @@ MAX_STEPS, MAX_BYTES = 20, 2**25
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 - what happened, as users say it
-    """A loss or a gradient was not finite; nothing was saved after the last good checkpoint.
-
-    Args:
-        message: What became of which step.
-        step: The number of the step, from 0: how many were good before it.
-    """
+    """A loss or a gradient was not finite at a step; nothing was saved after the last good checkpoint."""
 
     def __init__(self, message: str, step: int) -> None:
         super().__init__(message)
         self.step = step
+        """The number of the step, from 0: how many were good before it."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +63,7 @@ class Step:
 
 
 class FiniteCheck:
-    """Notes on the device whether every step is finite, so that no step waits for the device to find out.
-
-    Args:
-        device: Where losses and gradients are.
-    """
+    """Notes on the device whether every step is finite, so that no step waits for the device to find out."""
 
     def __init__(self, device: torch.device) -> None:
         self.failed = torch.zeros((), device=device)

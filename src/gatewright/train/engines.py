@@ -2,17 +2,14 @@
 
 from collections.abc import Mapping
 from pkgutil import resolve_name
-from types import MappingProxyType
 
 from gatewright.train.config import EngineName
 from gatewright.train.step import TorchEngine
 
-ENGINES: Mapping[EngineName, str] = MappingProxyType(
-    {
-        "torch": "gatewright.train.step:TorchEngine",
-        "deepspeed": "gatewright.integrations.deepspeed.engine:DeepSpeedEngine",
-    }
-)
+ENGINES: Mapping[EngineName, str] = {
+    "torch": "gatewright.train.step:TorchEngine",
+    "deepspeed": "gatewright.integrations.deepspeed.engine:DeepSpeedEngine",
+}
 """Where the class of each engine is, as ``"module:Class"``."""
 
 

@@ -28,7 +28,7 @@ def evaluate(
     """Run the model on every item once and count what happened.
 
     Args:
-        task: What the model is for.
+        task: Task of the model.
         model: The model, which is left in the mode in which it came.
         part: The items, of the type that the task loads.
         batch_size: Items at a time; the figures do not depend on it.

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from datetime import datetime
@@ -14,7 +15,6 @@ from typing import Any
 from gatewright.train.checkpoint.format import checkpoints, load_checkpoint, newest_checkpoint
 from gatewright.train.config import RunConfig
 from gatewright.train.config_file import load_config, settings_of
-from gatewright.train.launch.program import program
 from gatewright.train.lock import locked
 from gatewright.train.strategies.single import ALONE, Strategy, largest
 
@@ -121,6 +121,15 @@ def room_in(config: RunConfig, output: Path) -> Iterator[None]:
         raise OSError(f"There is no room to write the run's files to {output}. Make room, and {way_on}.") from error
 
 
+def program() -> str:
+    """Return ``gatewright`` where a shell finds it, else the path or the interpreter by which it was started."""
+    if shutil.which("gatewright"):
+        return "gatewright"
+    if Path(sys.argv[0]).name == "gatewright":
+        return shlex.quote(sys.argv[0])
+    return f"{shlex.quote(sys.executable)} -m gatewright"
+
+
 def resume_command(config: RunConfig, output: Path) -> str:
     """Say what to type to go on with a run."""
     return f"{program()} train {config.recipe} --output {shlex.quote(str(output))} --resume"
@@ -150,11 +159,7 @@ def agreed_state(output: Path, strategy: Strategy = ALONE) -> dict[str, Any] | N
 
 
 def newest_intact(output: Path) -> tuple[dict[str, Any] | None, list[Path]]:
-    """Return the newest state of a run that can be read, and the checkpoints that came after it.
-
-    Raises:
-        ValueError: If all are damaged.
-    """
+    """Return the newest state of a run that can be read, and the checkpoints that came after it."""
     damaged: list[Path] = []
     reason = None
     for path in reversed(checkpoints(output / "checkpoints")):

@@ -12,7 +12,7 @@ def locked(file: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold a lock, and say whether it could be had; on a network drive that knows no locks go on without one.
 
     Args:
-        file: What the lock is on; it is made where there is none.
+        file: File that the lock is on; it is made where there is none.
         wait: Whether to wait while another process holds it.
     """
     filelock = require("filelock", "train")

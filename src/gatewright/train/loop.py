@@ -167,7 +167,6 @@ def begin_phase(run: Run) -> Run:
     config, position = run.config, run.position
     if not position.dense or is_dense(config, position.epoch):
         return run
-    run.engine.strategy.average_buffers(run.engine.model, run.engine.evaluated)
     engine = upcycle_engine(run.engine, config, run.splits, folder=run.saver.folder / config.engine)
     position.dense = False
     return replace(run, engine=engine, pace=run.pace.going_on_with(engine.model))
@@ -249,7 +248,6 @@ def _is_due(run: Run) -> bool:
 
 def _save(run: Run) -> None:
     run.saver.wait()  # A checkpoint of the engine's own replaces older ones, of which this may still be one.
-    run.engine.strategy.average_buffers(run.engine.model, run.engine.evaluated)
     state = {
         "engine": run.engine.state_dict(part=True),
         "position": asdict(run.position),

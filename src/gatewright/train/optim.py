@@ -11,8 +11,8 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gatewright.train.config import OptimConfig
-from gatewright.train.launch.roles import Role, parameter_roles
 from gatewright.train.muon import FORMS, Muon
+from gatewright.train.roles import Role, parameter_roles
 
 FUSED = ("cpu", "cuda", "mps", "xpu")
 """The devices on which torch has fused AdamW and SGD."""

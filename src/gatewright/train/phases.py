@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from gatewright.surgery import upcycled_state
 from gatewright.train.config import RunConfig
+from gatewright.train.state import load_weights, logical_state
 from gatewright.train.step import TorchEngine
-from gatewright.train.weights import load_weights
 
 
 def dense_phase(config: RunConfig) -> RunConfig:
@@ -28,13 +28,8 @@ def upcycled(engine: TorchEngine, mixture: nn.Module, make_engine: Callable[[nn.
     Every copy gets the weights, their running average and what the optimizer keeps of the module that it is a copy of:
     sparse upcycling (https://arxiv.org/abs/2212.05055) in the middle of a run. Routers are as the mixture has them, and
     the optimizer knows nothing of them yet. Schedule, loss scale, step count and random state go on.
-
-    Args:
-        engine: The engine of the dense network; it is of no use afterwards.
-        mixture: The network with a mixture in place of one of its modules.
-        make_engine: Makes the engine of the mixture.
     """
-    state = engine.logical_state()
+    state = logical_state(engine)
     state["optimizers"] = [upcycled_state(kept, mixture) for kept in state["optimizers"]]
     average = state["average"] and _upcycled_weights(state["average"], mixture)
     state["model"] = _upcycled_weights(state["model"], mixture)

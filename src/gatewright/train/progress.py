@@ -1,22 +1,15 @@
 """What a person sees while a run trains: a live bar on a terminal, a line per epoch anywhere."""
 
-from contextlib import AbstractContextManager
-from types import TracebackType
-from typing import Self
+from contextlib import ExitStack
 
 from gatewright.extras import require
 
 
-class Progress(AbstractContextManager["Progress"]):
-    """A bar over the optimizer steps of a run, with a line above it for each finished epoch.
-
-    Args:
-        total_steps: Number of optimizer steps of the whole run.
-        done: Steps made before this one began, in a resumed run.
-        show: Whether anything is printed: one process of a run does.
-    """
+class Progress(ExitStack):
+    """A bar over a run's optimizer steps, of which some may be done, with a line above it for each finished epoch."""
 
     def __init__(self, total_steps: int, done: int = 0, *, show: bool = True) -> None:
+        super().__init__()
         columns = require("rich.progress", "train")
         self.console = require("rich.console", "train").Console(quiet=not show)
         self._bar = columns.Progress(
@@ -32,13 +25,7 @@ class Progress(AbstractContextManager["Progress"]):
             transient=True,
         )
         self._task = self._bar.add_task("training", total=total_steps, completed=done, loss="-")
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._bar.stop()
+        self.enter_context(self._bar)
 
     def advance(self, loss: float | None = None) -> None:
         """Show one more step, and the loss where it is known."""

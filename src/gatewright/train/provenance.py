@@ -7,12 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gatewright.tasks import DataSplit
-
-if TYPE_CHECKING:
-    from gatewright.train.config import RunConfig
+from gatewright.train.config import RunConfig
 
 # These say where a run is kept and where its data lie, not what it computes.
 PLACES = ("output", "tracking", "data.path", "data.cache")
@@ -27,14 +25,8 @@ def command() -> str:
     return shlex.join(re.sub(r"//[^/@]*@", "//", word) for word in words)
 
 
-def describe_origin(config: "RunConfig", recipe: "RunConfig | None", data: list[DataSplit]) -> dict[str, Any]:
-    """Return the part of ``result.json`` that says how to make the run again.
-
-    Args:
-        config: The run's settings.
-        recipe: The recipe's own settings; None where the run was not made from one.
-        data: The parts of the data, as the task describes them.
-    """
+def describe_origin(config: RunConfig, recipe: RunConfig | None, data: list[DataSplit]) -> dict[str, Any]:
+    """Return the part of ``result.json`` that says how to make the run again, with what it changes of its recipe."""
     return {
         "command": command(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -43,7 +35,7 @@ def describe_origin(config: "RunConfig", recipe: "RunConfig | None", data: list[
     }
 
 
-def changed_settings(config: "RunConfig", recipe: "RunConfig") -> dict[str, dict[str, Any]]:
+def changed_settings(config: RunConfig, recipe: RunConfig) -> dict[str, dict[str, Any]]:
     """Return the settings that differ from the recipe's, by name: what the run has, and what the recipe has."""
     changes = _changes(asdict(config), asdict(recipe), "")
     return {

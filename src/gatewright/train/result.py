@@ -22,21 +22,9 @@ from gatewright.train.strategies.single import ALONE, Strategy
 
 
 def describe_result(
-    task: Task,
-    model: nn.Module,
-    evaluation: Evaluation,
-    example: Batch,
-    strategy: Strategy = ALONE,
+    task: Task, model: nn.Module, evaluation: Evaluation, example: Batch, strategy: Strategy = ALONE
 ) -> dict[str, Any]:
-    """Return the part of the result that a model and its evaluation determine.
-
-    Args:
-        task: What the model is for.
-        model: The evaluated model.
-        evaluation: The evaluation of the test set.
-        example: A batch to count arithmetic on.
-        strategy: That of the run; all of them call this.
-    """
+    """Return the part of the result that a model and its evaluation determine; every process calls this."""
     flops = active_flops(model, example[0].to(next(model.parameters()).device), strategy)
     return {
         **evaluation.describe(),
@@ -78,13 +66,7 @@ def evaluation_metrics(split: str, evaluation: Evaluation) -> dict[str, float]:
 
 
 def layer_metrics(name: str, sums: RoutingSums, split: str) -> dict[str, float]:
-    """Return the tracked metrics of one MoE layer, over the batches that the sums are of.
-
-    Args:
-        name: The layer's name in the model.
-        sums: The sums over batches of one split.
-        split: ``"train"``, where a router may add noise, or ``"holdout"`` or ``"test"``, where none does.
-    """
+    """Return the tracked metrics of one MoE layer, over the batches of one split that the sums are of."""
     values = {
         "load_cv": metrics.load_cv(sums),
         "max_over_mean_load": metrics.max_over_mean_load(sums),
@@ -99,7 +81,7 @@ def layer_metrics(name: str, sums: RoutingSums, split: str) -> dict[str, float]:
 def num_parameters(model: nn.Module, strategy: Strategy = ALONE) -> int:
     """Count all parameters, each expert's once wherever it lives."""
     experts = {parameter for _, layer in moe_layers(model) for parameter in _experts(layer).parameters()}
-    rest = sum(_numel(parameter) for parameter in model.parameters() if parameter not in experts)
+    rest = sum(numel(parameter) for parameter in model.parameters() if parameter not in experts)
     return rest + sum(_num_expert_parameters(layer, strategy) for _, layer in moe_layers(model))
 
 
@@ -120,12 +102,12 @@ def _experts(layer: RoutedLayer) -> nn.Module:
 
 
 def _num_expert_parameters(layer: RoutedLayer, strategy: Strategy) -> int:
-    count = torch.tensor(sum(_numel(parameter) for parameter in _experts(layer).parameters()))
+    count = torch.tensor(sum(numel(parameter) for parameter in _experts(layer).parameters()))
     strategy.all_reduce(count)
     return int(count) // strategy.replicas
 
 
-def _numel(parameter: nn.Parameter) -> int:
+def numel(parameter: nn.Parameter) -> int:
     """Count the numbers of a parameter, also where ZeRO 3 keeps them elsewhere."""
     numel: int = getattr(parameter, "ds_numel", parameter.numel())
     return numel

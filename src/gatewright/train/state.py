@@ -4,9 +4,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from gatewright.train.optim import load_named_state, named_state
-from gatewright.train.weights import load_weights
 
 if TYPE_CHECKING:
     from gatewright.train.step import TorchEngine
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 def logical_state(engine: "TorchEngine", *, part: bool = False) -> dict[str, Any]:
     """Return the state of an engine in tensors and numbers, which does not depend on the number of processes.
 
-    Args:
-        engine: The engine; every process calls this.
-        part: Whether each process gets the part that it saves, instead of the first process the whole.
+    Every process calls this. The first one gets the whole; or each gets the part that it saves.
     """
+    engine.check_finite()
+    engine.strategy.average_buffers(engine.model, engine.evaluated)
     gather = partial(engine.strategy.gather_state, model=engine.model, part=part)
     average = engine.average
     return {
@@ -57,6 +57,22 @@ def load_logical_state(engine: "TorchEngine", state: dict[str, Any]) -> None:
     torch.set_rng_state(state["random_state"])
     if engine.device.type == "cuda" and len(state["cuda_random_state"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda_random_state"])
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load a model's state, and refuse one of another model."""
+    if any(name.endswith("mixture._extra_state") for name in weights):
+        raise ValueError(
+            "The checkpoint is of an earlier version, in which experts that begin as one network were part of the "
+            "mixture. Go on with that version, or begin the run again."
+        )
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2] or [str(error)]  # below torch's heading
+        raise ValueError(
+            f"The checkpoint holds another model than this config describes: {first[0].strip()}"
+        ) from error
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:

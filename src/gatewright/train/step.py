@@ -1,9 +1,10 @@
 """The plain torch engine: precision, accumulation, clipping, averaging, and one optimizer step at a time."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -15,20 +16,13 @@ from torch.optim import Optimizer
 from gatewright.layers.base import RoutedLayer, end_step, moe_layers, seed_noise
 from gatewright.routing import Routing, RoutingSums
 from gatewright.scope import noise_key
-from gatewright.tasks import Batch, task_named
+from gatewright.tasks import Batch, Rule, task_named
 from gatewright.train.config import RunConfig
 from gatewright.train.device import autocast
 from gatewright.train.diagnosis import FiniteCheck, Step, first_non_finite
-from gatewright.train.optim import (
-    averaged,
-    build_optimizers,
-    rate_factor,
-    set_learning_rate,
-    stop_at,
-)
-from gatewright.train.state import load_logical_state, logical_state
+from gatewright.train.optim import averaged, build_optimizers, rate_factor, set_learning_rate, stop_at
+from gatewright.train.state import load_logical_state, load_weights, logical_state
 from gatewright.train.strategies.single import ALONE, Strategy
-from gatewright.train.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -54,15 +48,17 @@ class TorchEngine:
     Args:
         model: The whole model, on every process the same.
         config: The run.
-        device: Where to train.
+        device: Device to train on.
         steps_per_epoch: Optimizer steps per epoch.
-        strategy: How the run is spread over its processes.
-        folder: Where an engine writes checkpoints in a format of its own, if it has one.
+        strategy: Strategy by which the run is spread over its processes.
+        folder: Folder in which an engine writes checkpoints in a format of its own, if it has one.
     """
 
     needs_process_group = False  # on one process
     libraries: ClassVar[tuple[str, ...]] = ()
     """The packages beside torch whose versions the numbers depend on."""
+    decisions: ClassVar[Mapping[str, Rule]] = MappingProxyType({})
+    """What becomes of the engine's own settings where a run goes on, by names such as ``"deepspeed.config"``."""
 
     def __init__(
         self,
@@ -248,7 +244,7 @@ class TorchEngine:
 
         It is one logical state, which the first process gets as one alone would have it; or each its part, to save it.
         """
-        return self.logical_state(part=part)
+        return logical_state(self, part=part)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state, with the rates and decays of this config, at any number of processes.
@@ -257,11 +253,6 @@ class TorchEngine:
             ValueError: If it belongs to another model, or to settings whose state this config does not have.
         """
         self.load_logical_state(state)
-
-    def logical_state(self, *, part: bool = False) -> dict[str, Any]:
-        """Return what `state_dict` does of tensors and numbers."""
-        self.check_finite()
-        return logical_state(self, part=part)
 
     def load_logical_state(self, state: dict[str, Any]) -> None:
         """Go on from what `logical_state` returned."""

@@ -19,16 +19,7 @@ COMPILERS = ("g++", "clang++")
 
 
 def validate(config: RunConfig, world: int, device: torch.device) -> None:
-    """Refuse settings that cannot be trained together, before anything is opened, loaded or started.
-
-    Args:
-        config: The run.
-        world: The number of its processes.
-        device: What each of them trains on; only its type counts.
-
-    Raises:
-        ValueError: The sentence says what does not fit, and what would.
-    """
+    """Refuse settings that cannot be trained together, before anything is opened, loaded or started."""
     _check_task(config)
     _check_mixture(config)
     _check_processes(config, world)
@@ -38,12 +29,7 @@ def validate(config: RunConfig, world: int, device: torch.device) -> None:
 
 
 def check_start(config: RunConfig, resume: bool) -> None:
-    """Refuse folders that are not what they have to be, and a run that would end before it is what it is to be.
-
-    Raises:
-        OSError: If the folder of the run, or that of its data, is not what it has to be.
-        ValueError: If the dense network that a run begins with would never become a mixture.
-    """
+    """Refuse folders that are not what they have to be, and a run that would end before it is what it is to be."""
     check_output(config, resume)
     task_named(config.task).check_data(config.data)
     if not resume:
@@ -128,11 +114,7 @@ def _check_shards(config: RunConfig) -> None:
 
 
 def tell_changes(config: RunConfig, saved: Mapping[str, Any], *, quiet: bool = False) -> list[str]:
-    """Say which settings are not those that a run was trained with so far, unless it is quiet, and return that.
-
-    Raises:
-        ValueError: If a run cannot go on with one of them.
-    """
+    """Say which settings are not those that a run was trained with so far, unless it is quiet, and return that."""
     refuse_a_late_upcycling(config, saved["position"]["epoch"])
     said = check_changes(config, saved)
     for sentence in () if quiet else said:
@@ -141,9 +123,5 @@ def tell_changes(config: RunConfig, saved: Mapping[str, Any], *, quiet: bool = F
 
 
 def check_trained_on(task: Task, part: Any, saved: Mapping[str, Any]) -> None:
-    """Refuse to go on with other training data than a run began with.
-
-    Raises:
-        ValueError: The sentence holds what differs.
-    """
+    """Refuse to go on with other training data than a run began with."""
     task.check(task.fingerprint(part), saved_fingerprint(saved))

@@ -13,6 +13,7 @@ from torch import nn
 from gatewright.integrations.deepspeed.engine import DeepSpeedEngine
 from gatewright.train import OptimConfig, TrainingDiverged
 from gatewright.train.phases import upcycled
+from gatewright.train.state import logical_state
 from gatewright.train.step import TorchEngine
 from tests.integrations.deepspeed.runs import (
     ADAMW,
@@ -175,12 +176,12 @@ def upcycled_under(settings, folder, ep_size):
     config = config_of(ep_size, PLAIN, settings, folder)
     dense = engine_of(DeepSpeedEngine, config, dense=True)
     rates = [report.learning_rate for report in train(dense, 0, 4)]
-    images, weights = torch.rand(4, 1, 4, 4), dense.logical_state()["model"]
+    images, weights = torch.rand(4, 1, 4, 4), logical_state(dense)["model"]
     mixture = Network("top-k-after", "modules")
     engine = upcycled(dense, mixture, lambda model: engine_of(DeepSpeedEngine, config, model=model))
     alone, whole = Network("top-k-after", "modules", dense=True), Network("top-k-after", "modules")
     alone.load_state_dict(weights)
-    state = engine.logical_state()["model"]
+    state = logical_state(engine)["model"]
     box = [state]
     dist.broadcast_object_list(box, 0)
     whole.load_state_dict(box[0])

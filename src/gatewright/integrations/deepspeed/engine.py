@@ -4,9 +4,10 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from gatewright.layers import ExpertLayer, MoE, SoftMoE
 from gatewright.layers.base import moe_layers
 from gatewright.parallel import synchronize_batch_norm
 from gatewright.scope import BatchScope
-from gatewright.tasks import Batch
+from gatewright.tasks import EXACT, FROM_HERE, Batch, Rule
 from gatewright.train.config import RunConfig
 from gatewright.train.diagnosis import Step, first_non_finite
 from gatewright.train.optim import averaged, build_optimizers
@@ -33,21 +34,13 @@ class DeepSpeedEngine(TorchEngine):
 
     With ZeRO stage 0, float32 and the run's own optimizer, the state is that of `TorchEngine`: any number of processes
     and either engine goes on from it. Otherwise it holds the weights, and the rest is in DeepSpeed's own checkpoint.
-
-    Args:
-        model: The whole model, on every process the same.
-        config: The run.
-        device: Where to train.
-        steps_per_epoch: Optimizer steps per epoch.
-        strategy: How the run is spread over its processes.
-        folder: Where DeepSpeed writes its own checkpoints.
-
-    Raises:
-        ValueError: If DeepSpeed's settings and the run's do not fit together.
     """
 
     needs_process_group = True
     libraries = ("deepspeed",)
+    decisions: ClassVar[Mapping[str, Rule]] = MappingProxyType(
+        {"deepspeed.config": FROM_HERE, "deepspeed.trust_checkpoint": EXACT}
+    )
 
     @classmethod
     def check(cls, config: RunConfig, world: int, device: torch.device) -> None:
@@ -82,7 +75,7 @@ class DeepSpeedEngine(TorchEngine):
         deepspeed = start_deepspeed(self.device)
         self._layout = torch.contiguous_format  # DeepSpeed sends parameters out as the bytes that they are in memory.
         self.model.to(memory_format=self._layout)  # type: ignore[call-overload]
-        network = self.strategy.shard_experts(self.model)
+        network = self.strategy.setup(self.model, wrap=False)
         if is_half(self.settings):  # DeepSpeed leaves statistics in float32: torch's takes no such pair.
             synchronize_batch_norm(self.model, BatchScope())
         self.average = averaged(self.model, self.config.optim.ema_decay)
@@ -175,7 +168,7 @@ class DeepSpeedEngine(TorchEngine):
         if not is_plain(self.settings) and self.folder is not None:
             self.engine.save_checkpoint(str(self.folder), tag=self._tag(self.step_count))
             self._delete_old(self.folder)
-        return self.logical_state(part=part)
+        return super().state_dict(part=part)
 
     def _delete_old(self, folder: Path) -> None:
         """Keep as many of DeepSpeed's checkpoints as of the run's."""

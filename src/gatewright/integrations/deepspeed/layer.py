@@ -47,7 +47,7 @@ class DeepSpeedMoE(RoutedLayer):
 
     Args:
         make_expert: Makes the module that is copied; its output has as many numbers as its input.
-        num_experts: How many copies.
+        num_experts: Number of copies.
         top_k: Experts per item.
         item_shape: Shape of one item.
         losses: Coefficient per auxiliary loss; None for 0.01 times ``load_balance``.

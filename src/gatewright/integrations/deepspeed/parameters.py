@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from gatewright.extras import require
 from gatewright.layers import ExpertLayer, RoutedLayer
-from gatewright.layers.base import moe_layers
-from gatewright.parallel.dispatcher import ExpertParallel
+from gatewright.parallel import ExpertParallel, spread_layers
 
 THEIRS = "deepspeed_moe.experts.deepspeed_experts."  # what DeepSpeed's checkpoints call an expert, by local number
 OURS = "experts."
@@ -32,18 +31,14 @@ def adapt_to_deepspeed(model: nn.Module) -> nn.Module:
     ``engine.coalesce_grad_reduction()``: DeepSpeed adds gradients up in the order in which they arrive, which differs
     between processes where an expert has no items.
 
-    Args:
-        model: A model that `parallelize` has spread.
-
     Raises:
         ImportError: If DeepSpeed is not installed.
         ValueError: If DeepSpeed could train a layer but not save it: it is the model itself, inside an expert or under
             a name with the word "expert", or its experts do not come out even.
     """
-    for name, layer in moe_layers(model):
-        if isinstance(layer, ExpertLayer) and isinstance(layer.dispatcher, ExpertParallel):
-            _check(name, layer, layer.dispatcher.group.size())
-            _adapt(layer, layer.dispatcher.group.size())
+    for name, layer, dispatcher in spread_layers(model):
+        _check(name, layer, dispatcher.group.size())
+        _adapt(layer, dispatcher.group.size())
     return model
 
 
@@ -65,11 +60,7 @@ class Recognised(RoutedLayer):
     expert_group_name: str
 
     def set_deepspeed_parallelism(self, use_data_before_expert_parallel_: bool = False) -> None:
-        """Have DeepSpeed make its groups, and refuse if they are not those between which tokens travel.
-
-        Raises:
-            ValueError: If DeepSpeed was told to lay its processes out in another order.
-        """
+        """Have DeepSpeed make its groups, and refuse if they are not those between which tokens travel."""
         groups = require("deepspeed.utils.groups", "deepspeed")
         if self.expert_group_name not in groups._get_expert_parallel_group_dict():
             groups._create_expert_and_data_parallel(

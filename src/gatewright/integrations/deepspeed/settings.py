@@ -18,18 +18,10 @@ SECTIONS = {
 
 
 def deepspeed_settings(config: RunConfig, world: int, *, on_cpu: bool) -> tuple[Settings, list[str]]:
-    """Read DeepSpeed's JSON, add what it leaves out, and refuse what would not train as it says.
-
-    Args:
-        config: The run.
-        world: How many processes it has.
-        on_cpu: Whether it trains there.
+    """Read DeepSpeed's JSON for a run of so many processes, add what it leaves out, and refuse what would not train so.
 
     Returns:
         What to hand to `deepspeed.initialize`, and a sentence for each setting that was changed.
-
-    Raises:
-        ValueError: If the JSON cannot be read, or the run cannot be trained so.
     """
     settings = _read(config.deepspeed.config)
     said, stage = _fit_to_cpu(settings) if on_cpu else [], zero_stage(settings)

@@ -47,10 +47,10 @@ def save_checkpoint(
 
     Args:
         state: This part of the state, or all of it.
-        folder: Where the checkpoints of the run are.
+        folder: Folder of the run's checkpoints.
         step: Optimizer steps made.
-        keep: How many checkpoints stay.
-        number: Which part this is; the others are complete before part 0 is written.
+        keep: Number of checkpoints that stay.
+        number: Number of this part; the others are complete before part 0 is written.
         parts: Files of the checkpoint, this one included.
 
     Raises:

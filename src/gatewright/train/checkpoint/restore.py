@@ -17,7 +17,7 @@ from gatewright.train.config import RunConfig
 from gatewright.train.config_file import load_config, read_config
 from gatewright.train.folder import newest_intact
 from gatewright.train.phases import dense_phase
-from gatewright.train.weights import load_weights
+from gatewright.train.state import load_weights
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Trained:
     Args:
         config: The run; of one that has only trained its dense network so far, with that as its model.
         model: The trained model in evaluation mode, with averaged weights where the run kept them.
-        fingerprint: What its task says of the data that it was trained on.
+        fingerprint: Fingerprint, by its task, of the data that it was trained on.
     """
 
     config: RunConfig
@@ -41,10 +41,7 @@ class Trained:
 
 
 def load_run(path: str | Path) -> Trained:
-    """Load the newest checkpoint of a run, or a file that ``gatewright export`` wrote.
-
-    Args:
-        path: The run's folder, or the file.
+    """Load the newest checkpoint in a run's folder, or a file that ``gatewright export`` wrote.
 
     Raises:
         FileNotFoundError: If the folder holds no run, or no checkpoint yet.

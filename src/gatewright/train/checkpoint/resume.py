@@ -6,6 +6,7 @@ from typing import Any
 from gatewright.tasks import EXACT, FROM_HERE, ROUNDING, Change, Decision, Rule, Task, refused, task_named
 from gatewright.train.config import OptimConfig, RunConfig
 from gatewright.train.config_file import settings_of
+from gatewright.train.engines import ENGINES, engine_class
 from gatewright.train.optim import rate_factor
 
 
@@ -40,13 +41,6 @@ DECISIONS: Mapping[str, Rule] = {
     "task": refused("it decides what is learned"),
     "seed": refused("weights, order, augmentation and noise come of it, and the result bears it"),
     "epochs": _epochs,
-    "model.network": NETWORK,
-    "model.num_experts": NETWORK,
-    "model.experts": NETWORK,
-    "model.shared": NETWORK,
-    "model.residual": NETWORK,
-    "model.router": NETWORK,
-    "model.layer": NETWORK,
     "model.top_k": FROM_HERE,
     "model.router_options": FROM_HERE,
     "model.expert_dropout": _on_or_off("a router that drops experts is another module than one that does not"),
@@ -83,8 +77,6 @@ DECISIONS: Mapping[str, Rule] = {
     "parallel.timeout": EXACT,
     "parallel.max_restarts": EXACT,
     "engine": ROUNDING,
-    "deepspeed.config": FROM_HERE,
-    "deepspeed.trust_checkpoint": EXACT,
     "processes": ROUNDING,
     "precision": _precision,
     "device": ROUNDING,
@@ -95,7 +87,10 @@ DECISIONS: Mapping[str, Rule] = {
     "checkpoint_in_background": EXACT,
     "output": EXACT,
 }
-"""What becomes of each setting of a run that is changed, whatever its task; the task decides on its own settings."""
+"""What becomes of each setting that is changed, whatever the run's task and engine, which decide on their own settings.
+
+A setting of the model that is not named decides which weights there are.
+"""
 
 LEAVES = ("model.router_options", "model.losses")  # settings that are mappings themselves
 RATE = ("lr", "warmup_epochs", "warmup", "schedule")  # what of the optimizer decides the learning rate
@@ -103,10 +98,6 @@ RATE = ("lr", "warmup_epochs", "warmup", "schedule")  # what of the optimizer de
 
 def check_changes(config: RunConfig, saved: Mapping[str, Any]) -> list[str]:
     """Compare the settings of a run that goes on with those that its checkpoint was trained with.
-
-    Args:
-        config: The run as it is to go on.
-        saved: What its checkpoint holds.
 
     Returns:
         A sentence for each change of what is computed.
@@ -154,7 +145,10 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def rule_of(name: str, task: Task) -> Rule:
     """Return what becomes of a setting that is changed; what nobody decided on makes the network or the data."""
-    return {**DECISIONS, **task.decisions}.get(name) or (NETWORK if name.startswith("model.") else DATA)
+    rules = {**DECISIONS, **task.decisions}
+    for engine in ENGINES:
+        rules |= engine_class(engine).decisions
+    return rules.get(name) or (NETWORK if name.startswith("model.") else DATA)
 
 
 def _decide(name: str, rule: Rule, change: Change, *, left: bool) -> Decision:

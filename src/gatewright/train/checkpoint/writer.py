@@ -2,12 +2,11 @@
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from torch import nn
 
-from gatewright.parallel import copied
+from gatewright.parallel import copied, part_number
 from gatewright.train.checkpoint.format import save_checkpoint
 from gatewright.train.strategies.single import Strategy, largest
 
@@ -16,8 +15,8 @@ class Saver:
     """Writes the checkpoints of a run; every process has one and saves with the others.
 
     Args:
-        folder: Where they go; one that all processes share.
-        strategy: How the run is spread over its processes; made with `background` where it writes in a thread.
+        folder: Folder of the checkpoints, which all processes share.
+        strategy: Strategy of the run, made with `background` where a thread writes.
         in_background: Copy the state and write it in a thread, while training goes on; the next checkpoint and the end
             of the run wait for it.
     """
@@ -30,9 +29,7 @@ class Saver:
     def __enter__(self) -> "Saver":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Wait for what is being written; say that it failed where nothing else went wrong."""
         self._thread.shutdown()
         if error is None:
@@ -45,18 +42,14 @@ class Saver:
             OSError: If this checkpoint could not be written here or elsewhere; in the background, the one before it.
         """
         self.wait()
-        place = self.strategy.part_number(model)
+        place = part_number(model, self.strategy.mesh)
         if self.in_background:
             self._writing = self._thread.submit(self._write, copied(state), place, step)
         else:
             self._write(state, place, step)
 
     def wait(self) -> None:
-        """Wait for the checkpoint that is being written.
-
-        Raises:
-            OSError: If it could not be.
-        """
+        """Wait for the checkpoint that is being written."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()

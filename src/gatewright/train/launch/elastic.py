@@ -1,7 +1,8 @@
-"""Starting the processes of a run on this machine, and starting them again where one dies."""
+"""Starting the processes of a run on this machine, by torch's elastic agent, and again where one dies."""
 
 import logging
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousParameters
@@ -18,12 +20,33 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from gatewright.train.checkpoint.format import newest_checkpoint
 from gatewright.train.config import RunConfig
 from gatewright.train.folder import CONFIG, own_folder, resume_command
-from gatewright.train.launch.agent import DIVERGED, FOR_A_PERSON, Agent, first_failure, sentence
 from gatewright.train.launch.signals import Interrupted
 from gatewright.train.preview import check_run
 
+FOR_A_PERSON, DIVERGED = 2, 4
+"""Exit statuses of a process that said what a person must mend, or that diverged: it would only do so again."""
 TORCHS_WORDS = "torch.distributed.elastic.multiprocessing.api"
 """Where torch logs that a process failed, which `Agent` says in a sentence, and that it stops the others."""
+
+
+class Agent(LocalElasticAgent):
+    """Starts the processes of this machine, and starts all again where one dies."""
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        result: RunResult = super()._monitor_workers(worker_group)
+        if result.state is WorkerState.FAILED:
+            if first_failure(result.failures)[1].exitcode in (FOR_A_PERSON, DIVERGED):
+                self._remaining_restarts = 0
+            if self._remaining_restarts:
+                most = worker_group.spec.max_restarts
+                number = most - self._remaining_restarts + 1
+                print(
+                    f"{sentence(result.failures)}. All start again from the newest checkpoint: restart {number} of "
+                    f"{most}.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        return result
 
 
 def needs_launch(config: RunConfig, environment: Mapping[str, str] = os.environ) -> bool:
@@ -33,14 +56,9 @@ def needs_launch(config: RunConfig, environment: Mapping[str, str] = os.environ)
 
 
 def launch(config: RunConfig, words: Sequence[str], *, resume: bool = False) -> None:
-    """Run ``gatewright train`` with these words on every process, by torch's elastic launcher.
+    """Run ``gatewright train`` with these words, typed after ``train``, on every process, by torch's elastic launcher.
 
     A process that dies takes the others with it; all are started again from the newest checkpoint.
-
-    Args:
-        config: The run.
-        words: What was typed after ``train``.
-        resume: Whether these words ask to go on with a run.
 
     Raises:
         OSError: If the folder of the run, or that of its data, is not what it has to be.
@@ -100,3 +118,16 @@ def how_to_go_on(config: RunConfig) -> str:
 def was_restarted(output: Path, environment: Mapping[str, str] = os.environ) -> bool:
     """Whether the launcher started this process again, with a run to go on with."""
     return int(environment.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and (output / CONFIG).is_file()
+
+
+def first_failure(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
+    """Return the process that ended by itself; those that the agent then stopped come after it."""
+    return next(iter(failures.items()))
+
+
+def sentence(failures: Mapping[int, ProcessFailure]) -> str:
+    """Say which process ended, and with what."""
+    rank, failure = first_failure(failures)
+    code = failure.exitcode
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+    return f"Process {rank} (pid {failure.pid}) {how}"

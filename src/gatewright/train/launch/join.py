@@ -51,10 +51,7 @@ def join_processes(config: RunConfig, environment: Mapping[str, str] = os.enviro
         mesh = expert_mesh(config.parallel.ep_size, device_type, timeout=config.parallel.timeout)
         make = FSDPStrategy if config.parallel.shard == "fsdp" else DDPStrategy
         several = make(
-            mesh,
-            local_rank=local_rank,
-            parallel=config.parallel,
-            background=config.checkpoint_in_background,
+            mesh, local_rank=local_rank, parallel=config.parallel, background=config.checkpoint_in_background
         )
         with watched(several, config.parallel.timeout):
             yield several
@@ -63,11 +60,7 @@ def join_processes(config: RunConfig, environment: Mapping[str, str] = os.enviro
 
 
 def place_in_run(config: RunConfig, environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """Return how many processes a launcher started, and the number of this one on its machine.
-
-    Raises:
-        ValueError: If their number is not what the run asks for.
-    """
+    """Return how many processes were started, which is what the run asks for, and this one's number on its machine."""
     places = _places(environment)
     world = places.get("WORLD_SIZE", 1)
     if config.processes not in (1, world):

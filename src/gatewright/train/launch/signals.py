@@ -2,19 +2,14 @@
 
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):  # noqa: N818 - a request to stop, not an error
-    """The run was asked to stop, and saved itself.
-
-    Args:
-        message: How to go on.
-        signal_number: What asked.
-    """
+    """The run was asked to stop by a signal, and saved itself; the message says how to go on."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
@@ -34,7 +29,7 @@ class StopRequest:
             self._previous = {number: signal.signal(number, self._remember) for number in STOPPING}
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

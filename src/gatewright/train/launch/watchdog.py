@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import torch.distributed as dist
 
@@ -24,8 +23,6 @@ PAUSE = 1.0
 # What gloo says where a process is gone; errors of NCCL and of the store have a class of their own.
 LOST = re.compile("gloo|closed by peer|reset by peer|pair closure|broken pipe|timed out", re.IGNORECASE)
 
-Several = TypeVar("Several", bound=DDPStrategy)
-
 LOST_PROCESS = 3
 """Exit status of a process that lost the others."""
 
@@ -35,12 +32,7 @@ class LostProcess(ConnectionError):  # noqa: N818 - what happened, as users say 
 
 
 class Heartbeat(threading.Thread):
-    """Writes this process's last step into the processes' common store, and reads what the others wrote.
-
-    Args:
-        strategy: How the run is spread over its processes.
-        timeout: Seconds of `parallel.timeout`; half of them after the last word of a process, a line says so.
-    """
+    """Writes this process's last step into the processes' common store, and reads what the others wrote."""
 
     def __init__(self, strategy: DDPStrategy, timeout: float) -> None:
         super().__init__(name="heartbeat", daemon=True)
@@ -93,7 +85,7 @@ class Heartbeat(threading.Thread):
         self._warn()
 
     def _warn(self) -> None:
-        """Name a process that is silent, once, and on one process only."""
+        """Name a process that is silent for half of the timeout, once, and on one process only."""
         silent = self._silent(self._timeout / 2)
         speaker = min(set(range(self._strategy.world_size)) - {*silent}, default=-1)
         for rank in {*silent} - self._warned if speaker == self._strategy.rank else ():
@@ -128,7 +120,7 @@ def _end_at_once() -> None:
 
 
 @contextlib.contextmanager
-def watched(strategy: Several, timeout: float) -> Iterator[Several]:
+def watched(strategy: DDPStrategy, timeout: float) -> Iterator[None]:
     """While it is entered, the processes hear of each other; one that loses the others says what it knows of them.
 
     Raises:
@@ -137,7 +129,7 @@ def watched(strategy: Several, timeout: float) -> Iterator[Several]:
     heartbeat = Heartbeat(strategy, timeout)
     heartbeat.start()
     try:
-        yield strategy
+        yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and not LOST.search(str(error)):
             raise

@@ -28,6 +28,7 @@ from gatewright.parallel import (
     own_state,
     parallelize,
     part_of_state,
+    spread_layers,
     synchronize_batch_norm,
     synchronize_experts,
     total_gradient_norm,
@@ -46,17 +47,14 @@ class DDPStrategy(Strategy):
     Args:
         mesh: The device mesh, from `gatewright.parallel.expert_mesh`.
         local_rank: This process's number on its node.
-        parallel: How the run is spread over them.
+        parallel: Settings of the spread over them.
         background: Whether a thread beside the training reduces too, and needs a process group of its own.
     """
 
+    mesh: DeviceMesh
+
     def __init__(
-        self,
-        mesh: DeviceMesh,
-        *,
-        local_rank: int = 0,
-        parallel: ParallelConfig | None = None,
-        background: bool = False,
+        self, mesh: DeviceMesh, *, local_rank: int = 0, parallel: ParallelConfig | None = None, background: bool = False
     ) -> None:
         self.mesh, self.local_rank, self.config = mesh, local_rank, parallel or ParallelConfig()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
@@ -66,13 +64,15 @@ class DDPStrategy(Strategy):
         if background:
             self._background = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.config.timeout))
 
-    def setup(self, model: nn.Module) -> nn.Module:
+    def setup(self, model: nn.Module, *, wrap: bool = True) -> nn.Module:
         """Leave each process its experts, and have torch's DDP keep the rest equal.
 
         DDP's constructor and its forward overwrite other ranks' parameters and buffers with the first one's: it must
         not see the experts, of which each process has its own.
         """
-        network = self.shard_experts(model)
+        network = self._shard_experts(model)
+        if not wrap:
+            return network
         ignored = [f"network.{name}" for name, _ in expert_parameters(model)]
         ignored += [f"network.{name}" for name in _own_buffers(model)]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, ignored)
@@ -90,7 +90,7 @@ class DDPStrategy(Strategy):
             network, find_unused_parameters=keep_order, gradient_as_bucket_view=True, **broadcast
         )
 
-    def shard_experts(self, model: nn.Module) -> nn.Module:
+    def _shard_experts(self, model: nn.Module) -> nn.Module:
         """Leave each process its experts, and give its routers the view of the global batch."""
         parallelize(model, self.mesh, local_balance=self.config.balance == "local")
         if self.config.batch_norm == "sync":
@@ -156,7 +156,7 @@ class DDPStrategy(Strategy):
     def average_buffers(self, *models: nn.Module) -> None:
         """Average the statistics of every BatchNorm of which each copy has seen its own process's rows alone."""
         for model in models:
-            spread = {norm for layer in _spread_layers(model) for norm in layer.experts.modules()}
+            spread = {norm for _, layer, _ in spread_layers(model) for norm in layer.experts.modules()}
             for norm in (module for module in model.modules() if isinstance(module, _BatchNorm)):
                 if isinstance(norm, SyncBatchNorm) and isinstance(norm.scope, ProcessScope):
                     continue  # They are equal already.
@@ -178,13 +178,6 @@ class DDPStrategy(Strategy):
         """Put the experts' state together on the first process; or pick this process's, and there all the rest too."""
         return part_of_state(tensors, model, self.mesh) if part else gather_state(tensors, model, self.mesh)
 
-    def part_number(self, model: nn.Module) -> tuple[int | None, int]:
-        """Return this process's place among those that hold different experts, if it has their first copy."""
-        number = None if self.mesh.get_local_rank("replica") else self.mesh.get_local_rank("expert")
-        if any(True for _ in expert_parameters(model)):
-            return number, self.mesh["expert"].size()
-        return None if self.rank else 0, 1
-
     def load_state(self, tensors: Mapping[str, Tensor | Rows], model: nn.Module) -> dict[str, Tensor]:
         """Pick this process's experts."""
         return own_state(tensors, model, self.mesh)
@@ -194,12 +187,6 @@ def _everyone() -> dist.ProcessGroup:
     group = dist.group.WORLD
     assert group is not None
     return group
-
-
-def _spread_layers(model: nn.Module) -> Iterator[ExpertLayer]:
-    """Layers of whose experts each process holds some."""
-    layers = (module for module in model.modules() if isinstance(module, ExpertLayer))
-    return (layer for layer in layers if isinstance(layer.dispatcher, ExpertParallel))
 
 
 def _own_buffers(model: nn.Module) -> Iterator[str]:

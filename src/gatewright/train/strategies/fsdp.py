@@ -9,8 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from gatewright.layers import ExpertLayer
-from gatewright.parallel import Rows, expert_parameters
+from gatewright.parallel import Rows, expert_parameters, spread_layers
 from gatewright.train.strategies.ddp import DDPStrategy
 
 
@@ -21,16 +20,13 @@ class FSDPStrategy(DDPStrategy):
     processes, an expert's over those that hold the same expert; where only one does, it is whole there.
     """
 
-    def setup(self, model: nn.Module) -> nn.Module:
+    def setup(self, model: nn.Module, *, wrap: bool = True) -> nn.Module:
         """Shard the experts among their copies, then all the rest among everyone."""
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 takes no other
-        network = self.shard_experts(model)
-        spread = {parameter for _, parameter in expert_parameters(model)}
-        if self.replicas > 1:
-            for layer in (module for module in model.modules() if isinstance(module, ExpertLayer)):
-                if any(parameter in spread for parameter in layer.experts.parameters()):
-                    layer.experts.register_forward_hook(_whole_output)
-                    fully_shard(layer.experts, mesh=self.mesh["replica"])
+        network = self._shard_experts(model)
+        for _, layer, _ in spread_layers(model) if self.replicas > 1 else ():
+            layer.experts.register_forward_hook(_whole_output)
+            fully_shard(layer.experts, mesh=self.mesh["replica"])
         everyone = init_device_mesh(self.mesh.device_type, (self.world_size,))
         own = {parameter for _, parameter in expert_parameters(model)}
         model.register_forward_hook(_whole_output)

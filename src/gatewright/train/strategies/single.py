@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from gatewright.layers.base import aux_loss, moe_layers
 from gatewright.parallel import Rows, whole_state
@@ -37,15 +38,18 @@ class Strategy:
     """How a model is trained on its processes; this one is for a single process, which has everything."""
 
     rank, world_size, local_rank = 0, 1, 0
+    mesh: DeviceMesh | None = None
+    """The processes as ``(replica, expert)``, where there are several."""
     replicas = 1
     """How many processes hold the same expert."""
 
-    def setup(self, model: nn.Module) -> nn.Module:
-        """Shard and wrap a model for training; return the module that returns output and auxiliary loss."""
-        return self.shard_experts(model)
+    def setup(self, model: nn.Module, *, wrap: bool = True) -> nn.Module:
+        """Shard a model, and wrap it for training; return the module that returns output and auxiliary loss.
 
-    def shard_experts(self, model: nn.Module) -> nn.Module:
-        """Leave each process its experts, without a wrapper that keeps the dense parameters equal."""
+        Args:
+            model: The whole model, on every process the same.
+            wrap: Whether to add the wrapper that keeps the dense parameters equal.
+        """
         return WithLosses(model)
 
     def shard_batch(self, count: int) -> slice:
@@ -53,12 +57,7 @@ class Strategy:
         return slice(0, count)
 
     def no_backward_sync(self, network: nn.Module, enabled: bool = True) -> contextlib.AbstractContextManager[object]:
-        """Leave out the all-reduce of gradients, for every micro-batch of a step but the last.
-
-        Args:
-            network: What `setup` returned.
-            enabled: Whether it is left out.
-        """
+        """Leave out the all-reduce of gradients in what `setup` returned, for all micro-batches but a step's last."""
         return contextlib.nullcontext()
 
     def reduce_gradients(self, model: nn.Module) -> None:
@@ -93,10 +92,6 @@ class Strategy:
     ) -> Mapping[str, Tensor | Rows]:
         """Return on the first process the whole of a state that is spread over processes, or each its part."""
         return tensors
-
-    def part_number(self, model: nn.Module) -> tuple[int | None, int]:
-        """Return the number of the part that this process saves, None if it saves none, and how many there are."""
-        return 0, 1
 
     def load_state(self, tensors: Mapping[str, Tensor | Rows], model: nn.Module) -> dict[str, Tensor]:
         """Return what this process needs of a state that was gathered, or saved in parts."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
@@ -13,7 +12,7 @@ from gatewright.tasks import DataSplit
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
-TRACKERS: Mapping[str, str] = MappingProxyType({"mlflow": "gatewright.integrations.mlflow.tracker:open_tracker"})
+TRACKERS: Mapping[str, str] = {"mlflow": "gatewright.integrations.mlflow.tracker:open_tracker"}
 """Where the function is that opens each tracker, as ``"module:function"``: imported when a run asks for it.
 
 It is called as ``open_tracker(config, output=..., run_name=..., resume_id=...)`` and returns a `Tracker`.

@@ -10,11 +10,7 @@ from gatewright.train.tracking.base import RunStatus, Tracker
 
 
 class JsonlTracker(Tracker):
-    """Appends metrics to a file, one JSON object per line.
-
-    Args:
-        path: The file.
-    """
+    """Appends metrics to a file, one JSON object per line."""
 
     def __init__(self, path: Path) -> None:
         self.location = f"Metrics: {path}"

@@ -27,8 +27,8 @@ class RetryQueue:
 
     Args:
         send: Delivers payloads of one kind, or raises an error.
-        destination: What the warnings call the other side.
-        limits: How many payloads of a kind one request may carry; 1 of a kind that is not in it.
+        destination: Name of the other side in warnings.
+        limits: Largest number of payloads of a kind in one request; 1 of a kind that is not in it.
         is_refusal: Whether an error stays the same however often one asks, so that asking again would only hold up the
             rest.
     """

@@ -14,13 +14,7 @@ from gatewright.train.tracking.jsonl import JsonlTracker
 
 
 def start_tracking(config: TrackingConfig, *, output: Path, run_name: str, resume_id: str | None = None) -> Tracker:
-    """Open the run's metrics file and, unless it is turned off, its tracker.
-
-    Args:
-        config: Where to log to.
-        output: The run's folder.
-        run_name: What the tracker shows as the run's name.
-        resume_id: The `run_id` of the run to resume.
+    """Open the run's metrics file and, unless it is turned off, its tracker, which may go on with a `run_id`.
 
     Raises:
         ConnectionError: If the tracker's store or server does not answer.
@@ -36,17 +30,7 @@ def start_tracking(config: TrackingConfig, *, output: Path, run_name: str, resum
 
 @contextlib.contextmanager
 def tracked(config: RunConfig, output: Path, resume_id: str | None, strategy: Strategy) -> Iterator[Tracker]:
-    """Track a run on its first process, and tell the tracker how it ended.
-
-    Args:
-        config: The run.
-        output: The run's folder.
-        resume_id: The name of the run to go on with, as in `start_tracking`.
-        strategy: How the run is spread over its processes.
-
-    Raises:
-        ConnectionError: If the tracker's store or server does not answer.
-    """
+    """Track a run on its first process, and tell the tracker how it ended."""
     if strategy.rank > 0:
         yield Tracker()
         return

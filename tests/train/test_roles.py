@@ -7,7 +7,7 @@ from torch import nn
 from gatewright import GroupedFeedForward, MergedMoE, ModuleExperts, MoE, ResidualMixture, Soft, SoftMoE, TopK
 from gatewright.experts import Experts
 from gatewright.routers import ROUTERS
-from gatewright.train.launch.roles import parameter_roles
+from gatewright.train.roles import parameter_roles
 
 
 class StackedFilters(Experts):
