@@ -18,29 +18,18 @@ from gatewright.train.result import describe_layer
 
 
 @dataclass(frozen=True)
-class DataPath:
-    """Where the data of a run are now.
-
-    Args:
-        path: Folder of the data; by default where they were in training.
-    """
-
-    path: str | None = None
-
-
-@dataclass(frozen=True)
 class EvaluateArguments:
     """Evaluate a run on the whole test set.
 
     Args:
         run: The run's folder.
         flip: Average each image with its mirror image.
-        data: The place of the data.
+        path: Folder of the data; by default where they were in training.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    data: DataPath
     flip: bool = False
+    path: Annotated[str | None, tyro.conf.arg(name="data.path")] = None
 
 
 def evaluate_command(words: list[str]) -> None:
@@ -48,7 +37,7 @@ def evaluate_command(words: list[str]) -> None:
     refuse_unknown_flags(words, ["--flip", "--no-flip", "--data.path"])
     arguments = parse(EvaluateArguments, words, prog="gatewright evaluate")
     trained = load_run(arguments.run)
-    task, data, forward = trained.task, _data(trained, arguments.data.path), _forward(trained, flip=arguments.flip)
+    task, data, forward = trained.task, _data(trained, arguments.path), _forward(trained, flip=arguments.flip)
     part = task.load(data, trained.config.model).test
     task.check_fit(task.fingerprint(part), trained.fingerprint)
     found = evaluate(

@@ -18,7 +18,7 @@ from gatewright.recipes import recipe_named
 from gatewright.tasks import task_named
 from gatewright.train import OptimConfig, RunConfig
 from gatewright.train.device import autocast
-from gatewright.train.optim import by_muon
+from gatewright.train.muon import FORMS
 from gatewright.train.roles import Role, parameter_roles
 
 STATE = {"adamw": 2, "sgd": 1, "none": 0}
@@ -163,7 +163,7 @@ def _state_of(optim: OptimConfig, roles: dict[nn.Parameter, Role]) -> Callable[[
         averaged = int(optim.ema_decay is not None)
         if optim.name == "sgd":
             return averaged + int(optim.momentum > 0)
-        return averaged + (1 if optim.name == "muon" and by_muon(roles[parameter]) else 2)
+        return averaged + (1 if optim.name == "muon" and roles[parameter] in FORMS else 2)
 
     return state
 

@@ -54,14 +54,9 @@ def _fused(parameters: Iterable[nn.Parameter]) -> bool | None:
     return all(parameter.device.type in FUSED for parameter in parameters) or None
 
 
-def by_muon(role: Role) -> bool:
-    """Whether Muon changes parameters of a role, where it is the optimizer of a run."""
-    return role in FORMS
-
-
 def _muon_and_adamw(roles: dict[nn.Parameter, Role], config: OptimConfig) -> list[Optimizer]:
     found = dict.fromkeys(roles.values())
-    forms = {form: [parameter for parameter, role in roles.items() if role == form] for form in filter(by_muon, found)}
+    forms = {form: [parameter for parameter, role in roles.items() if role == form] for form in found if form in FORMS}
     if not forms:
         raise ValueError(
             "Muon changes matrices and filters, and this model has neither; its parameters are "
@@ -69,7 +64,7 @@ def _muon_and_adamw(roles: dict[nn.Parameter, Role], config: OptimConfig) -> lis
         )
     matrices = [{"params": parameters, "form": form} for form, parameters in forms.items()]
     muon = Muon(matrices, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    rest = {parameter: role for parameter, role in roles.items() if not by_muon(role)}
+    rest = {parameter: role for parameter, role in roles.items() if role not in FORMS}
     adam_lr = config.lr if config.adam_lr is None else config.adam_lr
     groups = _groups(rest, adam_lr, config.weight_decay)
     return [muon, *([AdamW(groups, betas=config.betas, fused=_fused(rest))] if rest else [])]

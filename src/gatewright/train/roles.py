@@ -1,6 +1,5 @@
 """What each parameter of a model is for, by the module that holds it and not by how many dimensions it has."""
 
-from collections.abc import Iterator
 from typing import Literal
 
 from torch import nn
@@ -25,18 +24,13 @@ def parameter_roles(model: nn.Module) -> dict[nn.Parameter, Role]:
     language model that is tied to its embedding has the embedding's role.
     """
     roles: dict[nn.Parameter, Role] = {}
-    for module in _claiming_first(model):
+    # Some modules claim their parameters whoever else has them, so they come before the others.
+    claiming = [module for module in model.modules() if isinstance(module, (*ROUTERS, *EMBEDDINGS))]
+    for module in (*claiming, *model.modules()):
         whole = isinstance(module, ROUTERS) or (isinstance(module, Experts) and module.stacked)
         for parameter in module.parameters(recurse=whole):
             roles.setdefault(parameter, _role(module, parameter))
     return {parameter: roles[parameter] for parameter in model.parameters()}
-
-
-def _claiming_first(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield every module, those before the others whose parameters are theirs whoever else has them."""
-    claiming = [module for module in model.modules() if isinstance(module, (*ROUTERS, *EMBEDDINGS))]
-    yield from claiming
-    yield from model.modules()
 
 
 def _role(module: nn.Module, parameter: nn.Parameter) -> Role:

@@ -47,7 +47,7 @@ class DDPStrategy(Strategy):
     Args:
         mesh: The device mesh, from `gatewright.parallel.expert_mesh`.
         local_rank: This process's number on its node.
-        parallel: Settings of the spread over them.
+        parallel: Settings of the spread over processes.
         background: Whether a thread beside the training reduces too, and needs a process group of its own.
     """
 
