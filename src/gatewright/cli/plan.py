@@ -26,7 +26,7 @@ STATE = {"adamw": 2, "sgd": 1, "none": 0}
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What to predict besides what the sizes say.
+    """Settings of a prediction, besides the sizes.
 
     Args:
         links: The links between the processes.
@@ -58,7 +58,7 @@ class RecipeArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertSpread:
-    """How experts are spread over processes.
+    """The spread of experts over processes.
 
     Args:
         ep_size: Processes that share the experts of a layer out among them; it divides the number of processes.

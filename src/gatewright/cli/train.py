@@ -46,7 +46,7 @@ NEXT = {
     ),
     "": (("evaluate {run}", "on the whole test set"), ("report {run}", "make its report anew")),
 }
-"""What to do with a run of a task, and of any other task."""
+"""The commands to offer after a run of a task, and of any other task."""
 
 
 @dataclass(frozen=True)

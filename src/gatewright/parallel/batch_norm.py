@@ -24,7 +24,7 @@ class SyncBatchNorm(_BatchNorm):
     """
 
     scope: BatchScope
-    """Whose rows count."""
+    """The processes whose rows count."""
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
         """Take any number of dimensions: the module that this one replaces has been there before."""

@@ -55,7 +55,7 @@ class Travel:
 
     work: Work | None = None
     rows: Tensor | None = None
-    """What is sent, kept until it has been."""
+    """The rows that are sent, kept until they have been."""
 
     def wait(self) -> None:
         """Return when all rows have arrived."""

@@ -1,4 +1,4 @@
-"""What communication costs: pure formulas, each of one line or two. Bytes, seconds, and nothing of torch.
+"""The costs of communication: pure formulas, each of one line or two. Bytes, seconds, and nothing of torch.
 
 Symbols are those of docs/plan.md: W processes in a group, on G nodes of L each; alpha seconds per message and B bytes
 per second of a link.
@@ -11,7 +11,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Links:
-    """What connects the processes.
+    """The links between the processes.
 
     Args:
         ranks_per_node: Processes of one node, whose links are the inside ones.

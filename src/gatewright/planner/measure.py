@@ -23,7 +23,7 @@ Context = Callable[[], contextlib.AbstractContextManager[object]]
 
 @dataclass
 class Use:
-    """What a training forward takes.
+    """The use of memory and arithmetic by a training forward.
 
     Args:
         saved: Bytes kept for backward, parameters left out, each memory counted once.

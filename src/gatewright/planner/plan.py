@@ -1,4 +1,4 @@
-"""What a training step will need: memory, bytes and seconds per process, predicted from sizes alone.
+"""The needs of a training step: memory, bytes and seconds per process, predicted from sizes alone.
 
 The cost model of docs/plan.md. Nothing here starts a process or makes a tensor. Weights, gradients, optimizer state and
 bytes follow from the sizes exactly; activations, time and efficiency are estimates.
@@ -17,7 +17,7 @@ MOST_PROCESSES = 65_536
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """What one process computes with.
+    """The device of one process.
 
     Args:
         flops: Peak arithmetic per second.
@@ -76,13 +76,13 @@ class Traffic:
 
     @property
     def total(self) -> float:
-        """What is sent, of all three kinds."""
+        """All three kinds of bytes that are sent."""
         return self.all_to_all + self.dense_reduction + self.expert_reduction
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seconds:
-    """Where a step's time goes.
+    """The parts of a step's time.
 
     Args:
         compute: Forward and backward, on the process with the most rows: arithmetic, or `launch` where that is more.

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 INDEX_BYTES = 40
 """Kept per assignment beside its rows: its weight, and the places it came from, as 64-bit integers."""
 ROUTER_ROWS = 3
-"""How many numbers per token and expert the router and its losses keep, in float32: logits and two softmaxes."""
+"""Numbers per token and expert that the router and its losses keep, in float32: logits and two softmaxes."""
 LAYER_OPERATIONS = 100
 """Operations that PyTorch starts for the forward of one layer of grouped experts behind a `TopK` router, at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What one copy of a part of a model costs.
+    """The costs of one copy of a part of a model.
 
     Args:
         parameters: Number of trained parameters.

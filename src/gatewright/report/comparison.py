@@ -140,7 +140,7 @@ class Row:
 
     @property
     def p_value(self) -> float | None:
-        """Of Student's t-test on pairs of equal seeds, two-sided; None with fewer than two pairs or no spread."""
+        """The two-sided p-value of a t-test on pairs of equal seeds; None with fewer than two pairs or no spread."""
         differences = [one - other for one, other in zip(self.values, self.others, strict=True)]
         if len(differences) < 2 or not all(map(math.isfinite, differences)) or stdev(differences) == 0:
             return None
@@ -184,7 +184,7 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """How many pairs there are."""
+        """The number of pairs."""
         return f"{count(len(self.runs), 'pair')} of runs"
 
     @property

@@ -1,4 +1,4 @@
-"""From a config and data to the engine that trains."""
+"""Building the model and the engine of a run from its config and its data."""
 
 import sys
 from collections.abc import Callable

@@ -17,7 +17,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 @settings("optim")
 class OptimConfig:
-    """How weights change.
+    """Settings of the optimizer and of the learning rate.
 
     Args:
         name: ``"adamw"``; ``"sgd"``, with Nesterov's momentum; or ``"muon"``, for the matrices of linear layers and
@@ -53,7 +53,7 @@ class OptimConfig:
 
 @settings("parallel")
 class ParallelConfig:
-    """How a run is spread over its processes.
+    """Settings of the spread of a run over its processes.
 
     Args:
         ep_size: Processes that share the experts of a layer out among them; it divides the number of processes.
@@ -74,7 +74,7 @@ class ParallelConfig:
 
 @settings("deepspeed")
 class DeepSpeedConfig:
-    """What `engine="deepspeed"` is told beside the run's own settings.
+    """Settings of DeepSpeed's engine, beside the run's own.
 
     Args:
         config: DeepSpeed's own JSON file, handed to it as it is; None trains with the run's optimizer at ZeRO stage 0.

@@ -1,4 +1,4 @@
-"""Where a run computes, and in which precision."""
+"""The device of a run, and its precision."""
 
 import contextlib
 from typing import Any

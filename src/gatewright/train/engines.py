@@ -10,7 +10,7 @@ ENGINES: Mapping[EngineName, str] = {
     "torch": "gatewright.train.step:TorchEngine",
     "deepspeed": "gatewright.integrations.deepspeed.engine:DeepSpeedEngine",
 }
-"""Where the class of each engine is, as ``"module:Class"``."""
+"""The place of each engine's class, as ``"module:Class"``."""
 
 
 def engine_class(name: EngineName) -> type[TorchEngine]:

@@ -97,17 +97,6 @@ def _numbered(name: str, number: int) -> Path:
     return Path(name if number == 1 else f"{name}-{number}")
 
 
-def refuse_a_late_upcycling(config: RunConfig, epoch: int) -> None:
-    """Refuse to train, from an epoch on, a dense network that would never become the mixture that is asked for."""
-    first = config.model.upcycle_epoch
-    if config.model.num_experts > 1 and epoch < config.epochs <= first:
-        raise ValueError(
-            f"The run trains a dense network until epoch {first}, counted from 0, and a mixture of its copies from "
-            f"there on, but it ends after {config.epochs} (`epochs`). Use `epochs={first + 1}` or more, a "
-            f"`model.upcycle_epoch` below {config.epochs}, or `model.num_experts=1` for the dense twin."
-        )
-
-
 @contextlib.contextmanager
 def room_in(config: RunConfig, output: Path) -> Iterator[None]:
     """Say what to do where the disk fills up while a run writes anything but a checkpoint, which says it itself."""

@@ -17,6 +17,7 @@ from gatewright.metrics import load_share
 from gatewright.tasks import Batch, task_named
 from gatewright.train.build import build_engine, upcycle_engine
 from gatewright.train.checkpoint.format import newest_checkpoint
+from gatewright.train.checkpoint.resume import saved_fingerprint
 from gatewright.train.checkpoint.writer import Saver
 from gatewright.train.conclude import conclude, evaluate_part
 from gatewright.train.config import RunConfig
@@ -35,7 +36,7 @@ from gatewright.train.run import Position, Run
 from gatewright.train.step import StepReport, TorchEngine
 from gatewright.train.strategies.single import largest
 from gatewright.train.tracking.tracked import tracked
-from gatewright.train.validate import check_start, check_trained_on, tell_changes, validate
+from gatewright.train.validate import check_start, tell_changes, validate
 
 Report = Callable[[Path], Sequence[Path]]
 """Writes what there is to see of a finished run into its folder, and returns the paths."""
@@ -84,7 +85,7 @@ def train(
             splits = task.load(config.data, config.model)
             tracker.log_data(data := task.describe_data(config.data, splits))
             if saved:
-                check_trained_on(task, splits.train, saved)
+                task.check(task.fingerprint(splits.train), saved_fingerprint(saved))
             checkpoints = output / "checkpoints"
             own = checkpoints / config.engine
             engine = build_engine(config, splits, device, strategy, folder=own, dense=position.dense)

@@ -23,7 +23,7 @@ FORMS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
         "stacked filter": lambda parameter: parameter.flatten(2),
     }
 )
-"""How a parameter is read as a stack of matrices ``(stack, outputs, inputs)``, by its role.
+"""The functions that read a parameter as a stack of matrices ``(stack, outputs, inputs)``, by its role.
 
 A stacked matrix is ``(experts, inputs, outputs)``, as a grouped product takes it, and so the transpose of what
 `nn.Linear` would hold for the same expert.

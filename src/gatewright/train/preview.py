@@ -9,12 +9,13 @@ from torch import nn
 
 from gatewright.tasks import Splits, task_named
 from gatewright.train.build import check_network, steps_per_epoch
+from gatewright.train.checkpoint.resume import saved_fingerprint
 from gatewright.train.config import RunConfig
 from gatewright.train.config_file import config_text
 from gatewright.train.device import expected_device, find_device
 from gatewright.train.folder import RUNS, newest_intact
 from gatewright.train.optim import build_optimizers
-from gatewright.train.validate import check_start, check_trained_on, tell_changes, validate
+from gatewright.train.validate import check_start, tell_changes, validate
 
 
 def announcement(
@@ -58,7 +59,7 @@ def check_run(config: RunConfig, *, resume: bool, quiet: bool = False) -> Prospe
     task = task_named(config.task)
     splits = task.load(config.data, config.model)
     if saved:
-        check_trained_on(task, splits.train, saved)
+        task.check(task.fingerprint(splits.train), saved_fingerprint(saved))
     steps = steps_per_epoch(config, splits.train)
     if config.model.needs_engine:
         return Prospect(splits, saved, steps, None)

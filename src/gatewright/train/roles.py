@@ -1,4 +1,4 @@
-"""What each parameter of a model is for, by the module that holds it and not by how many dimensions it has."""
+"""The role of each parameter of a model, by the module that holds it and not by how many dimensions it has."""
 
 from typing import Literal
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from gatewright.tasks import Task, task_named
-from gatewright.train.checkpoint.resume import check_changes, saved_fingerprint
+from gatewright.tasks import task_named
+from gatewright.train.checkpoint.resume import check_changes
 from gatewright.train.config import DeepSpeedConfig, RunConfig
 from gatewright.train.engines import engine_class
-from gatewright.train.folder import check_output, refuse_a_late_upcycling
+from gatewright.train.folder import check_output
 
 COMPILERS = ("g++", "clang++")
 
@@ -33,7 +33,7 @@ def check_start(config: RunConfig, resume: bool) -> None:
     check_output(config, resume)
     task_named(config.task).check_data(config.data)
     if not resume:
-        refuse_a_late_upcycling(config, 0)
+        _check_upcycling(config, 0)
 
 
 def _check_task(config: RunConfig) -> None:
@@ -113,15 +113,21 @@ def _check_shards(config: RunConfig) -> None:
         )
 
 
+def _check_upcycling(config: RunConfig, epoch: int) -> None:
+    """Refuse to train, from an epoch on, a dense network that would never become the mixture that is asked for."""
+    first = config.model.upcycle_epoch
+    if config.model.num_experts > 1 and epoch < config.epochs <= first:
+        raise ValueError(
+            f"The run trains a dense network until epoch {first}, counted from 0, and a mixture of its copies from "
+            f"there on, but it ends after {config.epochs} (`epochs`). Use `epochs={first + 1}` or more, a "
+            f"`model.upcycle_epoch` below {config.epochs}, or `model.num_experts=1` for the dense twin."
+        )
+
+
 def tell_changes(config: RunConfig, saved: Mapping[str, Any], *, quiet: bool = False) -> list[str]:
     """Say which settings are not those that a run was trained with so far, unless it is quiet, and return that."""
-    refuse_a_late_upcycling(config, saved["position"]["epoch"])
+    _check_upcycling(config, saved["position"]["epoch"])
     said = check_changes(config, saved)
     for sentence in () if quiet else said:
         print(f"resumed: {sentence}", file=sys.stderr)
     return said
-
-
-def check_trained_on(task: Task, part: Any, saved: Mapping[str, Any]) -> None:
-    """Refuse to go on with other training data than a run began with."""
-    task.check(task.fingerprint(part), saved_fingerprint(saved))

@@ -36,7 +36,7 @@ class Trained:
 
     @property
     def task(self) -> Task:
-        """What it was trained for."""
+        """The task that it was trained for."""
         return task_named(self.config.task)
 
 

@@ -26,7 +26,7 @@ from gatewright.train.preview import check_run
 FOR_A_PERSON, DIVERGED = 2, 4
 """Exit statuses of a process that said what a person must mend, or that diverged: it would only do so again."""
 TORCHS_WORDS = "torch.distributed.elastic.multiprocessing.api"
-"""Where torch logs that a process failed, which `Agent` says in a sentence, and that it stops the others."""
+"""The logger of what `Agent` says in a sentence: that a process failed, and that torch stops the others."""
 
 
 class Agent(LocalElasticAgent):

@@ -1,1 +1,1 @@
-"""How a run is spread over processes: one process, DDP, or FSDP2."""
+"""Strategies by which a run is spread over processes: one process, DDP, or FSDP2."""

@@ -1,4 +1,4 @@
-"""How a run is spread over processes: the interface, and a run on one process.
+"""Strategies by which a run is spread over processes: the interface, and a run on one process.
 
 `ddp.py` has DDP with expert parallelism, `fsdp.py` FSDP2 in place of DDP.
 """
@@ -31,17 +31,17 @@ class WithLosses(nn.Module):
 
 
 Reduction = Literal["sum", "mean", "max"]
-"""What an all-reduce makes of the values of all processes."""
+"""The reductions by which an all-reduce combines the values of all processes."""
 
 
 class Strategy:
-    """How a model is trained on its processes; this one is for a single process, which has everything."""
+    """The strategy for a single process, which has everything; its methods are the interface of all strategies."""
 
     rank, world_size, local_rank = 0, 1, 0
     mesh: DeviceMesh | None = None
     """The processes as ``(replica, expert)``, where there are several."""
     replicas = 1
-    """How many processes hold the same expert."""
+    """The number of processes that hold the same expert."""
 
     def setup(self, model: nn.Module, *, wrap: bool = True) -> nn.Module:
         """Shard a model, and wrap it for training; return the module that returns output and auxiliary loss.

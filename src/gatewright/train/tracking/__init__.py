@@ -1,1 +1,1 @@
-"""Where the numbers of a run go."""
+"""Trackers, to which the numbers of a run go."""

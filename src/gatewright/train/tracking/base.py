@@ -13,7 +13,7 @@ from gatewright.tasks import DataSplit
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 TRACKERS: Mapping[str, str] = {"mlflow": "gatewright.integrations.mlflow.tracker:open_tracker"}
-"""Where the function is that opens each tracker, as ``"module:function"``: imported when a run asks for it.
+"""The place of the function that opens each tracker, as ``"module:function"``: imported when a run asks for it.
 
 It is called as ``open_tracker(config, output=..., run_name=..., resume_id=...)`` and returns a `Tracker`.
 """
@@ -21,7 +21,7 @@ It is called as ``open_tracker(config, output=..., run_name=..., resume_id=...)`
 
 @settings("tracking")
 class TrackingConfig:
-    """Where to log to, and how often.
+    """Settings of the tracker.
 
     Any URI that MLflow understands will do. Azure ML is `azureml://...` with the `azureml-mlflow` package installed.
 
