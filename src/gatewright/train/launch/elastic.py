@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -92,16 +91,13 @@ def launch(config: RunConfig, words: Sequence[str], *, resume: bool = False) -> 
         raise Interrupted(how_to_go_on(config), int(stop.sigval)) from stop
     finally:
         spec.rdzv_handler.shutdown()
-    if result.is_failed():
-        _end(config, result.failures)
-
-
-def _end(config: RunConfig, failures: Mapping[int, ProcessFailure]) -> NoReturn:
-    if (status := first_failure(failures)[1].exitcode) in (FOR_A_PERSON, DIVERGED):
+    if not result.is_failed():
+        return
+    if (status := first_failure(result.failures)[1].exitcode) in (FOR_A_PERSON, DIVERGED):
         sys.exit(status)
     raise ChildProcessError(
-        f"{sentence(failures)}, after {config.parallel.max_restarts} restarts (`parallel.max_restarts`); its own words "
-        f"are above. Go on from the newest checkpoint with `resume=True` and `output={config.output}`."
+        f"{sentence(result.failures)}, after {config.parallel.max_restarts} restarts (`parallel.max_restarts`); its "
+        f"own words are above. Go on from the newest checkpoint with `resume=True` and `output={config.output}`."
     )
 
 

@@ -22,6 +22,7 @@ class FSDPStrategy(DDPStrategy):
 
     def setup(self, model: nn.Module, *, wrap: bool = True) -> nn.Module:
         """Shard the experts among their copies, then all the rest among everyone."""
+        assert wrap, "an engine that shards by itself is not used with FSDP"
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 takes no other
         network = self._shard_experts(model)
         for _, layer, _ in spread_layers(model) if self.replicas > 1 else ():

@@ -14,7 +14,7 @@ from gatewright.train.tracking.jsonl import JsonlTracker
 
 
 def start_tracking(config: TrackingConfig, *, output: Path, run_name: str, resume_id: str | None = None) -> Tracker:
-    """Open the run's metrics file and, unless it is turned off, its tracker, which may go on with a `run_id`.
+    """Open the run's metrics file and, unless it is turned off, its tracker; `resume_id` is a `run_id` to go on with.
 
     Raises:
         ConnectionError: If the tracker's store or server does not answer.
