@@ -62,12 +62,6 @@ def test_every_parameter_gets_a_gradient_and_the_loss_is_found(num_tokens):
     assert layer.coefficient.weight.grad.any() == (num_tokens > 0)
 
 
-def test_forgetting_the_loss_of_the_mixture_inside_fails():
-    layer = ResidualMixture(make_moe())
-    with pytest.raises(RuntimeError, match="auxiliary loss was taken"):
-        layer(torch.randn(11, 8)).sum().backward()
-
-
 @pytest.mark.parametrize(("branch", "expected"), [(nn.Linear(8, 8), torch.bfloat16), (None, torch.float32)])
 def test_autocast_leaves_the_shares_in_float32(branch, expected):
     """The identity's float32 wins, as it does in any sum."""
@@ -79,13 +73,6 @@ def test_autocast_leaves_the_shares_in_float32(branch, expected):
         assert torch.equal(layer.shares(x), shares)
     assert output.dtype == expected
     assert_close(output.float(), plain, rtol=0.02, atol=0.02)
-
-
-@pytest.mark.parametrize(("dtype", "shares"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
-def test_other_types(dtype, shares):
-    layer, x = ResidualMixture(make_moe("top-k", "modules")).to(dtype), torch.randn(11, 8, dtype=dtype)
-    assert layer.shares(x).dtype == shares
-    assert layer(x).dtype == dtype
 
 
 @pytest.mark.parametrize(

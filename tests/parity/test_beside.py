@@ -9,17 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from gatewright import MergedMoE, ModuleExperts, MoE, ResidualMixture, TopK
-from tests.cases import (
-    DISPATCHER_CASES,
-    EXPERT_CASES,
-    KEYED,
-    ROUTER_CASES,
-    features_for,
-    make_merged,
-    make_router,
-    two_layers,
-)
+from gatewright import MergedMoE, ModuleExperts, MoE, ResidualMixture
+from tests.cases import KEYED, ROUTER_CASES, features_for, make_merged, make_router, two_layers
 from tests.compare import by_the_layer, by_the_reference, differences, results
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -84,17 +75,6 @@ def test_cond_conv(case, dtype, num_tokens):
     check(layer, [x, x.mean((-2, -1))], dtype)
 
 
-@sizes
-@pytest.mark.parametrize(
-    ("experts", "dispatcher"), [("modules", "dropless"), ("grouped-swiglu-bias", "capacity-tight")]
-)
-def test_shared(experts, dispatcher, dtype, num_tokens):
-    router, routed = make_router("noisy-top-k", 7, 5, 2), EXPERT_CASES[experts](5, 7)
-    dispatcher = DISPATCHER_CASES[dispatcher]()
-    moe = MoE(router, routed, dispatcher=dispatcher, losses={}, shared=two_layers(7, 11))
-    check(moe, [torch.randn(num_tokens, 7)], dtype)
-
-
 def test_shared_over_images_routed_by_other_features():
     experts = ModuleExperts(lambda: nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(18, 4)), 3)
     shared = nn.Sequential(nn.Flatten(), nn.Linear(75, 4))
@@ -109,23 +89,8 @@ def random_coefficient(layer):
     return layer
 
 
-@sizes
-@pytest.mark.parametrize("branch", [None, lambda: two_layers(7, 5)], ids=["identity", "dense"])
-@pytest.mark.parametrize("dispatcher", ["dropless", "capacity-tight"])
-def test_residual(branch, dispatcher, dtype, num_tokens):
-    experts, dispatcher = EXPERT_CASES["modules"](5, 7), DISPATCHER_CASES[dispatcher]()
-    moe = MoE(make_router("noisy-top-k", 7, 5, 2), experts, dispatcher=dispatcher, losses={})
-    layer = ResidualMixture(moe, branch and branch())
-    check(random_coefficient(layer), [torch.randn(num_tokens, 7)], dtype)
-
-
 def test_residual_of_images_routed_by_other_features():
     experts = ModuleExperts(partial(nn.Conv2d, 3, 2, 3), 3)
     moe = MoE(make_router("top-k", 6, 3, 2), experts, item_shape=(3, 5, 5), losses={})
     layer = random_coefficient(ResidualMixture(moe, nn.Conv2d(3, 2, 3)))
     check(layer, [torch.randn(13, 3, 5, 5), torch.randn(13, 6)], torch.float64)
-
-
-def test_residual_of_merged_experts():
-    layer = ResidualMixture(MergedMoE(TopK(7, 4, 4), partial(nn.Linear, 7, 7), 4, losses={}))
-    check(random_coefficient(layer), [torch.randn(13, 7)], torch.float64)

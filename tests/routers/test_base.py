@@ -9,7 +9,6 @@ from torch import nn
 from torch.testing import assert_close
 
 from gatewright import Biased, ExpertChoice, GroupLimited, Hierarchical, NoisyTopK, Sinkhorn, TopK
-from gatewright.routers.base import Router
 from gatewright.routers.gate import Gate, gate_logits
 from tests.cases import ROUTER_CASES, SOFT_CASES, make_router
 
@@ -34,11 +33,6 @@ def test_autocast_is_on_again_after_the_gate():
     with torch.autocast("cpu", torch.bfloat16):
         gate_logits(torch.randn(2, 4), Gate(4, 3, bias=False))
         assert torch.is_autocast_enabled("cpu")
-
-
-def test_a_router_says_what_it_lacks():
-    with pytest.raises(TypeError, match="abstract"):
-        Router(4, 3, 1)
 
 
 def warn():

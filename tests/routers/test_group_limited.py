@@ -28,7 +28,6 @@ SIZES = [  # num_experts, num_groups, top_k_groups, top_k
     (9, 3, 2, 1),
     (1, 1, 1, 1),
 ]
-sizes = pytest.mark.parametrize(("num_experts", "num_groups", "top_k_groups", "top_k"), SIZES)
 
 
 def make(num_experts, num_groups, top_k_groups, top_k, *, bias=0.2, **options):
@@ -90,14 +89,6 @@ def test_of_equal_scores_the_first_groups_and_experts_are_chosen():
         assert router(torch.randn(5, 4)).expert_index.view(3, 5).t().tolist() == [[0, 1, 2]] * 5
         router.expert_bias.bias[[41, 61]] = 0.25  # groups 20 and 30
         assert router(torch.randn(5, 4)).expert_index.view(3, 5).t().tolist() == [[41, 61, 40]] * 5
-
-
-def test_a_group_of_one_has_its_experts_score_and_limits_nothing():
-    for group_score in ["max", "two-largest"]:
-        router, plain = make(5, 5, 3, 2, group_score=group_score), Biased(4, 5, 2).double()
-        plain.load_state_dict(router.state_dict())
-        features = torch.randn(33, 4, dtype=torch.float64)
-        assert torch.equal(dense_weights(router(features)), dense_weights(plain(features)))
 
 
 def test_groups_change_routes():
