@@ -84,17 +84,6 @@ def test_the_mixture_of_one_experts_copies_is_the_dense_twin(case):
 
 
 @cases
-def test_a_prediction_does_not_depend_on_the_batch(case):
-    model, images = build(case)
-    with torch.no_grad():
-        for _, layer in moe_layers(model):
-            layer.router.gate.weight.normal_()
-        together = model.eval()(images)
-        alone = torch.cat([model(image[None]) for image in images])
-    assert_close(alone, together, rtol=1e-4, atol=1e-5)
-
-
-@cases
 def test_settings_reach_the_layer(case):
     losses = {"load_balance": 0.5}
     changes = {"router": "top-k", "top_k": 1, "losses": losses, "dispatch": "capacity", "capacity_factor": 3.0}
@@ -109,8 +98,3 @@ def test_the_cnn_needs_images_of_sixteen_pixels():
     for shape in ((3, 15, 32), (3, 32, 15)):
         with pytest.raises(ValueError, match=r"The CNN takes images of at least 16 x 16 pixels; got \d+ x \d+"):
             CnnConfig().build(shape, 10)
-
-
-def test_a_width_of_nothing_is_refused():
-    with pytest.raises(ValueError, match=r"`model.width` should be greater than 0; got 0\."):
-        DigitsConfig(width=0)
