@@ -45,12 +45,6 @@ def test_losses_of_training_and_of_held_out_images_share_a_panel():
     assert axes.get_legend_handles_labels()[1] == ["training", "held out"]
 
 
-def test_a_split_has_one_colour_in_every_panel():
-    curves = {"train/task_loss": {1: 1.0}, "holdout/loss": {1: 1.0}, "holdout/accuracy": {1: 0.5}}
-    (_, loss), (accuracy,) = (drawn(draw_panel, name, curves).get_lines() for name in ("loss", "accuracy (%)"))
-    assert loss.get_color() == accuracy.get_color()
-
-
 @pytest.mark.parametrize("shares", [[[0.12, 0.88], [0.13, 0.87]], [[0.499, 0.501]] * 2, [[0.0, 1.0]] * 2])
 def test_the_axis_of_the_load_fits_its_lines(shares):
     low, high = drawn(draw_load, [20, 40], torch.tensor(shares)).get_ylim()

@@ -104,15 +104,6 @@ def test_another_module_may_be_the_gate_and_its_bias_counts():
     assert router(torch.randn(6, 8)).logits.dtype == torch.float32
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor:UserWarning")
-def test_dynamic_quantization_of_a_routers_model():
-    router = TopK(8, 4).eval()
-    router.gate = nn.Linear(8, 4)
-    quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(router), {nn.Linear})
-    x = torch.randn(6, 8)
-    assert_close(quantized(x).logits, router(x).logits, rtol=0, atol=0.05)
-
-
 def test_a_gate_bias_is_an_option_and_starts_at_zero():
     for router in [Biased, ExpertChoice, GroupLimited, Hierarchical, NoisyTopK, Sinkhorn, TopK]:
         router = router(8, 6, 2, gate_bias=True).eval()

@@ -14,17 +14,12 @@ from tests.train.runs import FIVE_STEPS, digits_config
     ("changes", "message"),
     [
         ({"parallel": ParallelConfig(ep_size=3)}, r"`parallel.ep_size` \(3\) divides the number of processes \(4\)"),
-        ({"data": {"name": "folder", "path": "nowhere"}}, "there is no folder .*nowhere"),
         ({"optim": {"accumulation_steps": 30}}, r"fewer than `optim.accumulation_steps` \(30\)"),
-        (
-            {"recipe": "cifar10-cnn", "data": {"name": "digits"}, "model": {"upcycle_epoch": 0}},
-            "at least 16 x 16 pixels",
-        ),
     ],
 )
 def test_whatever_each_process_would_refuse_is_refused_before_any_starts(tmp_path, changes, message):
     config = digits_config(**{"output": tmp_path / "run", "processes": 4, "data": FIVE_STEPS} | changes)
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with pytest.raises(ValueError, match=message):
         launch(config, [])
     assert not (tmp_path / "run").exists()
 
