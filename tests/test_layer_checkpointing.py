@@ -18,7 +18,6 @@ X = torch.randn(21, 8, generator=torch.Generator().manual_seed(3))
 
 
 def step(model, x, run):
-    """One training step, where ``run`` is a way to run the model."""
     return compare.step(partial(run, model), model, x)
 
 

@@ -150,8 +150,6 @@ def test_a_model_without_a_layer_is_refused():
 
 
 class FirstExpert(Router):
-    """A router of one's own, without parameters."""
-
     def forward(self, features, scope):
         logits = features.new_zeros(len(features), self.num_experts)
         index = torch.zeros(len(features), 1, dtype=torch.int64)

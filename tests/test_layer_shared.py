@@ -16,7 +16,6 @@ def with_shared(router="noisy-top-k", **options):
 
 
 def without_shared(moe):
-    """The same layer, sharing nothing."""
     twin = copy.deepcopy(moe)
     twin.shared = None
     return twin

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from gatewright import GroupedFeedForward, Hashed, MergedMoE, ModuleExperts, MoE, ResidualMixture, TopK, aux_loss
+from gatewright import MergedMoE, ModuleExperts, MoE, ResidualMixture, TopK, aux_loss
 from tests.cases import make_moe
 
 
@@ -43,12 +43,6 @@ def test_leading_dimensions_are_free_and_features_reach_the_router(batch):
     assert output.shape == (*batch, 10)
     assert_close(layer.moe.routing.sums.probs, layer.moe.router(features.reshape(-1, 4)).sums.probs)
     assert_close(output.reshape(-1, 10), layer(x.flatten(0, -4), features.flatten(0, -3)))
-
-
-def test_integer_keys_reach_a_hash():
-    layer = ResidualMixture(MoE(Hashed(1, 3, 1), GroupedFeedForward(3, 8, 4), item_shape=8, losses={}))
-    x, keys = torch.randn(5, 8), torch.arange(5)[:, None]
-    assert_close(layer(x, keys), (layer.moe(x, keys) + x) / 2)
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1, 11])

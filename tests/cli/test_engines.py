@@ -18,8 +18,6 @@ BF16 = {"bf16": {"enabled": True}}
     [
         ("--parallel.ep-size 2 --parallel.shard fsdp --checkpoint-in-background --checkpoint-every-steps 3", None),
         ("--parallel.ep-size 2 --engine deepspeed --deepspeed.config settings.json", BF16),
-        pytest.param("--parallel.ep-size 2 --engine deepspeed", None, marks=pytest.mark.slow),
-        pytest.param("--processes 4 --parallel.ep-size 2 --parallel.shard fsdp", None, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_on_several_processes_ends_well(gatewright, trained, tmp_path, flags, settings):

@@ -45,10 +45,6 @@ def test_help_of_the_commands(gatewright):
     assert status == 0
     assert all(name in output for name in RECIPES)
     assert "gatewright train RECIPE --help lists them all" in output
-    for command in ("evaluate", "predict", "completion"):
-        status, output, _ = gatewright(command, "--help")
-        assert status == 0
-        assert f"usage: gatewright {command}" in output
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,6 @@ def check_order(routing, num_tokens, top_k, biased):
 
 
 def check_sums(routing, num_tokens, training):
-    """The sums agree with the assignments."""
     chosen = torch.nn.functional.one_hot(routing.expert_index, routing.num_experts + 1)[:, :-1].to(routing.weight.dtype)
     sums = routing.sums
     assert_close(sums.num_tokens, torch.tensor(num_tokens))

@@ -12,10 +12,7 @@ from gatewright.models import Cnn, CnnConfig, DigitsCnn, DigitsConfig, MixtureOf
 
 CASES = {
     "cnn": (CnnConfig(num_experts=4), (3, 32, 32), Cnn),
-    "cnn-grey": (CnnConfig(num_experts=4), (1, 20, 28), Cnn),
-    "digits": (DigitsConfig(width=8), (1, 8, 8), DigitsCnn),
     "digits-colour": (DigitsConfig(width=4, num_experts=6, top_k=3), (3, 9, 7), DigitsCnn),
-    "small": (ResNetsConfig(num_experts=3, gate_size=8), (3, 16, 16), MixtureOfResNets),
     "small-grey": (ResNetsConfig(num_experts=2, gate_size=8, emit="logits"), (1, 9, 9), MixtureOfResNets),
     "small-stem": (ResNetsConfig(num_experts=2, gate_size=8, stem_depth=2), (3, 16, 16), MixtureOfResNets),
     "small-wide": (ResNetsConfig(num_experts=2, gate_size=8, feature_size=30), (3, 16, 16), MixtureOfResNets),

@@ -29,7 +29,6 @@ def inputs(counts, dropped, dim, out, dtype):
 
 
 def expected(rows, weight, counts, upstream):
-    """Output and gradients of plain products in float64."""
     rows, weight = (tensor.detach().double().requires_grad_() for tensor in (rows, weight))
     *groups, dropped = rows.split([*counts.tolist(), len(rows) - int(counts.sum())])
     products = [group @ matrix for group, matrix in zip(groups, weight, strict=True)]

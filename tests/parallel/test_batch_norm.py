@@ -29,7 +29,6 @@ def synchronized(norm):
 
 
 def run(norm, x):
-    """Output, gradients and statistics of a step."""
     items = x.clone().requires_grad_()
     output = norm(items)
     (output * torch.linspace(-1, 2, output.numel(), dtype=x.dtype).view_as(output)).sum().backward()

@@ -122,7 +122,6 @@ def test_a_state_holds_the_bias_and_not_the_load():
 
 
 def test_a_rate_of_0_keeps_the_bias_and_notes_nothing():
-    """As DeepSeek-V3 does at the end of its training."""
     bias = ExpertBias(3, 0.1)
     before = step(bias, [1, 2, 6])
     bias.rate = 0.0

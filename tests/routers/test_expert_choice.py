@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from gatewright import ExpertChoice, reference
 from gatewright.routers.expert_choice import even_share, largest_mask, threshold_loss
-from tests.cases import dense_weights, make_router
+from tests.cases import make_router
 
 DIM = 6
 SIZES = [(17, 5, 2), (63, 8, 1), (1, 5, 2), (2, 5, 1), (9, 3, 3), (6, 1, 1), (0, 4, 2)]  # tokens, experts, top_k
@@ -53,21 +53,6 @@ def test_of_equal_scores_the_first_are_taken():
     assert sorted(router(torch.randn(10, DIM)).token_index.tolist()) == sorted([*range(5)] * 4)
 
 
-def test_normalised_weights_of_a_token_sum_to_1_or_0():
-    for training in [True, False]:
-        router, features, _ = router_and_scores(40, top_k=1, case="expert-choice-normalized")
-        with torch.no_grad():
-            router.threshold.fill_(0.3)
-        routing = router.train(training)(features)
-        plain = ExpertChoice(DIM, 5, 1).double().train(training)
-        plain.load_state_dict(router.state_dict())
-        weights, scores = dense_weights(routing), dense_weights(plain(features))
-        chosen = scores.any(-1)
-        assert not chosen.all()
-        assert_close(weights.sum(-1), chosen.double())
-        assert_close(weights[chosen], (scores / scores.sum(-1, keepdim=True))[chosen])
-
-
 def test_the_threshold_loss_is_the_references_and_teaches_thresholds_alone():
     for case, (num_tokens, num_experts, top_k) in product(["expert-choice", "expert-choice-normalized"], SIZES[:-1]):
         router, features, scores = router_and_scores(num_tokens, num_experts, top_k, case)
@@ -80,16 +65,6 @@ def test_the_threshold_loss_is_the_references_and_teaches_thresholds_alone():
         assert_close(torch.autograd.grad(loss, router.threshold), torch.autograd.grad(expected, router.threshold))
         with pytest.raises(RuntimeError, match="not have been used in the graph"):
             torch.autograd.grad(router(features).sums.extra["threshold"], router.gate.weight)
-
-
-def test_the_loss_is_0_where_thresholds_choose_as_the_batch_does():
-    router, features, scores = router_and_scores(20)
-    ordered = scores.sort(dim=0, descending=True).values
-    with torch.no_grad():
-        router.threshold.copy_((ordered[7] + ordered[8]) / 2)
-    trained = router(features)
-    assert trained.sums.extra["threshold"] == 0
-    assert_close(dense_weights(router.eval()(features)), dense_weights(trained))
 
 
 def test_thresholds_start_at_an_even_score():

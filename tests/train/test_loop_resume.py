@@ -16,6 +16,7 @@ from tests.train.runs import (
     final_state,
     logged,
     signal_at,
+    steps_of,
     text_config,
     write_image_folder,
     write_text,
@@ -72,11 +73,7 @@ def test_a_run_in_parts_ends_bit_by_bit_as_the_whole(tmp_path, make, changes, st
     assert differences(final_state(parts_output), final_state(output)) == []
     for name in ("test_headline", "confusion", "layers"):
         assert parts.get(name) == whole.get(name)
-    steps = [
-        [line["step"] for line in logged(place) if "train/task_loss" in line["values"]]
-        for place in (output, parts_output)
-    ]
-    assert steps[0] == steps[1]
+    assert steps_of(parts_output) == steps_of(output)
 
 
 def test_a_run_in_parts_across_both_phases_ends_as_the_whole(tmp_path):

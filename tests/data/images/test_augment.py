@@ -44,7 +44,6 @@ def test_translate_must_be_less_than_a_side(pixels):
 
 
 def naive_crop(image, top, left, share):
-    """Resize a window bilinearly, pixel by pixel."""
     channels, height, width = image.shape
     out = torch.zeros(channels, height, width)
     for row in range(height):

@@ -22,7 +22,6 @@ pytestmark = pytest.mark.distributed
 
 
 def run_of(strategy, upcycle_at=0, **options):
-    """What each step of a run reported, and its engine."""
     if upcycle_at:
         reports, engine = train_phases(strategy, upcycle_at, **options)
     else:
