@@ -1,7 +1,5 @@
 """Starting processes: settings are refused once, and before any of them."""
 
-from dataclasses import replace
-
 import pytest
 
 from gatewright.train import launch, save_config, train
@@ -22,16 +20,6 @@ def test_whatever_each_process_would_refuse_is_refused_before_any_starts(tmp_pat
     with pytest.raises(ValueError, match=message):
         launch(config, [])
     assert not (tmp_path / "run").exists()
-
-
-def test_a_run_that_cannot_go_on_so_is_refused_before_any_process_starts(tmp_path):
-    config = digits_config(tmp_path / "run", data=FIVE_STEPS)
-    train(config)
-    two = replace(config, processes=2)
-    with pytest.raises(FileExistsError, match="holds a run already"):
-        launch(two, [])
-    with pytest.raises(ValueError, match="seed was 0 and is 7"):
-        launch(replace(two, seed=7), [], resume=True)
 
 
 def test_a_run_that_is_stopped_says_what_it_saved_and_what_to_type(tmp_path):
