@@ -78,16 +78,6 @@ def test_every_parameter_learns(router):
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_a_hash_sends_a_token_to_the_same_experts_wherever_it_stands():
-    model, tokens = build(router="hashed", router_options={"seed": 3}), torch.tensor([[4, 7, 4], [7, 4, 4]])
-    model(tokens)
-    for _, layer in moe_layers(model):
-        seen = set(
-            zip(tokens.flatten()[layer.routing.token_index].tolist(), layer.routing.expert_index.tolist(), strict=True)
-        )
-        assert (len(seen), layer.router.seed) == (4, 3)
-
-
 def test_the_first_layers_may_choose_by_the_token_and_weigh_by_a_gate():
     model, tokens = spread(build(hashed_layers=1, losses={"load_balance": 0.1})), torch.tensor([[4, 7, 4], [7, 4, 4]])
     model(tokens)
