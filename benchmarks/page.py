@@ -166,25 +166,35 @@ def images(records: list[Record]) -> Iterator[str]:
 def scaling(records: list[Record]) -> Iterator[str]:
     """Yield what a token costs with more and more experts."""
     records = sorted(records, key=lambda record: record["experts"])
-    optimizers = list(
-        dict.fromkeys(name for record in records for name in record["ms"] if name not in ("layer", "router"))
-    )
+    names = list(dict.fromkeys(name for record in records for name in record["ms"]))
+    routers = [name.removeprefix("layer, ") for name in names if name.startswith("layer, ")]
+    optimizers = [name for name in names if name.partition(",")[0] not in ("layer", "router")]
     yield "### Many experts, float32"
     yield (
-        "One layer (dim 256, ffn 512, gelu, 2 experts per token) with 64 assignments per expert on average. "
-        "Microseconds per token of forward and backward, of which the router alone takes a share, and of whole steps "
-        "with an optimizer (`python -m benchmarks.scaling`)."
+        "One layer (dim 256, ffn 512, gelu, 2 experts per token) with 64 assignments per expert on average, and either "
+        "of two routers. Microseconds per token of forward and backward, of which the router alone takes a share, and "
+        "of the experts' part of an optimizer's step (`python -m benchmarks.scaling`)."
     )
     rows = []
     for record in records:
         each = {name: 1e3 * values[1] / record["tokens"] for name, values in record["ms"].items()}
-        steps = [f"{each['layer'] + each[name]:.2f}" if name in each else "none" for name in optimizers]
-        share = f"{each['router'] / each['layer']:.1%}" if each else "none"
-        alone = f"{each['layer']:.2f}" if each else "none"
-        rows.append([str(record["experts"]), str(record["tokens"]), alone, share, *steps])
-    yield grid(["experts", "tokens", "layer", "router's share", *(f"step, {name}" for name in optimizers)], rows)
+        cells = [
+            f"{each[name]:.2f}" if name in each else "none" for name in (*map("layer, {}".format, routers), *optimizers)
+        ]
+        shares = [_share(each.get(f"router, {name}"), each.get(f"layer, {name}")) for name in routers]
+        rows.append([str(record["experts"]), str(record["tokens"]), *cells, *shares])
+    heads = [
+        *(f"layer, {name}" for name in routers),
+        *optimizers,
+        *(f"share of the router, {name}" for name in routers),
+    ]
+    yield grid(["experts", "tokens", *heads], rows)
     left_out = [f"- {r['experts']} experts, {name}: {why}." for r in records for name, why in r["left_out"].items()]
     yield "\n".join(left_out)
+
+
+def _share(part: float | None, whole: float | None) -> str:
+    return f"{part / whole:.1%}" if part and whole else "none"
 
 
 def steps(records: list[Record]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from gatewright import (
     Hierarchical,
     ModuleExperts,
     NoisyTopK,
+    ProductKey,
     Sinkhorn,
     TopK,
     reference,
@@ -42,6 +43,15 @@ def _top_k_gates(router, features):
         features = features * (1 + router.jitter * (2 * BatchScope().uniform(features) - 1))
     variant = {"score": router.score, "score_after_top_k": router.score_after_top_k, "normalize": router.normalize}
     return reference.top_k(logits_of(router.gate, features), router.top_k, **variant)
+
+
+def _product_key_gates(router, features):
+    """Those of top-k with the logits of all pairs."""
+    columns, rows = logits_of(router.gate, features).split([router.num_columns, router.num_rows * router.has_rows], 1)
+    logits = (
+        torch.stack([row[:, None] + columns for row in rows.unbind(1)], 1).flatten(1) if router.has_rows else columns
+    )
+    return reference.top_k(logits, router.top_k, score_after_top_k=router.score_after_top_k)
 
 
 def _biased_gates(router, features):
@@ -113,6 +123,7 @@ REFERENCE_GATES = {
     Hashed: _hashed_gates,
     Hierarchical: _hierarchical_gates,
     NoisyTopK: _noisy_top_k_gates,
+    ProductKey: _product_key_gates,
     Sinkhorn: _sinkhorn_gates,
     TopK: _top_k_gates,
 }

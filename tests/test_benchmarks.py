@@ -76,10 +76,11 @@ def test_a_profile_counts_arithmetic_and_bytes_backward_too():
 def test_many_experts_are_timed_part_by_part_as_far_as_memory_allows(monkeypatch):
     found = measure_experts(8, "cpu", seconds=0.01)
     assert found["tokens"] == 8 * 64 // 2
-    assert list(found["ms"]) == ["layer", "router", "SGD", "AdamW, fused", "AdamW, foreach"]
+    layers = ["layer, top-k", "router, top-k", "layer, product keys", "router, product keys"]
+    assert list(found["ms"]) == [*layers, "SGD", "AdamW, fused", "AdamW, foreach"]
     monkeypatch.setattr("benchmarks.scaling.available", lambda device: 3e7)
     found = measure_experts(8, "cpu", seconds=0.01)
-    assert list(found["ms"]) == ["layer", "router", "SGD"]
+    assert list(found["ms"]) == [*layers, "SGD"]
     assert found["left_out"].keys() == {"AdamW, fused", "AdamW, foreach"}
 
 

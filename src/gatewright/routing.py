@@ -155,10 +155,34 @@ def top_k_routing(
         mask: True where a token is real. The others keep their places in the list, as assignments that were not made,
             and have no part in the sums.
     """
+    top_k = expert_index.shape[1]
+    routing = flat_routing(*_by_choice(expert_index, weight), logits, probs, load, mask)
+    return replace(routing, top_k=top_k if mask is None else None)
+
+
+def summed_routing(
+    expert_index: Int[Tensor, "tokens top_k"],
+    weight: Float[Tensor, "tokens top_k"],
+    mask: Mask = None,
+    *,
+    probs: Float[Tensor, " experts"],
+    router_z: Float[Tensor, ""],
+    entropy: Float[Tensor, ""],
+) -> Routing:
+    """Make the record that `top_k_routing` does where only the sums are at hand, not every token's probabilities.
+
+    Args:
+        expert_index: Chosen experts, best first.
+        weight: Their weights.
+        mask: The mask, as in `top_k_routing`.
+        probs: Sum of the probabilities of real tokens, as are the other sums; see `RoutingSums`.
+        router_z: Sum of the squared log-sum-exp of the logits.
+        entropy: Sum of the entropies of the probabilities, in nats.
+    """
     num_tokens, top_k = expert_index.shape
-    token_index = torch.arange(num_tokens, device=logits.device).repeat(top_k)
-    flat = (token_index, expert_index.t().reshape(-1), weight.t().reshape(-1))
-    return replace(flat_routing(*flat, logits, probs, load, mask), top_k=top_k if mask is None else None)
+    flat = _by_choice(expert_index, weight)
+    routing = _record(*flat, num_tokens, mask, probs=probs, router_z=router_z, entropy=entropy)
+    return replace(routing, top_k=top_k if mask is None else None)
 
 
 def flat_routing(
@@ -181,23 +205,57 @@ def flat_routing(
         load: The load, as in `top_k_routing`.
         mask: The mask, as in `top_k_routing`.
     """
-    num_tokens, num_experts = logits.shape
+    routing = _record(
+        token_index,
+        expert_index,
+        weight,
+        logits.shape[0],
+        mask,
+        probs=real_only(probs, mask).sum(0),
+        router_z=real_only(logits.logsumexp(-1).square(), mask).sum(),
+        entropy=real_only(entropies(probs), mask).sum(),
+        load=None if load is None else real_only(load, mask).sum(0),
+    )
+    return replace(routing, logits=logits, probs=probs)
+
+
+def _by_choice(expert_index: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tokens, experts and weights in order of arrival: first choices, then second ones, and so on."""
+    num_tokens, top_k = expert_index.shape
+    token_index = torch.arange(num_tokens, device=expert_index.device).repeat(top_k)
+    return token_index, expert_index.t().reshape(-1), weight.t().reshape(-1)
+
+
+def _record(
+    token_index: Tensor,
+    expert_index: Tensor,
+    weight: Tensor,
+    num_tokens: int,
+    mask: Mask,
+    *,
+    probs: Tensor,
+    router_z: Tensor,
+    entropy: Tensor,
+    load: Tensor | None = None,
+) -> Routing:
+    """Count the assignments of a list, of which those of masked tokens are not made."""
+    num_experts = probs.shape[0]
     if mask is not None:
         masked = ~mask[token_index]
         expert_index, weight = expert_index.masked_fill(masked, num_experts), weight.masked_fill(masked, 0.0)
     tokens_per_expert = _per_expert(torch.ones_like(expert_index), expert_index, num_experts)
-    count = partial(torch.zeros, dtype=torch.int64, device=logits.device)
+    count = partial(torch.zeros, dtype=torch.int64, device=weight.device)
     sums = RoutingSums(
         num_tokens=count(()) + num_tokens if mask is None else mask.sum(),
         tokens_per_expert=tokens_per_expert,
         importance=_per_expert(weight, expert_index, num_experts),
-        load=tokens_per_expert.to(logits.dtype) if load is None else real_only(load, mask).sum(0),
-        probs=real_only(probs, mask).sum(0),
-        router_z=real_only(logits.logsumexp(-1).square(), mask).sum(),
-        entropy=real_only(_entropies(probs), mask).sum(),
+        load=tokens_per_expert.to(probs.dtype) if load is None else load,
+        probs=probs,
+        router_z=router_z,
+        entropy=entropy,
         dropped=count(()),
     )
-    return Routing(token_index, expert_index, weight, sums, logits, probs)
+    return Routing(token_index, expert_index, weight, sums)
 
 
 def real_only(values: Num[Tensor, "tokens *item"], mask: Mask, other: float = 0) -> Num[Tensor, "tokens *item"]:
@@ -205,7 +263,7 @@ def real_only(values: Num[Tensor, "tokens *item"], mask: Mask, other: float = 0)
     return values if mask is None else values.masked_fill(~mask.view(-1, *[1] * (values.dim() - 1)), other)
 
 
-def _entropies(probs: Float[Tensor, "tokens experts"]) -> Float[Tensor, "tokens experts"]:
+def entropies(probs: Float[Tensor, "tokens experts"]) -> Float[Tensor, "tokens experts"]:
     """Return ``-p log p``, which is 0 for 0; `torch.special.entr` takes four times as long on a CPU."""
     return -probs * probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
 

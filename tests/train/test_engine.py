@@ -1,5 +1,4 @@
 import copy
-import os
 import shutil
 from dataclasses import replace
 from itertools import islice
@@ -178,9 +177,8 @@ def test_devices_are_found_or_named():
             find_device(name)
 
 
-def compiled_and_not(cache):
+def compiled_and_not():
     """Losses of the same steps of two mixtures in eager mode and compiled, and what is evaluated then."""
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
     torch.set_num_threads(1)
     torch._inductor.config.compile_threads = 1
     torch._inductor.config.cpp_cache_precompile_headers = False  # which cost more than these few kernels
@@ -195,8 +193,8 @@ def compiled_and_not(cache):
         yield recipe, losses, outputs
 
 
-def trains_compiled(cache):
-    for recipe, (eager, compiled), (expected, outputs) in compiled_and_not(cache):
+def trains_compiled():
+    for recipe, (eager, compiled), (expected, outputs) in compiled_and_not():
         assert_close(compiled[0], eager[0], msg=recipe)
         # Later steps carry rounding that Adam made larger.
         assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
@@ -206,5 +204,5 @@ def trains_compiled(cache):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch's inductor needs a C++ compiler")
-def test_compiled_training_is_eager_training(run_unhooked, tmp_path):
-    run_unhooked(trains_compiled, tmp_path)
+def test_compiled_training_is_eager_training(run_unhooked):
+    run_unhooked(trains_compiled)

@@ -76,7 +76,7 @@ def panels(curves: Curves) -> list[str]:
     """Name the quantities of which something was logged: those of `PANELS`, and the task's own figures between them."""
     own = {name.partition("/")[2].replace("_", " ") for name in curves if re.fullmatch(r"(holdout|test)/\w+", name)}
     first, *last = PANELS
-    names = [first, *sorted(own - {"loss", "accuracy"}), *last]
+    names = [first, *sorted(own - {"accuracy", "train seconds", *PANELS}), *last]
     return [quantity for quantity in names if _names(quantity, curves)]
 
 

@@ -124,6 +124,11 @@ def class_names_of(result: Mapping[str, Any]) -> list[str]:
     return list(result.get("class_names") or result["test_accuracy_per_class"])
 
 
+def class_word(result: Mapping[str, Any]) -> str:
+    """Return what such a class is called: images are of a class, and bytes of a kind."""
+    return "kind" if item_of(result) == "byte" else "class"
+
+
 def test_headline(result: Mapping[str, Any]) -> tuple[str, str]:
     """Return the name and the value of the figure that the run is judged by."""
     name, value = result.get("test_headline") or ("accuracy", f"{result['test_accuracy']:.2%}")

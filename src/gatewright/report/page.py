@@ -14,6 +14,7 @@ from gatewright.report.facts import (
     LOAD,
     class_label,
     class_names_of,
+    class_word,
     count,
     expert_facts,
     favourites_heading,
@@ -63,7 +64,8 @@ def _render(result: Mapping[str, Any], curves: Curves) -> str:
     page: str = environment.get_template("report.html").render(
         {"count": count, "LOAD": LOAD, "FAVOURITES": favourites_heading(item)},
         result=result,
-        item=result.get("item", "image"),
+        item=item,
+        word=class_word(result),
         title=f"{result['recipe']}, seed {result['seed']}",
         headline=test_headline(result),
         summary=_summary(result),

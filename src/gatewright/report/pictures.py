@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from gatewright.report.curves import Curves, load_curves, read_metrics
-from gatewright.report.facts import class_names_of
+from gatewright.report.facts import class_names_of, class_word
 from gatewright.report.page import write_report
 from gatewright.report.plots import plot_class_by_expert, plot_confusion, plot_load_over_time, plot_training_curves
 
@@ -40,8 +40,9 @@ def write_pictures(output: Path) -> list[Path]:
         if layer["class_by_expert"]:
             counts = torch.tensor(layer["class_by_expert"])
             tokens = torch.tensor(layer["tokens_per_class"])
-            path, title = picture_path(output, "classes", name), f"Classes and experts on the test set: {name}"
-            written.append(plot_class_by_expert(counts, tokens, class_names, path, title))
+            path, word = picture_path(output, "classes", name), class_word(result)
+            title = f"Experts by {word} on the test set: {name}"
+            written.append(plot_class_by_expert(counts, tokens, class_names, path, title, word))
     return written
 
 

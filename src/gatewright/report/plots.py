@@ -79,6 +79,7 @@ def plot_class_by_expert(
     class_names: Sequence[str],
     path: Path,
     title: str,
+    word: str = "class",
 ) -> Path:
     """Draw which share of each class's images reaches each expert, and above it each expert's load.
 
@@ -90,6 +91,7 @@ def plot_class_by_expert(
         class_names: Names of the classes, in the order of the rows.
         path: The PNG to write.
         title: The heading.
+        word: What the classes are called on the axes.
     """
     counts = counts.double().cpu()
     num_classes, num_experts = counts.shape
@@ -103,8 +105,8 @@ def plot_class_by_expert(
     _draw_load(strip, load)
     label(strip, title=title, y="load (%)")
     texts = [[f"{share:.0f}" for share in row] for row in percent.tolist()]
-    draw_shares(cells, percent, texts, "share of the class that reaches it (%)")
-    label(cells, x="expert", y="class")
+    draw_shares(cells, percent, texts, f"share of the {word} that reaches it (%)")
+    label(cells, x="expert", y=word)
     name_rows(cells, class_names)
     every = 1 if num_experts <= MAX_ANNOTATED_COLUMNS else 4
     cells.set_xticks(range(0, num_experts, every))

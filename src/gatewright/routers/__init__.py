@@ -11,6 +11,7 @@ from gatewright.routers.group_limited import GroupLimited
 from gatewright.routers.hashed import Hashed
 from gatewright.routers.hierarchical import Hierarchical
 from gatewright.routers.noisy_top_k import NoisyTopK
+from gatewright.routers.product_key import ProductKey
 from gatewright.routers.sinkhorn import Sinkhorn
 from gatewright.routers.soft import Soft
 from gatewright.routers.top_k import TopK
@@ -23,6 +24,7 @@ ROUTERS: Mapping[str, type[Router]] = MappingProxyType(
         "hashed": Hashed,
         "hierarchical": Hierarchical,
         "noisy-top-k": NoisyTopK,
+        "product-key": ProductKey,
         "sinkhorn": Sinkhorn,
         "top-k": TopK,
     }
@@ -38,6 +40,7 @@ __all__ = [
     "Hashed",
     "Hierarchical",
     "NoisyTopK",
+    "ProductKey",
     "Router",
     "Sinkhorn",
     "Soft",
