@@ -93,13 +93,12 @@ def num_holders(tensor: Tensor) -> int:
     return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) - 1  # Without the storage asked for here.
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # Runs while a graph is traced.
 def mend_inductor() -> bool:
     """Have Inductor's C++ back-end remember, when it fuses loops, what was written into the tensors that they read.
 
-    Torch 2.11 to 2.13 forget it in ``recompute_size_and_body`` where a loop over two dimensions is fused with one over
-    their product. A gate's gradient, which a scatter writes, was then read before the scatter, as zeros. Returns
-    whether there was anything to mend.
+    Torch 2.13, and earlier ones by their sources, forget it in ``recompute_size_and_body`` where a loop over two
+    dimensions is fused with one over their product. A gate's gradient, which a scatter writes, was then read before the
+    scatter, as zeros. Returns whether this process was not mended yet.
     """
     from torch._inductor.scheduler import SchedulerNode  # Takes seconds, and is loaded where one compiles.
 
@@ -114,3 +113,7 @@ def mend_inductor() -> bool:
 
     SchedulerNode.recompute_size_and_body = recompute_size_and_body  # type: ignore[assignment, method-assign]
     return True
+
+
+# Runs while a graph is traced, as `torch.compiler.assume_constant_result` says, which would import the whole compiler.
+mend_inductor._dynamo_marked_constant = True  # type: ignore[attr-defined]
