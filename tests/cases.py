@@ -136,14 +136,12 @@ def make_soft_moe(router="soft", experts="grouped-feed-forward", *, dim=8, num_e
 
 
 def mixture_of(router, experts, dim=8):
-    """The layer of a router, soft or not, round experts."""
     if router in SOFT_CASES:
         return SoftMoE(SOFT_CASES[router](dim, experts.num_experts), experts)
     return MoE(make_router(router, dim, experts.num_experts, 2), experts)
 
 
 def make_merged(router="top-k", dim=8, num_experts=NUM_EXPERTS, top_k=2):
-    """A layer that mixes parameters, without dispatch."""
     return MergedMoE(make_router(router, dim, num_experts, top_k), partial(two_layers, dim, 3), num_experts)
 
 

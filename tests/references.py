@@ -28,7 +28,6 @@ def reference_gates(router, features):
 
 
 def logits_of(gate, features):
-    """A gate's logits in one plain product."""
     logits = features @ gate.weight.t()
     return logits if gate.bias is None else logits + gate.bias
 
@@ -150,7 +149,6 @@ def reference_kept(gates, routing, dispatcher, training):
 
 
 def reference_soft(moe, x, features):
-    """What the reference makes of a `SoftMoE`."""
     router = moe.router
     group_size = router.group_size or len(x)
     weights = reference.soft(features, router.gate.weight.t(), router.scale[0], group_size)

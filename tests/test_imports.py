@@ -29,11 +29,7 @@ LEVELS = [
 ]
 CORE = set.union(*LEVELS[:6])
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-SIDEWAYS = {
-    ("integrations", "train"),
-    ("cli", "recipes"),
-    ("__main__", "cli"),
-}
+SIDEWAYS = {("integrations", "train"), ("cli", "recipes"), ("__main__", "cli")}
 
 
 def room_of(name):

@@ -9,7 +9,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from gatewright import ModuleExperts, MoE, TopK
-from tests.cases import ROUTER_CASES, make_merged, make_moe, make_soft_moe
+from gatewright.routers import ROUTERS
+from tests.cases import make_merged, make_moe, make_soft_moe
 from tests.compare import arguments
 
 
@@ -24,7 +25,7 @@ def agrees_at_other_sizes(build, *parts):
         assert_close(program(*inputs), layer(*inputs))
 
 
-@pytest.mark.parametrize("router", ROUTER_CASES)
+@pytest.mark.parametrize("router", [*ROUTERS, "expert-dropout"])
 def test_an_exported_layer_takes_batches_of_any_size(run_unhooked, router):
     for experts in ("grouped-swiglu-bias", "modules"):
         run_unhooked(agrees_at_other_sizes, make_moe, router, experts)

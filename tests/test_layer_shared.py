@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from gatewright import Capacity, GroupedFeedForward, ModuleExperts, MoE, Soft, SoftMoE, TopK, aux_loss
+from gatewright import Capacity, GroupedFeedForward, MoE, Soft, SoftMoE, TopK
 from tests.cases import make_router, two_layers
 
 
@@ -16,7 +16,6 @@ def with_shared(router="noisy-top-k", **options):
 
 
 def without_shared(moe):
-    """The same layer, sharing nothing."""
     twin = copy.deepcopy(moe)
     twin.shared = None
     return twin
@@ -26,14 +25,6 @@ def without_shared(moe):
 def test_it_is_added_to_the_mixture(batch):
     moe, x = with_shared("top-k"), torch.randn(*batch, 8)
     assert_close(moe(x), without_shared(moe)(x) + moe.shared(x))
-
-
-def test_it_sees_flat_items():
-    experts = ModuleExperts(lambda: nn.Conv2d(3, 2, 3), 2)
-    shared = nn.Conv2d(3, 2, 3)
-    moe, x = MoE(TopK(75, 2), experts, item_shape=(3, 5, 5), shared=shared), torch.randn(2, 4, 3, 5, 5)
-    expected = without_shared(moe)(x) + shared(x.flatten(0, 1)).unflatten(0, (2, 4))
-    assert_close(moe(x), expected)
 
 
 def test_a_token_whose_assignments_were_all_dropped_still_gets_it():
@@ -51,14 +42,6 @@ def test_soft_mixtures_take_one_too():
     assert_close(moe(x), without_shared(moe)(x) + moe.shared(x))
 
 
-@pytest.mark.parametrize("num_tokens", [0, 1, 11])
-def test_every_parameter_gets_a_gradient(num_tokens):
-    moe, x = with_shared(), torch.randn(num_tokens, 8, requires_grad=True)
-    (moe(x).sum() + aux_loss(moe)).backward()
-    assert all(p.grad.any() == (num_tokens > 0) for p in moe.shared.parameters())
-    assert x.grad.isfinite().all()
-
-
 def test_forgetting_the_loss_fails_where_only_the_shared_expert_learns():
     moe = with_shared()
     moe.requires_grad_(False)
@@ -71,10 +54,7 @@ def test_forgetting_the_loss_fails_where_only_the_shared_expert_learns():
 @pytest.mark.parametrize(
     ("shared", "message"),
     [
-        (
-            nn.Linear(8, 7),
-            r"experts return \(8,\) and the shared expert \(Linear\) returns \(7,\). Make them agree",
-        ),
+        (nn.Linear(8, 7), r"experts return \(8,\) and the shared expert \(Linear\) returns \(7,\). Make them agree"),
         (nn.Linear(7, 8), r"The shared expert \(Linear\) does not take items of shape \(8,\)"),
         (nn.Flatten(0), r"for 2 rows of shape \(8,\), the shared expert \(Flatten\) returns \(16,\)"),
     ],

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, hessian, jvp, vmap
+from torch.func import functional_call, grad, jvp, vmap
 from torch.testing import assert_close
 
 from gatewright import Biased, GroupedFeedForward, ModuleExperts, MoE, TopK, aux_loss
@@ -55,11 +55,6 @@ def test_float32_grouped_experts_have_second_derivatives_too():
     assert_close(found.double(), torch.autograd.functional.hessian(lambda x: wide(x).pow(3).sum(), x.double()))
 
 
-def test_a_hessian_by_hand():
-    moe = MoE(TopK(1, 1, 1), ModuleExperts([nn.Identity()]), losses={})
-    assert torch.autograd.functional.hessian(lambda x: (moe(x) ** 3).sum(), torch.tensor([[2.0]])).item() == 12
-
-
 @pytest.mark.parametrize("case", LAYERS)
 def test_functional_transforms_agree_with_autograd(case):
     layer, x = make(case)
@@ -88,21 +83,6 @@ def test_vmap_agrees_with_a_loop(case):
     batches = torch.randn(3, 6, 8, dtype=torch.float64)
     several = [torch.stack(parts) for parts in zip(*(arguments(layer, batch) for batch in batches), strict=True)]
     assert_close(vmap(layer)(*several), torch.stack([layer(*arguments(layer, batch)) for batch in batches]))
-
-
-def test_gradients_of_each_batch_by_vmap():
-    layer, _ = make("modules-noisy-top-k")
-    layer.eval()  # Noise would be other noise in every call.
-    parameters, batches = dict(layer.named_parameters()), torch.randn(3, 6, 8, dtype=torch.float64)
-
-    def loss(parameters, x):
-        return functional_call(layer, parameters, (x,)).pow(2).sum()
-
-    found = vmap(grad(loss), (None, 0))(parameters, batches)
-    for index, batch in enumerate(batches):
-        assert_close({name: each[index] for name, each in found.items()}, grad(loss)(parameters, batch))
-    curvature = hessian(lambda x: loss(parameters, x))(batches[0])
-    assert_close(curvature, torch.autograd.functional.hessian(lambda x: loss(parameters, x), batches[0]))
 
 
 def test_losses_are_taken_inside_a_transform_and_nothing_stays_behind():

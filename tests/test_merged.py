@@ -48,20 +48,6 @@ def test_a_frozen_expert_gets_none():
     assert [all(p.grad is None for p in expert.parameters()) for expert in layer.experts] == [False, True, False]
 
 
-def calls(layer, *inputs):
-    """How often each operation ran, in the forward alone."""
-    with torch.profiler.profile() as profile:
-        layer(*inputs)
-    return {event.key: event.count for event in profile.key_averages()}
-
-
-@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events:UserWarning")  # of torch 2.11
-def test_all_kernels_run_as_one_grouped_convolution():
-    layer = cond_conv()
-    few, many = (calls(layer, x, x.mean((-2, -1))) for x in (torch.randn(3, 4, 7, 6), torch.randn(30, 4, 7, 6)))
-    assert few["aten::_convolution"] == many["aten::_convolution"] == 1
-
-
 def test_the_arithmetic_is_one_convolution_per_item_and_the_mixing():
     layer, x = cond_conv(), torch.randn(5, 4, 7, 6)
     with FlopCounterMode(display=False) as counter:
@@ -89,20 +75,6 @@ def test_dropout_draws_for_each_item():
         assert_close(one, other, msg=name)
 
 
-def test_a_batch_of_one_row_is_what_an_expert_sees():
-    seen = []
-
-    class Watched(nn.Linear):
-        def forward(self, x):
-            seen.append(tuple(x.shape))
-            return super().forward(x)
-
-    layer = MergedMoE(TopK(8, 2, 2), partial(Watched, 8, 8), 2)
-    seen.clear()
-    layer(torch.randn(7, 8))
-    assert seen == [(1, 8)]
-
-
 def test_autocast_reaches_the_experts_and_not_the_mixing():
     layer, x = cond_conv(), torch.randn(5, 4, 7, 6, requires_grad=True)
     features = x.detach().mean((-2, -1))
@@ -116,14 +88,6 @@ def test_autocast_reaches_the_experts_and_not_the_mixing():
     for name, value in layer.mixed_parameters(layer.router(features), 5).items():
         assert torch.equal(mixed[name], value)
     assert {p.grad.dtype for p in layer.parameters()} | {x.grad.dtype} == {torch.float32}
-
-
-def test_autocast_of_no_items_and_of_float64():
-    layer = cond_conv()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert layer(torch.randn(0, 4, 7, 6), torch.randn(0, 4)).dtype == torch.bfloat16
-        double = layer.double()(torch.randn(2, 4, 7, 6).double(), torch.randn(2, 4).double())
-    assert double.dtype == torch.float64
 
 
 def test_parameters_of_low_precision_are_mixed_in_float32():
@@ -151,13 +115,6 @@ def test_it_is_a_routed_layer():
     seen = class_by_expert(layer.routing, labels, 3)
     assert seen.sum(1).tolist() == [6, 6, 6]  # each class had 3 images, and each of them 2 experts
     assert_close(seen.sum(0), layer.routing.sums.tokens_per_expert)
-
-
-def test_it_prints_its_parts():
-    text = repr(MergedMoE(TopK(8, 3, 3), lambda: nn.Linear(8, 4), 3, losses={}))
-    assert "losses={}" in text
-    assert "TopK" in text
-    assert "Linear" in text
 
 
 def convolution_agrees_with_eager():

@@ -23,35 +23,19 @@ CASES = {
 
 
 def test_by_hand():
-    for case, metric, expected in [
-        ("even", "load_share", [0.25] * 4),
-        ("even", "load_cv", 0.0),
-        ("even", "max_over_mean_load", 1.0),
-        ("even", "max_violation", 0.0),
-        ("even", "load_entropy", math.log(4)),
-        ("even", "dead_experts", [False] * 4),
-        ("one", "load_share", [0.0, 1.0, 0.0, 0.0]),
-        ("one", "load_cv", math.sqrt(3)),
-        ("one", "max_over_mean_load", 4.0),
-        ("one", "max_violation", 3.0),
-        ("one", "load_entropy", 0.0),
-        ("one", "dead_experts", [True, False, True, True]),
-        ("uneven", "load_share", [0.75, 0.25, 0.0]),
-        ("uneven", "load_cv", math.sqrt((5**2 + 1**2 + 4**2) / 27) * 3 / 4),  # deviations 5/3, -1/3, -4/3 of 4/3
-        ("uneven", "max_over_mean_load", 9 / 4),
-        ("uneven", "max_violation", 5 / 4),
-        ("uneven", "load_entropy", -0.75 * math.log(0.75) - 0.25 * math.log(0.25)),
-        ("uneven", "dead_experts", [False, False, True]),
-        ("nothing", "load_share", [0.0] * 3),
-        ("nothing", "load_cv", 0.0),
-        ("nothing", "max_over_mean_load", 0.0),
-        ("nothing", "max_violation", 0.0),
-        ("nothing", "load_entropy", 0.0),
-        ("nothing", "router_entropy", 0.0),
-        ("nothing", "drop_rate", 0.0),
-        ("nothing", "dead_experts", [True] * 3),
-    ]:
-        assert_close(getattr(metrics, metric)(CASES[case]), torch.tensor(expected))
+    cv = math.sqrt((5**2 + 1**2 + 4**2) / 27) * 3 / 4  # deviations 5/3, -1/3, -4/3 of 4/3
+    entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
+    names = ("load_share", "load_cv", "max_over_mean_load", "max_violation", "load_entropy", "dead_experts")
+    for case, values in {
+        "even": ([0.25] * 4, 0.0, 1.0, 0.0, math.log(4), [False] * 4),
+        "one": ([0.0, 1.0, 0.0, 0.0], math.sqrt(3), 4.0, 3.0, 0.0, [True, False, True, True]),
+        "uneven": ([0.75, 0.25, 0.0], cv, 9 / 4, 5 / 4, entropy, [False, False, True]),
+        "nothing": ([0.0] * 3, 0.0, 0.0, 0.0, 0.0, [True] * 3),
+    }.items():
+        for name, expected in zip(names, values, strict=True):
+            assert_close(getattr(metrics, name)(CASES[case]), torch.tensor(expected))
+    for name in ("router_entropy", "drop_rate"):
+        assert getattr(metrics, name)(CASES["nothing"]) == 0
 
 
 def test_router_entropy_is_a_mean_over_tokens():

@@ -32,7 +32,6 @@ def page():
 
 
 def promised(layer):
-    """The answers that a layer must have."""
     moe = next(moe for _, moe in moe_layers(layer))
     mixes_all = isinstance(moe, SoftMoE) and moe.router.group_size is None
     drops = isinstance(getattr(moe, "dispatcher", None), Capacity)
@@ -84,8 +83,6 @@ def test_a_figure_beyond_its_tolerance_or_undefined_is_too_large():
 
 
 class Wrong(nn.Module):
-    """An expert with a fault."""
-
     def __init__(self, fault):
         super().__init__()
         self.linear, self.fault, self.calls = nn.Linear(8, 8), fault, 0

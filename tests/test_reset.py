@@ -9,16 +9,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from gatewright import (
-    GroupedFeedForward,
-    MergedMoE,
-    ModuleExperts,
-    MoE,
-    NoisyTopK,
-    ResidualMixture,
-    TopK,
-    aux_loss,
-)
+from gatewright import GroupedFeedForward, MergedMoE, ModuleExperts, MoE, NoisyTopK, ResidualMixture, TopK, aux_loss
 from gatewright.reset import reset_parts
 from gatewright.routers import Router
 from tests.cases import EXPERT_CASES, ROUTER_CASES, SOFT_CASES, make_soft_moe, two_layers

@@ -77,12 +77,6 @@ def test_without_a_key_noise_is_drawn_from_torchs_generator():
     assert torch.equal(BatchScope().normal(like), first)
 
 
-def test_numbers_have_the_dtype_asked_for():
-    for dtype in [torch.float32, torch.float64]:
-        assert scope(1).normal(torch.empty(2, 2, dtype=dtype)).dtype == dtype
-        assert scope(1).uniform(torch.empty(2, 2, dtype=dtype)).dtype == dtype
-
-
 def test_noise_of_a_seed_and_step_is_the_same_again_and_each_layers_own():
     model = torch.nn.Sequential(make_moe("noisy-top-k"), make_moe("noisy-top-k"))
     model[1].load_state_dict(model[0].state_dict())

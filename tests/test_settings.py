@@ -9,8 +9,6 @@ from gatewright.settings import from_json, settings
 
 @settings("optim")
 class Optim:
-    """A part of a config."""
-
     name: Literal["adamw", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
@@ -23,8 +21,6 @@ class Optim:
 
 @settings()
 class Run:
-    """A config with a part."""
-
     seed: int
     optim: Optim = field(default_factory=Optim)
 

@@ -1,5 +1,4 @@
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -24,11 +23,6 @@ def trained(tmp_path_factory):
     flags = "--epochs 2 --tracking.no-enabled --tracking.log-interval 1"
     assert main(["train", "digits", "--output", str(folder), *flags.split()]) == 0
     return folder
-
-
-@pytest.fixture
-def copied(trained, tmp_path):
-    return Path(shutil.copytree(trained, tmp_path / "copy"))
 
 
 @pytest.fixture

@@ -31,9 +31,3 @@ def test_bash_completes_recipes_flags_and_values(gatewright, tmp_path):
         "--flip",
         "deepspeed",
     ]
-
-
-def test_it_is_registered_in_zsh(gatewright):
-    status, script, _ = gatewright("completion", "zsh")
-    assert not status
-    assert script.startswith("#compdef gatewright\n")

@@ -63,7 +63,6 @@ def test_a_file_that_is_no_export_is_said(tmp_path, content, sentence):
             "here.safetensors exists already, and export writes over nothing. Remove it, or name another.",
         ),
         ("no/m.safetensors", "export writes into a folder that is there; no is none. Make it first."),
-        ("here.safetensors/m.safetensors", "a folder that is there; here.safetensors is none. Make it first."),
     ],
 )
 def test_a_file_that_cannot_be_new_is_refused(gatewright, trained, name, sentence):

@@ -45,10 +45,6 @@ def test_help_of_the_commands(gatewright):
     assert status == 0
     assert all(name in output for name in RECIPES)
     assert "gatewright train RECIPE --help lists them all" in output
-    for command in ("evaluate", "predict", "completion"):
-        status, output, _ = gatewright(command, "--help")
-        assert status == 0
-        assert f"usage: gatewright {command}" in output
 
 
 @pytest.mark.parametrize(
@@ -57,21 +53,15 @@ def test_help_of_the_commands(gatewright):
         ("lst", "No command is called 'lst'; did you mean 'list'? Known: compare, completion, evaluate"),
         ("train digit", "No recipe is called 'digit'; did you mean 'digits'? Known: cifar10-cnn,"),
         ("train --epochs 3", "train needs a recipe: gatewright train RECIPE. Known: cifar10-cnn,"),
-        ("train digits --model.top-k 9", "top_k (9) cannot exceed num_experts (4)"),
         (
             "train cifar10-cnn --epochs 2 --model.upcycle-epoch 8",
             "Use --epochs 9 or more, a --model.upcycle-epoch below",
         ),
-        ("train digits --seed 99999999999999999999", "--seed should be less than 9223372036854775808; got 99999999999"),
-        ("train digits --model.router topk", "No router is called 'topk'; did you mean 'top-k'?"),
-        ("train digits --model.router-options jiter 0.1", "is called 'jiter'"),
         ("train digits --model.router top-k --model.router-options normalize 0", "is true or false; got 0."),
         (
             "train digits --model.router-options jitter",
             "names and values alternate (NAME VALUE NAME VALUE); got jitter.",
         ),
-        ("train cifar10-cnn --data.path nowhere --tracking.no-enabled", "nowhere"),
-        ("train digits --device meta", "There is no device 'meta' here. Use --device auto, or cpu."),
         ("train digits --resume", "There is no run to resume at runs: name its folder"),
         ("evaluate nowhere", "No run at nowhere: it has no config.yaml. Name a folder that train wrote."),
         ("predict nowhere", "predict needs at least one file or folder: gatewright predict RUN FILE."),
@@ -90,19 +80,14 @@ def test_bad_input_gets_a_sentence(gatewright, words, sentence):
         ("train digits --model.num_expert=3", ["no flag --model.num-expert; did you mean --model.num-experts?"]),
         ("train digits --learning-rate 3", ["no flag --learning-rate; did you mean --optim.lr?"]),
         ("train digits --tracking.enabled False", ["Give --tracking.enabled alone, or --tracking.no-enabled."]),
-        ("train digits --xyzzy 3", ["There is no flag --xyzzy. --help lists all."]),
         ("train cifar10-cnn --model.stem-depth 2", ["There is no flag --model.stem-depth. --help lists all."]),
-        ("plan digits --link.inside 3", ["no flag --link.inside; did you mean --links.inside?"]),
         ("train digits --precision fp16", ["invalid choice 'fp16'", "'float32', 'bfloat16', 'float16'"]),
         ("train digits --optim.betas 2 0", ["error: --optim.betas should be less than 1; got 2.0."]),
         ("train digits --model.num-experts 1.5", ["error: --model.num-experts: ", "'1.5'"]),
-        ("train digits --data.name digit", ["--data.name is one of", "did you mean 'digits'?"]),
         ("train digits --data.path nowhere", ["The digits are embedded", "take neither --data.path nor", "nowhere"]),
-        ("evaluate run --flips", ["no flag --flips; did you mean --flip?"]),
         ("train digits --model.losses load nan", ["`model.losses.load` should be a finite number; got nan."]),
         ("train digits --model.losses load much", ["--model.losses: the value of load is a number; got 'much'."]),
         ("evaluate", ["Missing from gatewright evaluate: RUN The run's folder. See gatewright evaluate --help."]),
-        ("plan --dim 3", ["Missing from gatewright plan [RECIPE]: --tokens INT"]),
     ],
 )
 def test_unknown_flags_and_values_get_the_nearest(gatewright, words, offers):
@@ -182,17 +167,11 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize(
-    ("blocked", "words", "module"),
-    [
-        ("tyro,rich,yaml,pydantic,mlflow,datasets,sklearn,matplotlib,PIL,safetensors", ["list"], None),
-        ("sklearn", ["train", "digits", "--output", "run", "--tracking.no-enabled"], "sklearn.datasets"),
-    ],
-)
-def test_a_missing_extra_is_the_line_that_installs_it(tmp_path, blocked, words, module):
-    message = refused(call(blocked, *words, folder=tmp_path, program=("-c", BLOCKED)))
+def test_a_missing_extra_is_the_line_that_installs_it(tmp_path):
+    words = "sklearn train digits --output run --tracking.no-enabled"
+    message = refused(call(*words.split(), folder=tmp_path, program=("-c", BLOCKED)))
+    assert message.startswith("error: sklearn.datasets is not installed")
     assert message.endswith("pip install 'gatewright[train]'")
-    assert module is None or message.startswith(f"error: {module} is not installed")
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 

@@ -80,23 +80,14 @@ def test_the_hardware_is_said_and_a_small_model_takes_time(gatewright):
     assert cells(output, "between nodes") == ["1 GB/s"]
 
 
-def test_another_router_is_planned_without_the_options_of_the_recipes_own(gatewright):
-    words = "cifar10-resnets --model.router biased --model.router-options normalize False --model.top-k 1"
-    status, output, errors = gatewright("plan", *words.split())
-    assert (status, errors) == (0, "")
-    assert "Prediction for cifar10-resnets" in output
-
-
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         ("digits --processes 3 --parallel.ep-size 2", "divides the number of processes (3)"),
         ("digits --parallel.shard fsdp", "got --engine torch and --parallel.shard fsdp. Leave both out"),
         ("digits --model.router soft", "for mixtures of one kind, whose routers choose experts; got Soft"),
-        ("cifar10-cnn --data.name folder --data.path nowhere", "there is no folder nowhere"),
         ("python-lm --processes 33", "33 processes and ep_size 1 for 8 experts and 32 items"),
         (f"{SIZES} --memory-per-rank 1e3", "No number of processes up to 4096"),
-        (f"{SIZES} --links.inside 0", "a link more than 0 bytes per second"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

@@ -8,7 +8,7 @@ from pathlib import Path
 from gatewright.data import AugmentConfig
 from gatewright.train import train
 from gatewright.train.checkpoint.format import load_checkpoint, newest_checkpoint
-from tests.train.runs import differences, digits_config, final_state, finish, logged, start, wait_until
+from tests.train.runs import differences, digits_config, final_state, finish, start, steps_of, wait_until
 
 SETTINGS = {
     "optim": {"name": "sgd", "lr": 0.02, "ema_decay": 0.9},
@@ -18,10 +18,6 @@ FLAGS = """
 --epochs 2 --tracking.no-enabled --tracking.log-interval 1 --optim.name sgd --optim.lr 0.02 --optim.ema-decay 0.9
 --data.batch-size 16 --data.augment.flip --data.augment.translate 1 --data.augment.crop 0.8
 """
-
-
-def steps_of(output):
-    return [line["step"] for line in logged(output) if "train/task_loss" in line["values"]]
 
 
 def stop(process, output, after, number):

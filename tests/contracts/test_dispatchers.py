@@ -64,14 +64,6 @@ def test_gradients_reach_what_was_kept_and_nothing_else(case, training):
     assert_close(x.grad, per_token[:, None].expand(17, 3))
 
 
-def test_evaluation_drops_nothing_and_keeps_the_record(case):
-    routing = random_routing(17)
-    batch = DISPATCHER_CASES[case]().dispatch(torch.randn(17, 3), routing, training=False)
-    assert batch.tokens_per_expert.sum() == 34
-    assert batch.routing.sums is routing.sums
-    assert_close(batch.routing.weight.sum(), routing.weight.sum())
-
-
 @pytest.mark.parametrize("training", MODES)
 def test_a_dispatcher_keeps_no_state_and_can_be_used_again_in_between(case, training):
     shared, x = DISPATCHER_CASES[case](), torch.randn(17, 3)
@@ -81,13 +73,6 @@ def test_a_dispatcher_keeps_no_state_and_can_be_used_again_in_between(case, trai
         alone = DISPATCHER_CASES[case]()
         expected = alone.combine(alone.dispatch(x, routing, training=training).rows, batch, 17)
         assert torch.equal(shared.combine(batch.rows, batch, 17), expected)
-
-
-def test_outputs_may_have_another_shape_than_items(case):
-    dispatcher, routing = DISPATCHER_CASES[case](), random_routing(9)
-    batch = dispatcher.dispatch(torch.randn(9, 2, 3, 3), routing, training=False)
-    output = dispatcher.combine(batch.rows.sum((2, 3)), batch, 9)
-    assert output.shape == (9, 2)
 
 
 def test_an_assignment_dropped_before_dispatch_stays_dropped(case):

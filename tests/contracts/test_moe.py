@@ -24,7 +24,6 @@ every = pytest.mark.parametrize("case", [*SPARSE, *DENSE])
 
 
 def layers(case, **options):
-    """The layers of a case, made one after another."""
     for parts in SPARSE.get(case, ()):
         yield make_moe(*parts, **options)
     for parts in DENSE.get(case, ()):

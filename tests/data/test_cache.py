@@ -66,13 +66,6 @@ def test_a_corrupt_file_is_rebuilt(tmp_path, size):
     assert level_of(cached(ImageSplits, file, unexpected)) == 2
 
 
-def test_labels_out_of_range_in_the_file_are_rebuilt(tmp_path):
-    file = tmp_path / "set.safetensors"
-    cached(ImageSplits, file, splits)
-    file.write_bytes(file.read_bytes().replace(torch.tensor(3).numpy().tobytes(), torch.tensor(9).numpy().tobytes()))
-    assert level_of(cached(ImageSplits, file, lambda: splits(2))) == 2
-
-
 def test_an_error_while_preparing_leaves_nothing_and_frees_the_lock(tmp_path):
     file = tmp_path / "set.safetensors"
     with pytest.raises(AssertionError, match="prepared again"):

@@ -4,15 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from gatewright.data import (
-    AugmentConfig,
-    DataConfig,
-    TextConfig,
-    TextSet,
-    resident,
-    text_batches,
-    training_batches,
-)
+from gatewright.data import AugmentConfig, DataConfig, TextConfig, TextSet, resident, text_batches, training_batches
 from tests.train.runs import image_set
 
 META = torch.device("meta")  # It computes shapes alone, and refuses to meet a tensor of another device.

@@ -1,10 +1,8 @@
 """Grouping rows by expert, by hand."""
 
-import pytest
 import torch
 from torch.testing import assert_close
 
-from gatewright import Dispatcher
 from gatewright.dispatch.base import count, group_by_expert
 from gatewright.routing import top_k_routing
 
@@ -31,8 +29,3 @@ def test_count_leaves_out_the_dropped():
     routing = routing_of([[2, 0], [0, 2], [2, 0]], 4).drop(torch.tensor([True, False, True, False, False, False]))
     assert count(routing).tolist() == [3, 0, 1, 0]
     assert count(routing).dtype == torch.int64
-
-
-def test_a_dispatcher_says_what_it_lacks():
-    with pytest.raises(TypeError, match="abstract"):
-        Dispatcher()

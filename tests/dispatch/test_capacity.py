@@ -1,6 +1,5 @@
 """Dispatch with a capacity: how much room, who gets it, and the warning where there is next to none."""
 
-import inspect
 import math
 import re
 import warnings
@@ -11,7 +10,6 @@ import pytest
 import torch
 
 from gatewright import Capacity, reference
-from gatewright.dispatch.capacity import _level_of_caller
 from tests.cases import dense_weights, random_routing
 from tests.dispatch.test_base import routing_of
 
@@ -60,13 +58,6 @@ def test_it_keeps_exactly_what_the_reference_keeps(priority):
         assert {(token, choices[token].index(expert)) for token, expert in pairs} == kept
         assert batch.routing.sums.dropped == num_tokens * top_k - len(kept)
         assert batch.tokens_per_expert.max() <= capacity
-
-
-def test_arrival_serves_every_first_choice_before_any_second():
-    routing = routing_of([[0, 1], [1, 0], [0, 1]], 2)  # expert 0: tokens 0, 2, then 1; expert 1: token 1, then 0, 2
-    batch = Capacity(0.6, 2).dispatch(torch.arange(3.0)[:, None], routing, training=True)
-    assert batch.rows.flatten().tolist()[:4] == [0, 2, 1, 0]
-    assert sorted(batch.rows.flatten().tolist()[4:]) == [1, 2]
 
 
 def test_weight_serves_the_largest_first_and_ties_in_order_of_arrival():
@@ -147,15 +138,3 @@ def test_wrong_settings_are_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             Capacity(**setting)
-
-
-def test_repr():
-    assert repr(Capacity(1.0, 2, "total-weight")) == "Capacity(1.0, min_capacity=2, priority='total-weight')"
-
-
-def test_a_warning_is_of_the_line_outside_of_gatewright_and_torch():
-    inside, level = {"__name__": "gatewright.somewhere"}, inspect.unwrap(_level_of_caller)
-    exec("def call(function): return function()", inside)
-    assert level() == 1
-    assert inside["call"](level) == 2
-    assert inside["call"](lambda: level()) == 1  # this line is outside

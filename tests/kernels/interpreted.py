@@ -35,7 +35,6 @@ def inputs(tokens, dim, ffn, experts, top_k, only, activation):
 
 
 def products(kernels, activation, *, x, gradient, weight_in, weight_out, hidden, rows, weight, token, row_index, ends):
-    """What every kernel returns."""
     return {
         "up": kernels.up(x, weight_in, weight, token, ends, activation, True),
         "up without saving": kernels.up(x, weight_in, weight, token, ends, activation, False),

@@ -79,22 +79,6 @@ def test_masked_tokens_are_dropped_assignments_of_a_list_of_the_same_length(case
     assert router(features, mask=torch.zeros_like(mask)).sums.tokens_per_expert.sum() == 0
 
 
-@pytest.mark.parametrize("case", SOFT_CASES)
-def test_a_slot_holds_the_real_tokens_of_its_group(case):
-    """Groups of three with two, one and no real tokens are what these are alone."""
-    router = make_router(case, 8, 5, None)
-    features, mask = torch.randn(9, 8), torch.tensor([1, 1, 0, 0, 1, 0, 0, 0, 0]).bool()
-    weights, size = router(features, mask=mask), router.group_size or 9
-    assert not weights.dispatch.flatten(0, 1)[~mask].any()
-    assert not weights.combine.flatten(0, 1)[~mask].any()
-    if router.group_size:
-        router.group_size = None
-    for group, real in enumerate(mask.view(-1, size)):
-        alone = router(features.view(-1, size, 8)[group, real])
-        assert_close(weights.dispatch[group, real], alone.dispatch[0])
-        assert_close(weights.combine[group, real], alone.combine[0])
-
-
 def test_features_of_their_own_are_masked_too():
     moe, x = MoE(TopK(3, 4), GroupedFeedForward(4, 8, 16), item_shape=8), torch.randn(3, 5, 8)
     features = torch.randn(3, 5, 3).masked_fill(~MASK[..., None], torch.nan)

@@ -30,12 +30,9 @@ def test_values_of_the_annotated_types_pass():
     ("options", "message"),
     [
         ({"counts": 2}, "No option of it is called 'counts'; did you mean 'count'?"),
-        ({"dim": 2}, "No option of it is called 'dim'"),
         ({"count": True}, "The option count of it is an integer; got True."),
-        ({"count": 1.5}, "count of it is an integer; got 1.5."),
         ({"rate": "fast"}, "rate of it is a number; got 'fast'."),
         ({"whole": 1}, "whole of it is true or false; got 1."),
-        ({"whole": "false"}, "whole of it is true or false; got 'false'."),
         ({"score": "hi"}, "score of it is 'high' or 'low'; got 'hi'."),
         ({"group": "None"}, "group of it is an integer or None; got 'None'."),
         ({"policy": 3}, "policy of it is a word or None; got 3."),

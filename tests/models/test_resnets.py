@@ -1,5 +1,4 @@
 from dataclasses import replace
-from itertools import product
 
 import pytest
 import torch
@@ -7,7 +6,6 @@ from torch import nn
 
 from gatewright import moe_layers
 from gatewright.models import RESNETS, ResNetsConfig
-from gatewright.models.resnet import BasicBlock
 from gatewright.models.resnets import gate_features
 
 
@@ -31,11 +29,6 @@ def test_experts_have_the_published_size(resnet, feature_size, size):
     assert [millions(expert) for expert in layer.experts.experts] == pytest.approx([size] * 2, rel=0.01)
 
 
-def test_resnet18_is_that_of_the_paper_for_small_images():
-    """11,173,962 parameters with ten classes: the count that CIFAR ResNet-18s are known by."""
-    assert round(millions(on_meta(ResNetsConfig(num_experts=1, resnet="resnet18"))) * 1e6) == 11_173_962
-
-
 def test_every_network_takes_small_images():
     configs = [ResNetsConfig(num_experts=2, resnet=resnet) for resnet in RESNETS]
     configs += [
@@ -47,18 +40,6 @@ def test_every_network_takes_small_images():
         assert dense(torch.empty(4, 3, 28, 28, device="meta")).shape == (4, 10)
         items = dense.stem(torch.empty(4, 3, 28, 28, device="meta"))
         assert dense.mixture(items).shape == (4, *layer.output_shape)
-
-
-def test_every_network_halves_the_image_as_often_as_it_says():
-    for resnet in RESNETS:
-        shape = RESNETS[resnet]
-        with torch.device("meta"):
-            network = nn.Sequential(*shape.parts(3)).eval()
-            channels, height, width = network(torch.empty(1, 3, 32, 32)).shape[1:]
-        assert channels == shape.width == 128 if resnet == "small" else 512
-        halvings = sum(stride == 2 for _, stride in shape.blocks) + (shape.first[2] == 2)
-        assert height == width
-        assert 32 / 2**halvings <= height <= 32 / 2**halvings + 1  # the article's first convolution pads one more
 
 
 def test_the_stem_is_shared_and_the_rest_is_not():
@@ -81,18 +62,6 @@ def test_experts_keep_a_part_of_the_network():
             ResNetsConfig(resnet=resnet, stem_depth=parts)
 
 
-def test_sizes_of_nothing_are_refused():
-    for name, size in [("gate_size", 0), ("feature_size", -1), ("stem_depth", -1)]:
-        with pytest.raises(ValueError, match=f"`model.{name}` should be greater than .*; got {size}"):
-            ResNetsConfig(**{name: size})
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_an_unknown_network_is_refused():
-    with pytest.raises(ValueError, match=r"`model.resnet` should be .* or 'resnet34'; got 'resnet19'"):
-        ResNetsConfig(resnet="resnet19")
-
-
 def test_experts_that_emit_logits_classify_themselves():
     """Also where there are as many classes as the network has features."""
     for num_classes in [10, 128]:
@@ -103,29 +72,8 @@ def test_experts_that_emit_logits_classify_themselves():
         assert layer.output_shape == (num_classes,)
 
 
-def test_experts_that_emit_features_share_a_classifier():
-    for feature_size in [None, 128, 100]:
-        model = on_meta(ResNetsConfig(num_experts=2, feature_size=feature_size))
-        ((_, layer),) = moe_layers(model)
-        emitted = feature_size or 128
-        assert (layer.output_shape, model.classifier.in_features) == ((emitted,), emitted)
-        assert isinstance(layer.experts.experts[0][-1], nn.Linear if emitted == 100 else nn.Identity)
-
-
 def test_the_router_sees_standardised_features_of_its_own():
     features = gate_features(3, 12)(torch.rand(64, 3, 16, 16) * 5 + 3)
     assert features.shape == (64, 12)
     assert features.mean(0).abs().max() < 1e-4
     assert (features.std(0, correction=0) - 1).abs().max() < 0.05
-
-
-def test_a_block_adds_to_its_input():
-    for pooled_shortcut, (channels, stride) in product([True, False], [(4, 1), (6, 1), (4, 2), (6, 2)]):
-        block = BasicBlock(4, channels, stride, pooled_shortcut=pooled_shortcut).eval()
-        nn.init.zeros_(block.norm2.weight)  # so that the convolutions add nothing
-        x = torch.rand(2, 4, 7, 7)
-        with torch.no_grad():
-            y = block(x)
-            expected = block.shortcut(x).relu() if channels != 4 or stride != 1 else x
-        assert y.shape == (2, channels, 7 if stride == 1 else 4, 7 if stride == 1 else 4)
-        assert torch.equal(y, expected)

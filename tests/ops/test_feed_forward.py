@@ -70,26 +70,6 @@ def test_bfloat16_is_as_near_as_rows_are():
     assert (fused - exact).norm() <= 1.1 * (rows - exact).norm()
 
 
-def test_the_recorded_routing_is_the_same():
-    moe, x = make(), torch.randn(23, 8)
-    other = by_rows(moe)
-    moe(x)
-    other(x)
-    for name in ("token_index", "expert_index", "weight", "logits", "probs", "top_k"):
-        assert_close(getattr(moe.routing, name), getattr(other.routing, name))
-    assert_close(moe.routing.sums.by_name(), other.routing.sums.by_name())
-
-
-def test_second_derivatives():
-    moe, x = make(num_experts=3, dim=4).double(), torch.randn(5, 4, dtype=torch.float64)
-    found = []
-    for layer in (moe, by_rows(moe)):
-        inputs = [x.clone().requires_grad_(), *layer.parameters()]
-        first = torch.autograd.grad(layer(inputs[0]).square().sum(), inputs, create_graph=True)
-        found.append(torch.autograd.grad(sum(each.square().sum() for each in first), inputs))
-    assert_close(*found)
-
-
 def test_transposed_matrices_are_used_as_they_are_and_so_are_their_gradients(fused):
     """Matrices that another library stores as ``(experts, out, in)`` are not copied, forward or backward."""
     moe, x = make(), torch.randn(9, 8)
@@ -130,16 +110,6 @@ def test_a_layer_takes_it_where_nobody_is_to_see_rows_and_nothing_is_dropped(cha
     change(moe)
     moe(torch.randn(9, 8))
     assert bool(fused) == takes
-
-
-def test_a_masked_batch_is_the_packed_one(fused):
-    """Of which only the packed one is complete, and so is fused."""
-    moe, x, mask = make(shared=torch.nn.Linear(8, 8)), torch.randn(3, 5, 8), torch.rand(3, 5) > 0.4
-    masked = moe(x, mask=mask)
-    assert not fused
-    assert_close(masked[mask], moe(x[mask]))
-    assert fused
-    assert not masked[~mask].any()
 
 
 def compiled(dim):

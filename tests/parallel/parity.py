@@ -41,7 +41,6 @@ def gradients_of(model):
 
 
 def single(model, x, upstream):
-    """The whole batch on one process."""
     seed_noise(model, 3, 1)
     output = run(model, x)
     auxiliary = aux_loss(model)

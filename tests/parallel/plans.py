@@ -52,7 +52,6 @@ def routed_bytes(sizes, sent_rows, received_rows):
 
 
 def tokens_of(tokens, world, rank):
-    """This rank's part of a batch."""
     part = expert_runs(tokens, world)[rank]
     return torch.randn(tokens, IN, generator=torch.Generator().manual_seed(1))[part.start : part.stop].clone()
 

@@ -40,7 +40,7 @@ def test_every_layout(ranks, world, ep_size):
         assert_equal(ranks(world, parity.soft, "soft", experts, dtype, ep_size), dtype)
 
 
-@pytest.mark.parametrize("router", [*ROUTER_CASES, *SOFT_CASES])
+@pytest.mark.parametrize("router", [*ROUTERS, "expert-dropout", *SOFT_CASES])
 def test_masked_items_change_nothing(ranks, router):
     """Of every rank's part of the batch, which is packed on the one process."""
     layer = parity.soft if router in SOFT_CASES else parity.layer

@@ -9,33 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from gatewright import MergedMoE, ModuleExperts, MoE, ResidualMixture, TopK
-from tests.cases import (
-    DISPATCHER_CASES,
-    EXPERT_CASES,
-    KEYED,
-    ROUTER_CASES,
-    features_for,
-    make_merged,
-    make_router,
-    two_layers,
-)
+from gatewright import MergedMoE, ModuleExperts, MoE, ResidualMixture
+from tests.cases import KEYED, ROUTER_CASES, features_for, make_merged, make_router, two_layers
 from tests.compare import by_the_layer, by_the_reference, differences, results
 
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
-
-pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.filterwarnings("ignore:A capacity of 1 row")]
-sizes = pytest.mark.parametrize(("num_tokens", "dtype"), [(1, torch.float64), (13, torch.float64), (2, torch.float32)])
+pytestmark = pytest.mark.usefixtures("poisoned")
+sizes = pytest.mark.parametrize("num_tokens", [1, 13])
 
 
-def check(layer, inputs, dtype):
-    """Compare the layer with the loops."""
-    layer = layer.to(dtype)
-    inputs = [value.to(dtype) if value.is_floating_point() else value for value in inputs]
+def check(layer, inputs):
+    layer, inputs = layer.double(), [value.double() if value.is_floating_point() else value for value in inputs]
     upstream = torch.randn_like(layer(*inputs))
     actual, expected = (results(compute, layer, inputs, upstream) for compute in (by_the_layer, by_the_reference))
     for name, difference in differences(actual, expected).items():
-        assert difference <= TOLERANCE[dtype], name
+        assert difference <= 1e-12, name
 
 
 @pytest.mark.parametrize("router", ROUTER_CASES)
@@ -44,7 +31,7 @@ def test_merged_with_every_router(router):
     layer.losses.clear()
     keys = [features_for(layer.router, 9)] if type(layer.router) in KEYED else []
     for training in (True, False):
-        check(layer.train(training), [torch.randn(9, 7), *keys], torch.float64)
+        check(layer.train(training), [torch.randn(9, 7), *keys])
 
 
 MERGED = {
@@ -58,12 +45,12 @@ MERGED = {
 
 @sizes
 @pytest.mark.parametrize("case", MERGED)
-def test_smear(case, dtype, num_tokens):
+def test_smear(case, num_tokens):
     """Softmax over all experts, https://arxiv.org/abs/2306.03745."""
     make, item_shape = MERGED[case]
     router = make_router("top-k", torch.Size(item_shape).numel(), 4, 4)
     layer = MergedMoE(router, make, 4, item_shape=item_shape, losses={})
-    check(layer, [torch.randn(num_tokens, *item_shape)], dtype)
+    check(layer, [torch.randn(num_tokens, *item_shape)])
 
 
 CONVOLUTIONS = {
@@ -76,30 +63,19 @@ CONVOLUTIONS = {
 
 @sizes
 @pytest.mark.parametrize("case", CONVOLUTIONS)
-def test_cond_conv(case, dtype, num_tokens):
+def test_cond_conv(case, num_tokens):
     """Sigmoids of a gate over the mean of each channel, https://arxiv.org/abs/1904.04971."""
     router = make_router("top-k-sigmoid", 4, 3, 3)
     layer = MergedMoE(router, CONVOLUTIONS[case], 3, item_shape=(4, 7, 6), losses={})
     x = torch.randn(num_tokens, 4, 7, 6)
-    check(layer, [x, x.mean((-2, -1))], dtype)
-
-
-@sizes
-@pytest.mark.parametrize(
-    ("experts", "dispatcher"), [("modules", "dropless"), ("grouped-swiglu-bias", "capacity-tight")]
-)
-def test_shared(experts, dispatcher, dtype, num_tokens):
-    router, routed = make_router("noisy-top-k", 7, 5, 2), EXPERT_CASES[experts](5, 7)
-    dispatcher = DISPATCHER_CASES[dispatcher]()
-    moe = MoE(router, routed, dispatcher=dispatcher, losses={}, shared=two_layers(7, 11))
-    check(moe, [torch.randn(num_tokens, 7)], dtype)
+    check(layer, [x, x.mean((-2, -1))])
 
 
 def test_shared_over_images_routed_by_other_features():
     experts = ModuleExperts(lambda: nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(18, 4)), 3)
     shared = nn.Sequential(nn.Flatten(), nn.Linear(75, 4))
     moe = MoE(make_router("top-k", 6, 3, 2), experts, item_shape=(3, 5, 5), losses={}, shared=shared)
-    check(moe, [torch.randn(13, 3, 5, 5), torch.randn(13, 6)], torch.float64)
+    check(moe, [torch.randn(13, 3, 5, 5), torch.randn(13, 6)])
 
 
 def random_coefficient(layer):
@@ -109,23 +85,8 @@ def random_coefficient(layer):
     return layer
 
 
-@sizes
-@pytest.mark.parametrize("branch", [None, lambda: two_layers(7, 5)], ids=["identity", "dense"])
-@pytest.mark.parametrize("dispatcher", ["dropless", "capacity-tight"])
-def test_residual(branch, dispatcher, dtype, num_tokens):
-    experts, dispatcher = EXPERT_CASES["modules"](5, 7), DISPATCHER_CASES[dispatcher]()
-    moe = MoE(make_router("noisy-top-k", 7, 5, 2), experts, dispatcher=dispatcher, losses={})
-    layer = ResidualMixture(moe, branch and branch())
-    check(random_coefficient(layer), [torch.randn(num_tokens, 7)], dtype)
-
-
 def test_residual_of_images_routed_by_other_features():
     experts = ModuleExperts(partial(nn.Conv2d, 3, 2, 3), 3)
     moe = MoE(make_router("top-k", 6, 3, 2), experts, item_shape=(3, 5, 5), losses={})
     layer = random_coefficient(ResidualMixture(moe, nn.Conv2d(3, 2, 3)))
-    check(layer, [torch.randn(13, 3, 5, 5), torch.randn(13, 6)], torch.float64)
-
-
-def test_residual_of_merged_experts():
-    layer = ResidualMixture(MergedMoE(TopK(7, 4, 4), partial(nn.Linear, 7, 7), 4, losses={}))
-    check(random_coefficient(layer), [torch.randn(13, 7)], torch.float64)
+    check(layer, [torch.randn(13, 3, 5, 5), torch.randn(13, 6)])

@@ -3,8 +3,6 @@
 Every combination at a usual size is in `tests/test_promises.py`.
 """
 
-from itertools import product
-
 import pytest
 import torch
 from torch import nn
@@ -78,13 +76,6 @@ def test_soft_routing(router):
     if router != "soft-groups":
         for num_experts in (1, 4):
             check(make_soft_moe(router, num_experts=num_experts), torch.randn(1, 8), torch.float64)
-
-
-@pytest.mark.parametrize("dispatcher", DISPATCHER_CASES)
-def test_three_groups_of_three_experts(dispatcher):
-    for top_k, training in product((2, 6), (True, False)):
-        moe = make_moe("hierarchical-in-groups", "modules", dispatcher, dim=7, num_experts=9, top_k=top_k)
-        check(moe.train(training), torch.randn(21, 7), torch.float64)
 
 
 class Residual(nn.Module):

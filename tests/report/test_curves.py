@@ -2,9 +2,8 @@ import json
 import math
 
 import pytest
-import torch
 
-from gatewright.report.curves import draw_load, draw_panel, load_curves, read_metrics, smooth
+from gatewright.report.curves import draw_panel, load_curves, read_metrics, smooth
 from gatewright.report.figure import new_figure
 
 pytest.importorskip("matplotlib")
@@ -43,20 +42,6 @@ def test_losses_of_training_and_of_held_out_images_share_a_panel():
     assert list(smoothed.get_ydata()) == smooth(list(training.values()))
     assert raw.get_color() == smoothed.get_color() != held_out.get_color()
     assert axes.get_legend_handles_labels()[1] == ["training", "held out"]
-
-
-def test_a_split_has_one_colour_in_every_panel():
-    curves = {"train/task_loss": {1: 1.0}, "holdout/loss": {1: 1.0}, "holdout/accuracy": {1: 0.5}}
-    (_, loss), (accuracy,) = (drawn(draw_panel, name, curves).get_lines() for name in ("loss", "accuracy (%)"))
-    assert loss.get_color() == accuracy.get_color()
-
-
-@pytest.mark.parametrize("shares", [[[0.12, 0.88], [0.13, 0.87]], [[0.499, 0.501]] * 2, [[0.0, 1.0]] * 2])
-def test_the_axis_of_the_load_fits_its_lines(shares):
-    low, high = drawn(draw_load, [20, 40], torch.tensor(shares)).get_ylim()
-    lowest, highest = 100 * min(map(min, shares)), 100 * max(map(max, shares))
-    assert low < lowest < highest < high
-    assert high - low < 1.2 * (highest - lowest) + 2
 
 
 def test_the_load_in_training_is_not_that_of_other_images():

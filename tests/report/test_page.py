@@ -82,12 +82,6 @@ def test_dead_experts_are_told_apart_by_the_images_that_did_not_reach_them(run_f
     assert any(text.startswith("At the last logged step 1 expert of 3 got nothing.") for text in page.texts)
 
 
-def test_names_in_other_scripts_are_text(run_folder, result):
-    result["test_accuracy_per_class"] = dict.fromkeys(["猫", "சிங்கம்", "قطة", "🐈"], 0.5)
-    (run_folder / "result.json").write_text(json.dumps(result))
-    assert {"猫", "சிங்கம்", "قطة", "🐈"} <= set(Page(write_report(run_folder).read_text()).texts)
-
-
 def test_of_many_classes_the_mistakes_are_listed(run_folder, result):
     names = [f"kind {index}" for index in range(40)]
     confusion = [[5 * (row == column) for column in range(40)] for row in range(40)]

@@ -41,14 +41,6 @@ def test_class_by_expert(counts, tmp_path):
     check_picture(plot_class_by_expert(counts, counts.sum(1), names, tmp_path / "new" / "classes.png", "Classes"))
 
 
-@pytest.mark.parametrize("num_classes", [1, 100])
-def test_confusion(num_classes, tmp_path):
-    matrix = torch.randint(0, 50, (num_classes, num_classes)) + 900 * torch.eye(num_classes, dtype=torch.long)
-    matrix[-1] *= num_classes == 1  # a class without images
-    names = [f"class {index}" for index in range(num_classes)]
-    check_picture(plot_confusion(matrix, names, tmp_path / "confusion.png"))
-
-
 @pytest.mark.parametrize("names", [["$50", "a_b$c^2$", r"\frac{", "<b>"], ["猫", "சிங்கம்", "قطة", "🐈"]])
 def test_names_are_no_formulas_and_leave_no_empty_boxes(names, tmp_path):
     """matplotlib warns of a character that no font has, and warnings are errors here."""

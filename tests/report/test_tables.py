@@ -37,11 +37,6 @@ def test_shares_favourites_and_the_dead(result):
     assert "cat" not in last
 
 
-def test_experts_without_classes_or_tokens():
-    text = printed(expert_table("layer", torch.tensor([0, 0]), None, None, []))
-    assert text.count("dead") == 2
-
-
 def test_the_result_in_a_few_lines(result):
     text = printed(result_table(result))
     for part in (

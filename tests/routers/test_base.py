@@ -9,7 +9,6 @@ from torch import nn
 from torch.testing import assert_close
 
 from gatewright import Biased, ExpertChoice, GroupLimited, Hierarchical, NoisyTopK, Sinkhorn, TopK
-from gatewright.routers.base import Router
 from gatewright.routers.gate import Gate, gate_logits
 from tests.cases import ROUTER_CASES, SOFT_CASES, make_router
 
@@ -34,11 +33,6 @@ def test_autocast_is_on_again_after_the_gate():
     with torch.autocast("cpu", torch.bfloat16):
         gate_logits(torch.randn(2, 4), Gate(4, 3, bias=False))
         assert torch.is_autocast_enabled("cpu")
-
-
-def test_a_router_says_what_it_lacks():
-    with pytest.raises(TypeError, match="abstract"):
-        Router(4, 3, 1)
 
 
 def warn():
@@ -108,15 +102,6 @@ def test_another_module_may_be_the_gate_and_its_bias_counts():
         assert router(torch.randn(6, 8).bfloat16()).logits.dtype == torch.float32
     router.gate = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 4)).bfloat16()
     assert router(torch.randn(6, 8)).logits.dtype == torch.float32
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor:UserWarning")
-def test_dynamic_quantization_of_a_routers_model():
-    router = TopK(8, 4).eval()
-    router.gate = nn.Linear(8, 4)
-    quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(router), {nn.Linear})
-    x = torch.randn(6, 8)
-    assert_close(quantized(x).logits, router(x).logits, rtol=0, atol=0.05)
 
 
 def test_a_gate_bias_is_an_option_and_starts_at_zero():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from gatewright import Biased, GroupedFeedForward, GroupLimited, MoE, TopK, end_step, reference
+from gatewright import Biased, GroupedFeedForward, GroupLimited, MoE, end_step, reference
 from gatewright.metrics import max_over_mean_load
 from tests.cases import dense_weights
 
@@ -40,14 +40,6 @@ def test_every_variant_is_the_references():
         assert_close(weights, expected, rtol=0, atol=1e-12)
         gradients = [torch.autograd.grad((table * upstream).sum(), router.gate.weight) for table in (weights, expected)]
         assert_close(*gradients, rtol=0, atol=1e-11)
-
-
-def test_without_a_bias_it_is_top_k():
-    router, plain = make(6, 3), TopK(4, 6, 3, score="sigmoid", normalize=True).double()
-    router.expert_bias.bias.zero_()
-    plain.load_state_dict({"gate.weight": router.gate.weight})
-    features = torch.randn(21, 4, dtype=torch.float64)
-    assert_close(dense_weights(router(features)), dense_weights(plain(features)))
 
 
 def test_the_bias_chooses_and_does_not_weigh():

@@ -62,42 +62,6 @@ def test_training_is_the_references_and_losses_see_what_was_chosen():
             assert_close(loss(routing.sums), loss(chosen.sums))
 
 
-def test_gradients_are_those_of_the_rest_times_the_same_factor():
-    router, features = ExpertDropout(make_router("top-k", 6, NUM_EXPERTS, 2), 0.5), torch.randn(9, 6)
-    routing, chosen = route(router, features), router.router(features)
-    upstream = torch.randn(18)
-    (actual,) = torch.autograd.grad(routing.weight @ upstream, list(router.parameters()))
-    kept = (routing.expert_index < NUM_EXPERTS).float()
-    (expected,) = torch.autograd.grad(chosen.weight @ (2 * kept * upstream), list(router.parameters()))
-    assert_close(actual, expected)
-    assert actual.any()
-
-
-def test_assignments_are_discarded_at_the_rate_and_independently_of_each_other():
-    """Of a token's two experts neither, one or both; in every column of experts; within 5 standard errors."""
-    rate, num_tokens = 0.3, 20_000
-    router = ExpertDropout(TopK(1, 4, 4), rate)
-    lost = route(router, torch.ones(num_tokens, 1)).expert_index.view(4, num_tokens) == 4
-    first, second = lost[0].float(), lost[1].float()
-
-    def agrees(values, probability):
-        return (values.mean() - probability).abs() < 5 * (probability * (1 - probability) / len(values)) ** 0.5
-
-    assert all(agrees(column.float(), rate) for column in lost)
-    assert agrees(first * second, rate**2)
-    assert agrees(first[1:] * first[:-1], rate**2)
-
-
-def test_the_expected_weights_are_the_routers():
-    """The mean over draws, within 5 standard errors: a weight w varies by w^2 rate / (1 - rate)."""
-    rate, draws = 0.4, 4000
-    router, token = ExpertDropout(make_router("top-k", 6, NUM_EXPERTS, 3), rate), torch.randn(1, 6)
-    weights = dense_weights(route(router, token.expand(draws, 6))).detach()
-    expected = dense_weights(router.router(token))[0].detach()
-    bound = 5 * expected * (rate / (1 - rate) / draws) ** 0.5
-    assert ((weights.mean(0) - expected).abs() <= bound + 1e-6).all()
-
-
 def test_what_is_discarded_depends_on_token_and_expert_and_not_on_the_order_in_the_list():
     tokens, experts = [0, 1, 2, 0, 1, 2, 3, 3], [4, 0, 1, 2, 3, 0, 1, 2]
     order = [5, 2, 7, 0, 1, 4, 3, 6]
@@ -116,16 +80,6 @@ def test_an_assignment_that_was_not_made_is_not_discarded():
     routing = route(router, torch.zeros(2, 3))
     assert routing.sums.dropped == 0
     assert not routing.weight.any()
-
-
-def test_evaluation_is_the_routers_and_so_is_a_rate_of_0():
-    for rate in [0.0, 0.5]:
-        router, features = ExpertDropout(make_router("noisy-top-k", 6, NUM_EXPERTS, 2), rate), torch.randn(9, 6)
-        router.train(rate == 0)
-        routing, expected = route(router, features), route(router.router, features)
-        assert torch.equal(routing.expert_index, expected.expert_index)
-        assert torch.equal(routing.weight, expected.weight)
-        assert routing.sums.dropped == 0
 
 
 class Seen(nn.Linear):

@@ -3,7 +3,6 @@
 import math
 from itertools import product
 
-import pytest
 import torch
 from torch.nn.functional import softplus
 from torch.testing import assert_close
@@ -83,33 +82,6 @@ def test_gradients_of_the_losses_are_the_references():
             assert_close(actual, wanted, rtol=0, atol=1e-12)
             if loss is load_loss or top_k > 1:  # one weight is always 1
                 assert wanted.abs().max() > 1e-3
-
-
-def test_experts_are_chosen_as_often_as_the_distribution_says():
-    """Two experts, top-1: the first wins with P(N(m0 - m1, s0^2 + s1^2) > 0). Within 5 standard errors."""
-    draws, router, token = 40_000, make_router("noisy-top-k", 3, 2, 1), torch.randn(1, 3)
-    logits, noise_std, _ = parts(router, token)
-    first = torch.special.ndtr((logits[0, 0] - logits[0, 1]) / noise_std.norm())
-    counts = route(router, token.expand(draws, 3)).sums.tokens_per_expert
-    assert 0.01 < first < 0.99
-    assert (counts[0] / draws - first).abs() <= 5 * (first * (1 - first) / draws).sqrt()
-
-
-def test_pairs_of_experts_are_chosen_as_often_as_the_distribution_says():
-    """Three experts, top-2: expert e is left out with the integral of its density over both others above it."""
-    draws, router, token = 40_000, make_router("noisy-top-k", 3, 3, 2), torch.randn(1, 3)
-    logits, noise_std, _ = (part.detach().double()[0] for part in parts(router, token))
-    grid = torch.linspace(-12, 12, 200_001, dtype=torch.float64)
-    left_out = []
-    for expert in range(3):
-        density = (-0.5 * ((grid - logits[expert]) / noise_std[expert]) ** 2).exp() / noise_std[expert]
-        others = [other for other in range(3) if other != expert]
-        above = [torch.special.ndtr((logits[other] - grid) / noise_std[other]) for other in others]
-        left_out.append(torch.trapezoid(density * above[0] * above[1], grid) / (2 * torch.pi) ** 0.5)
-    chance = 1 - torch.stack(left_out)
-    assert chance.sum() == pytest.approx(2.0, abs=1e-9)
-    frequency = route(router, token.expand(draws, 3)).sums.tokens_per_expert / draws
-    assert ((frequency - chance).abs() <= 5 * (chance * (1 - chance) / draws).sqrt()).all()
 
 
 def test_a_fresh_gate_takes_the_first_experts_in_evaluation():

@@ -59,17 +59,6 @@ def test_jitter_multiplies_features_in_training_only():
         assert_close(router.eval()(features).weight.logit(), torch.ones(4000))
 
 
-def test_no_jitter_draws_nothing():
-    before = torch.get_rng_state()
-    router = TopK(4, 3, 2)
-    torch.set_rng_state(before)
-    router(torch.randn(5, 4))
-    after = torch.get_rng_state()
-    torch.set_rng_state(before)
-    torch.randn(5, 4)
-    assert torch.equal(torch.get_rng_state(), after)
-
-
 def test_first_logits_are_small():
     """Switch's initialisation at a tenth, cut at two deviations; the cut takes 12 % off the deviation."""
     weight, std = TopK(200, 100, 1).gate.weight, (0.1 / 200) ** 0.5

@@ -11,15 +11,10 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from gatewright.data import BEGIN, TextSet, load_text
-from gatewright.parallel import expert_mesh
 from gatewright.report import write_all
-from gatewright.tasks import LanguageModel, generate, task_named
+from gatewright.tasks import LanguageModel, generate
 from gatewright.tasks.spans import typical_spans
 from gatewright.train import evaluate, load_config, load_run, train
-from gatewright.train.build import build_engine
-from gatewright.train.strategies.ddp import DDPStrategy
-from gatewright.train.strategies.fsdp import FSDPStrategy
-from gatewright.train.strategies.single import ALONE
 from tests.train.runs import logged, text_config, write_text
 
 
@@ -116,37 +111,3 @@ def test_the_loss_is_the_mean_over_the_bytes_of_the_batch():
     batch = text.windows(torch.tensor([0, 5, 10]), 5)
     mean = task.loss(logits, batch) / task.count(batch)
     assert_close(mean, F.cross_entropy(logits.flatten(0, 1), torch.tensor(list(b"helloworld, all"))))
-
-
-def two_steps(config, strategy, uneven):
-    """Losses of two steps, the bits of the test text, who saw which bytes, and the weights."""
-    torch.manual_seed(0)
-    task = task_named(config.task)
-    splits = task.load(config.data, config.model)
-    engine = build_engine(config, splits, torch.device("cpu"), strategy)
-    batches = task.training_batches(splits.train, config.data, seed=0, epoch=0, start=0)
-    losses = [float(engine.step([tuple(part[uneven:] for part in next(batches))]).task_loss) for _ in range(2)]
-    strategy.average_buffers(engine.evaluated)
-    found = evaluate(task, engine.evaluated, splits.test, batch_size=5, strategy=strategy)
-    state = engine.state_dict()["model"]
-    return losses, found.bits_per_byte, [use.class_by_expert for use in found.layers.values()], state
-
-
-def both(config, shard, ep_size, uneven):
-    kind = FSDPStrategy if shard == "fsdp" else DDPStrategy
-    return two_steps(config, ALONE, uneven), two_steps(config, kind(expert_mesh(ep_size, "cpu")), uneven)
-
-
-@pytest.mark.distributed
-@pytest.mark.parametrize(("shard", "ep_size", "router"), [("none", 2, "hashed"), ("fsdp", 1, "top-k")])
-def test_several_processes_learn_what_one_does(ranks, tmp_path, shard, ep_size, router):
-    """With one window more on one process than on the other."""
-    options = {"router": router, "router_options": {}}
-    config = text_config(tmp_path / "run", write_text(tmp_path), model=options)
-    for rank, (alone, together) in enumerate(ranks(2, both, config, shard, ep_size, 1)):
-        assert together[0] == pytest.approx(alone[0], rel=1e-5)
-        assert together[1] == pytest.approx(alone[1], rel=1e-5)
-        assert_close(together[2], alone[2])
-        if rank == 0:
-            for name, tensor in alone[3].items():
-                assert_close(together[3][name], tensor, rtol=1e-3, atol=1e-4)

@@ -126,6 +126,11 @@ def logged(output):
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
+def steps_of(output):
+    """Steps that a run logged, in the order in which they were made."""
+    return [line["step"] for line in logged(output) if "train/task_loss" in line["values"]]
+
+
 def wait_until(condition, seconds=180.0):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -163,7 +168,6 @@ def environment(folder, **more):
 
 
 def start(*words, folder, program=("-m", "gatewright"), **more):
-    """Start a real process of the command line in a folder."""
     return subprocess.Popen(
         [sys.executable, *program, *map(str, words)],
         cwd=folder,

@@ -100,7 +100,6 @@ def train(engine, start=0, stop=STEPS, accumulate=True, order=slice(None)):
 
 
 def largest_difference(state, expected):
-    """Over all tensors of two logical model states."""
     assert state.keys() == expected.keys()
     tensors = (name for name in state if isinstance(state[name], torch.Tensor))
     return max(float((state[name].double() - expected[name].double()).abs().max()) for name in tensors)

@@ -17,23 +17,11 @@ def test_images_that_are_too_small_for_the_model_are_refused_before_they_are_dec
     assert not list((tmp_path / "cache").glob("*.safetensors"))
 
 
-@pytest.mark.parametrize(
-    ("num_train", "num_holdout", "warnings"),
-    [
-        (16, 2, []),
-        (
-            15,
-            2,
-            [
-                "15 training images are fewer than one batch (data.batch_size is 16), ",
-                ": set it to 2 or so, and use few experts.",
-            ],
-        ),
-        (16, 0, ["data.holdout (0.1) of 16 training images is no image, so nothing is evaluated between epochs"]),
-    ],
-)
-def test_too_few_images_are_said(num_train, num_holdout, warnings):
-    splits = ImageSplits(image_set(num_train), image_set(num_holdout), image_set(4))
-    said = Classification().warnings(DataConfig(batch_size=16), splits)
-    assert len(said) == bool(warnings)
-    assert all(warning in said[0] for warning in warnings)
+def test_too_few_images_are_said():
+    def said(num_train, num_holdout):
+        splits = ImageSplits(image_set(num_train), image_set(num_holdout), image_set(4))
+        return " ".join(Classification().warnings(DataConfig(batch_size=16), splits))
+
+    assert said(16, 2) == ""
+    assert "15 training images are fewer than one batch (data.batch_size is 16), " in said(15, 2)
+    assert "data.holdout (0.1) of 16 training images is no image, so nothing is evaluated between epochs" in said(16, 0)

@@ -120,14 +120,6 @@ def test_half_precision_is_used_and_counts_every_image():
     assert set(seen) == {torch.bfloat16}
 
 
-def test_a_capacity_drops_nothing_in_evaluation():
-    limited, free = Patches(Capacity(0.5, 1)), Patches()
-    free.load_state_dict(limited.state_dict())
-    one, other = (evaluate(model, IMAGES, batch_size=16) for model in (limited, free))
-    assert torch.equal(one.confusion, other.confusion)
-    assert one.layers["rows"].sums.dropped == 0
-
-
 def test_dropped_assignments_are_not_seen_by_an_expert():
     """Counted in a loop over a batch of which a capacity dropped a part, with 8 tokens per image."""
     model = Patches(Capacity(0.5, 1)).train()
@@ -156,10 +148,3 @@ def test_weights_of_a_soft_mixture_are_added_up_by_class():
     described = describe_layer(use)
     assert described["tokens_per_expert"] == use.sums.tokens_per_expert.tolist()
     assert all(share % 1 for share in described["tokens_per_expert"])
-
-
-def test_sums_of_batches_are_those_of_the_whole():
-    model = digits_model()
-    parts, whole = (evaluate(model, IMAGES, batch_size=size).layers["network.mixture"].sums for size in (7, 37))
-    for name in ("importance", "load", "probs", "entropy", "router_z", "num_tokens"):
-        assert_close(getattr(parts, name), getattr(whole, name))

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from gatewright import GroupedFeedForward, ModuleExperts
 from gatewright.train.muon import FORMS, Muon
 
 SETTINGS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.5}
@@ -47,21 +46,3 @@ def test_the_layout_of_memory_changes_nothing():
         assert filters.is_contiguous(memory_format=layout)
         found.append(filters.detach())
     assert_close(*found)
-
-
-def test_stacked_experts_learn_as_the_same_experts_of_linear_layers():
-    grouped = GroupedFeedForward(3, 6, 10, activation="relu").double()
-    linear = ModuleExperts(lambda: nn.Sequential(nn.Linear(6, 10, False), nn.ReLU(), nn.Linear(10, 6, False)), 3)
-    for place, expert in enumerate(linear.double().experts):
-        expert.load_state_dict({"0.weight": grouped.weight_in[place].T, "2.weight": grouped.weight_out[place].T})
-    optimizers = [
-        Muon([{"params": grouped.parameters(), "form": "stacked matrix"}], **SETTINGS),
-        Muon([{"params": linear.parameters(), "form": "matrix"}], **SETTINGS),
-    ]
-    for x in gradients((16, 6), steps=4):
-        outputs = [experts(x.double(), torch.tensor([5, 8, 3])) for experts in (grouped, linear)]
-        assert_close(*outputs)
-        for output, optimizer in zip(outputs, optimizers, strict=True):
-            optimizer.zero_grad()
-            output.square().mean().backward()
-            optimizer.step()

@@ -77,9 +77,3 @@ def test_the_router_is_the_seeds_and_the_random_state_goes_on():
         routers.append(model.network.router_features[0].weight)
     assert torch.equal(routers[0], routers[1])
     assert not torch.equal(routers[0], routers[2])
-
-
-def test_the_loss_scale_goes_on():
-    dense, engine, _, _ = phases(DIGITS, OptimConfig(lr=3e-3), (1, 8, 8), precision="float16")
-    dense.scaler.update(2.0**7)
-    assert engine.scaler.state_dict().keys() == dense.scaler.state_dict().keys()

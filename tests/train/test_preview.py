@@ -13,15 +13,9 @@ def test_a_run_to_go_on_with_is_described_and_left_as_it_is(finished):
     assert sorted((path, path.stat().st_mtime_ns) for path in output.rglob("*")) == before
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"processes": 3, "data": {"batch_size": 2}}, "leaves some of 3 processes without any"),
-        ({"device": "cuda:99"}, "There is no device"),
-        ({"data": {"batch_size": 1}}, "This network has BatchNorm"),
-    ],
-)
-def test_what_training_would_refuse_is_refused(tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
-        preview(digits_config(tmp_path / "run", **changes))
+def test_what_training_would_refuse_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="leaves some of 3 processes without any"):
+        preview(digits_config(tmp_path / "run", processes=3, data={"batch_size": 2}))
+    with pytest.raises(ValueError, match="This network has BatchNorm"):
+        preview(digits_config(tmp_path / "run", data={"batch_size": 1}))
     assert not (tmp_path / "run").exists()

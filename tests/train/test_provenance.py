@@ -23,17 +23,6 @@ def test_a_digest_is_that_of_the_images_and_labels():
     assert len({digest(images), digest(image_set(8, seed=1)), digest(replace(images, labels=images.labels * 0))}) == 3
 
 
-def test_parts_without_images_are_left_out(tmp_path):
-    images = image_set(8)
-    found = Classification().describe_data(
-        DataConfig(name="cifar10", path=str(tmp_path)), ImageSplits(images, images.select(NONE), images)
-    )
-    assert [(part.split, part.num_items, part.source) for part in found] == [
-        ("training", 8, str(tmp_path)),
-        ("test", 8, str(tmp_path)),
-    ]
-
-
 def test_what_a_run_changes_of_its_recipe():
     recipe = RECIPES["digits"]()
     run = replace(

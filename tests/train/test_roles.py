@@ -43,14 +43,11 @@ class Tied(nn.Module):
 GROUPED = {"weight_in": "stacked matrix", "weight_out": "stacked matrix", "bias_in": "bias", "bias_out": "bias"}
 LINEAR = {"weight": "matrix", "bias": "bias"}
 CASES = {
-    "linear": (lambda: nn.Linear(3, 2), LINEAR),
     "attention": (
         lambda: nn.MultiheadAttention(4, 2),
         {"in_proj_weight": "matrix", "in_proj_bias": "bias", "out_proj.weight": "matrix", "out_proj.bias": "bias"},
     ),
     "convolution": (lambda: nn.Conv1d(3, 2, 1), {"weight": "filter", "bias": "bias"}),
-    "transposed convolution": (lambda: nn.ConvTranspose2d(3, 2, 3), {"weight": "filter", "bias": "bias"}),
-    "norm over channels": (lambda: nn.BatchNorm2d(3), {"weight": "norm", "bias": "norm"}),
     "norm over images": (lambda: nn.LayerNorm((3, 8, 8)), {"weight": "norm", "bias": "norm"}),
     "tied ends": (Tied, {"head.weight": "embedding", "positions": "other"}),
     "grouped experts": (lambda: GroupedFeedForward(4, 8, 16, bias=True), GROUPED),

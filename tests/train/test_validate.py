@@ -18,20 +18,6 @@ def run_of(**changes):
 
 
 @pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        ({"router": "top-j"}, r"No router is called 'top-j'; did you mean 'top-k'\?"),
-        ({"router": "top-k", "router_options": {"jitter": 2.0}}, "jitter is at least 0 and below 1"),
-        ({"losses": {"lod": 0.1}}, r"No auxiliary loss is called 'lod'; did you mean 'load'\?"),
-        ({"router": "soft", "dispatch": "capacity"}, "A capacity bounds what tokens send"),
-    ],
-)
-def test_a_mixture_that_cannot_be_is_refused(model, message):
-    with pytest.raises(ValueError, match=message):
-        validate(run_of(model=model), 1, torch.device("cpu"))
-
-
-@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"deepspeed": DeepSpeedConfig(config="ds.json")}, "for DeepSpeed's engine; got `engine` 'torch'"),

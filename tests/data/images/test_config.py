@@ -6,16 +6,12 @@ from gatewright.data import AugmentConfig, DataConfig
 def test_wrong_data_settings():
     for settings, message in [
         ({"name": "cifr10"}, "got 'cifr10'; did you mean 'cifar10'?"),
-        ({"name": "imagenet"}, "or the owner/name of a Hugging Face data set; got 'imagenet'"),
         ({"name": "a/b/c"}, "got 'a/b/c'"),
-        ({"name": "./data"}, "got './data'"),
         ({"name": "folder"}, "`data.name=folder` needs `data.path`"),
         (
             {"name": "digits", "path": "here"},
             "they take neither `data.path` nor `data.image_size`; got 'here' and None",
         ),
-        ({"holdout": 1.0}, "`data.holdout` should be less than 1; got 1.0"),
-        ({"name": "cifar10", "image_size": 0}, "`data.image_size` should be greater than 0; got 0"),
         ({"batch_size": 0}, "`data.batch_size` should be greater than 0; got 0"),
     ]:
         with pytest.raises(ValueError, match=message):

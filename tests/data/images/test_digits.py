@@ -12,10 +12,3 @@ def test_digits_are_those_of_scikit_learn_at_full_range():
     ink = torch.cat([train.images, test.images]).float() * 16 / 255
     assert ink.round().sum() == load_sklearn_digits().data.sum()
     assert (ink - ink.round()).abs().max() < 0.05
-
-
-def test_test_digits_are_stratified_and_fixed():
-    test = load_digits().test
-    assert test.labels.bincount().tolist() == [36, 36, 35, 37, 36, 36, 37, 35, 35, 36]
-    assert torch.equal(test.images, load_digits().test.images)
-    assert test.class_names == tuple("0123456789")

@@ -9,15 +9,6 @@ def image_set(images=7, channels=3, classes=3):
     return ImageSet(pixels, torch.arange(images) % classes, tuple("abcdef"[:classes]))
 
 
-def test_select_keeps_order_and_repeats():
-    images = image_set()
-    chosen = images.select(torch.tensor([3, 0, 3]))
-    assert len(chosen) == 3
-    assert torch.equal(chosen.images, torch.stack([images.images[3], images.images[0], images.images[3]]))
-    assert torch.equal(chosen.labels, torch.tensor([0, 0, 0]))
-    assert chosen.class_names == images.class_names
-
-
 @pytest.mark.parametrize(("label", "row"), [(3, 0), (-1, 6), (10**12, 2)])
 def test_labels_out_of_range(label, row):
     labels = torch.zeros(7, dtype=torch.long)
@@ -40,8 +31,3 @@ def test_a_constant_channel_can_be_divided_by():
     mean, deviation = channel_statistics(images)
     assert mean[1] == 1
     assert deviation[1] == pytest.approx(1 / 255)
-
-
-def test_no_images_have_no_statistics():
-    with pytest.raises(ValueError, match="at least 1 image; got 0"):
-        channel_statistics(image_set(images=0))

@@ -6,8 +6,6 @@ import torch
 from pyarrow import parquet
 
 from gatewright.data import DataConfig, channel_statistics, load_images
-from gatewright.data.images.parquet import read_parquet
-from gatewright.data.parquet import find_parquet_files
 from tests.data.samples import pixels, rows, write_class_folders, write_hub_folder, write_parquet
 
 CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
@@ -32,14 +30,6 @@ def test_a_hub_folder_is_decoded_split_and_cached(tmp_path):
         assert torch.equal(getattr(first, part).images, getattr(second, part).images)
         assert torch.equal(getattr(first, part).labels, getattr(second, part).labels)
     assert len(cache_files(tmp_path)) == 1
-
-
-def test_the_second_time_nothing_is_decoded(tmp_path):
-    write_hub_folder(tmp_path / "data")
-    load_images(hub_config(tmp_path))
-    written = cache_files(tmp_path)[0].stat().st_mtime_ns
-    load_images(hub_config(tmp_path, holdout=0.5, batch_size=7))
-    assert [file.stat().st_mtime_ns for file in cache_files(tmp_path)] == [written]
 
 
 def test_a_changed_file_or_size_is_decoded_anew(tmp_path):
@@ -83,14 +73,6 @@ def test_a_broken_image_in_a_good_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"train/dog/1.png: cannot be decoded as an image"):
         load_images(DataConfig(name="folder", path=str(tmp_path / "folder"), cache=str(tmp_path / "cache")))
     assert not cache_files(tmp_path)
-
-
-@pytest.mark.skipif(not CIFAR10.is_dir(), reason=f"no CIFAR-10 in {CIFAR10}")
-def test_cifar10_has_all_its_images():
-    source = read_parquet(find_parquet_files(CIFAR10))
-    assert source.class_names[:3] == ("airplane", "automobile", "bird")
-    for split, count in ((source.train, 5_000), (source.test, 1_000)):
-        assert torch.tensor([image.label for image in split]).bincount().tolist() == [count] * 10
 
 
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason=f"no CIFAR-10 in {CIFAR10}")

@@ -102,12 +102,6 @@ def test_a_split_without_rows_is_named(tmp_path):
         read_parquet(find_parquet_files(tmp_path))
 
 
-def test_one_class_alone_is_refused(tmp_path):
-    write_parquet(write_hub_folder(tmp_path) / "train.parquet", rows(range(3), [1, 1, 1]))
-    with pytest.raises(ValueError, match=r"2 classes or more; .* has 3 images of 1 \(dog\): add the images of another"):
-        read_parquet(find_parquet_files(tmp_path))
-
-
 def test_classes_must_agree(tmp_path):
     write_hub_folder(tmp_path)
     features = FEATURES | {"label": datasets.ClassLabel(names=["dog", "cat"])}

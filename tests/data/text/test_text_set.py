@@ -12,11 +12,6 @@ def test_windows_predict_every_byte_from_the_one_before_it_in_its_document():
     assert inputs.tolist() == [[BEGIN, ord("a"), BEGIN], [*b"cd", BEGIN]]
 
 
-def test_empty_documents_hold_nothing_to_predict():
-    assert (len(PACKED), PACKED.starts.tolist()) == (6, [0, 2, 5])
-    assert (len(TextSet.pack([b""])), len(TextSet.pack([]).starts)) == (0, 0)
-
-
 def test_the_digest_is_of_the_bytes_and_of_where_documents_begin():
     digests = {TextSet.pack(documents).digest for documents in ([b"ab", b"c"], [b"a", b"bc"], [b"ab", b"d"])}
     assert len(digests) == 3

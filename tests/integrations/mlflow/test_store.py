@@ -35,16 +35,12 @@ def test_the_default_is_a_quiet_sqlite_store_beside_the_runs(tmp_path, caplog, c
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("place", ["the config", "the environment"])
-def test_a_sqlite_store_of_ones_own_keeps_its_files_beside_it(tmp_path, monkeypatch, place):
+def test_a_sqlite_store_of_ones_own_keeps_its_files_beside_it(tmp_path, monkeypatch):
     (tmp_path / "stores").mkdir()
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    uri = f"sqlite:///{tmp_path}/stores/my.db" if place == "the config" else "sqlite:///../stores/my.db"
-    if place == "the environment":
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        uri = None
-    tracker = start_tracking(TrackingConfig(uri=uri), output=tmp_path / "runs" / "run", run_name="run")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///../stores/my.db")
+    tracker = start_tracking(TrackingConfig(), output=tmp_path / "runs" / "run", run_name="run")
     tracker.log_artifact(tmp_path / "runs" / "run" / "metrics.jsonl")
     tracker.close("FINISHED")
     assert len(list(tmp_path.glob("stores/mlartifacts/*/artifacts/metrics.jsonl"))) == 1

@@ -96,31 +96,6 @@ def test_non_finite_metrics_arrive_and_stay_json(server, client, tmp_path):
     assert line["step"] == 3
 
 
-def test_a_resumed_run_goes_on_and_says_which_parameters_changed(server, client, tmp_path, caplog):
-    config = TrackingConfig(uri=server.uri)
-    first = start_tracking(config, output=tmp_path, run_name="resumed")
-    first.log_parameters({"epochs": 1, "seed": 0})
-    first.log_metrics({"loss": 2.0}, step=1)
-    first.close("KILLED")
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 2, "ti')  # as a killed process leaves it
-
-    second = start_tracking(config, output=tmp_path, run_name="resumed", resume_id=first.run_id)
-    second.log_parameters({"epochs": 2, "seed": 0, "new": True})
-    second.log_metrics({"loss": 1.0}, step=2)
-    second.close("FINISHED")
-
-    run = client.get_run(first.run_id)
-    assert second.run_id == first.run_id
-    assert run.info.status == "FINISHED"
-    assert run.data.params == {"epochs": "1", "seed": "0", "new": "True"}
-    assert {name: value for name, value in run.data.tags.items() if "resumed" in name} == {"resumed.epochs": "2"}
-    assert history(client, first.run_id, "loss") == [(1, 2.0), (2, 1.0)]
-    written = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(written[index])["step"] for index in (0, 2)] == [1, 2]
-    assert caplog.text == ""
-
-
 def test_an_unknown_run_is_replaced(server, tmp_path, caplog):
     tracker = start_tracking(TrackingConfig(uri=server.uri), output=tmp_path, run_name="replaced", resume_id="0" * 32)
     tracker.close("FINISHED")

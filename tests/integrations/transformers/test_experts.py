@@ -89,19 +89,10 @@ def model_step(model, implementation):
     return {"logits": logits.detach()} | {name: each.grad for name, each in model.named_parameters()}
 
 
-@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", MODELS)
-def test_models_compute_what_their_loops_do(name, training):
-    model = MODELS[name]().double().train(training)
+def test_models_compute_what_their_loops_do(name):
+    model = MODELS[name]().double()
     assert_close(*(model_step(model, each) for each in ("gatewright", "eager")))
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_models_generate_what_their_loops_do(name):
-    model = MODELS[name](experts_implementation="gatewright").eval()
-    generated = model.generate(TOKENS, max_new_tokens=4, do_sample=False)
-    model.set_experts_implementation("eager")
-    assert generated.tolist() == model.generate(TOKENS, max_new_tokens=4, do_sample=False).tolist()
 
 
 def test_parameters_are_not_copied(monkeypatch):

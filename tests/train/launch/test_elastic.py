@@ -1,7 +1,5 @@
 """Starting processes: settings are refused once, and before any of them."""
 
-from dataclasses import replace
-
 import pytest
 
 from gatewright.train import launch, save_config, train
@@ -14,29 +12,14 @@ from tests.train.runs import FIVE_STEPS, digits_config
     ("changes", "message"),
     [
         ({"parallel": ParallelConfig(ep_size=3)}, r"`parallel.ep_size` \(3\) divides the number of processes \(4\)"),
-        ({"data": {"name": "folder", "path": "nowhere"}}, "there is no folder .*nowhere"),
         ({"optim": {"accumulation_steps": 30}}, r"fewer than `optim.accumulation_steps` \(30\)"),
-        (
-            {"recipe": "cifar10-cnn", "data": {"name": "digits"}, "model": {"upcycle_epoch": 0}},
-            "at least 16 x 16 pixels",
-        ),
     ],
 )
 def test_whatever_each_process_would_refuse_is_refused_before_any_starts(tmp_path, changes, message):
     config = digits_config(**{"output": tmp_path / "run", "processes": 4, "data": FIVE_STEPS} | changes)
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with pytest.raises(ValueError, match=message):
         launch(config, [])
     assert not (tmp_path / "run").exists()
-
-
-def test_a_run_that_cannot_go_on_so_is_refused_before_any_process_starts(tmp_path):
-    config = digits_config(tmp_path / "run", data=FIVE_STEPS)
-    train(config)
-    two = replace(config, processes=2)
-    with pytest.raises(FileExistsError, match="holds a run already"):
-        launch(two, [])
-    with pytest.raises(ValueError, match="seed was 0 and is 7"):
-        launch(replace(two, seed=7), [], resume=True)
 
 
 def test_a_run_that_is_stopped_says_what_it_saved_and_what_to_type(tmp_path):

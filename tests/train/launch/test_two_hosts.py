@@ -4,7 +4,7 @@ import pytest
 
 from gatewright.train.checkpoint.format import newest_checkpoint
 from tests.train.hosts import Hosts, why_not
-from tests.train.runs import logged, wait_until
+from tests.train.runs import steps_of, wait_until
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -24,10 +24,6 @@ def hosts():
 
 def start_both(hosts, folder, port, *words):
     return [hosts.start(host, folder, port, "train", "digits", "--output", "run", *words) for host in range(2)]
-
-
-def steps_of(output):
-    return [line["step"] for line in logged(output) if "train/task_loss" in line["values"]]
 
 
 def test_a_host_that_is_cut_off_is_reported_on_both_sides_and_the_run_goes_on_when_it_is_back(hosts, tmp_path):
