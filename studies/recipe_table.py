@@ -24,21 +24,23 @@ def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 def table(by_recipe: dict[str, list[dict[str, Any]]]) -> str:
     """Return a Markdown table with one row per recipe."""
-    header = "| recipe | test accuracy | seeds | train time | parameters (active) | load: least to most | dead |"
+    header = "| recipe | test accuracy or bits per byte | seeds | train time | parameters (active) | load: least to most | dead |"
     lines = [header, "|---|---|---|---|---|---|---|"]
     lines += [_row(recipe, results) for recipe, results in sorted(by_recipe.items())]
     return "\n".join(lines)
 
 
 def _row(recipe: str, results: list[dict[str, Any]]) -> str:
-    accuracies = [100 * result["test_accuracy"] for result in results]
-    spread = f" ± {stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+    bits = [result["test_bits_per_byte"] for result in results if "test_bits_per_byte" in result]
+    figures = bits or [100 * result["test_accuracy"] for result in results]
+    digits, unit = (3, "bits") if bits else (2, "%")
+    spread = f" ± {stdev(figures):.{digits}f}" if len(figures) > 1 else ""
     seconds = [result["train_seconds"] for result in results]
     times = " to ".join(sorted({f"{second:.0f}" for second in (min(seconds), max(seconds))}, key=int))
     seeds = ", ".join(str(result["seed"]) for result in results)
     first = results[0]
     parameters = f"{first['num_parameters']:,} ({first['num_active_parameters']:,})"
-    return f"| `{recipe}` | {mean(accuracies):.2f} %{spread} | {seeds} | {times} s | {parameters} | {_loads(results)} |"
+    return f"| `{recipe}` | {mean(figures):.{digits}f} {unit}{spread} | {seeds} | {times} s | {parameters} | {_loads(results)} |"
 
 
 def _loads(results: list[dict[str, Any]]) -> str:

@@ -14,7 +14,8 @@ from gatewright.train import OptimConfig, RunConfig
 def python_lm() -> RunConfig:
     """Four layers of eight experts, two for each byte: a language model of the standard library's sources.
 
-    Not measured yet.
+    Test bits per byte 1.721 with seed 0; 2596 s.
+    One thread of an Intel Xeon that other work used too, torch 2.13.0 on CPU.
     """
     return RunConfig(
         recipe="python-lm",
@@ -30,7 +31,8 @@ def python_lm() -> RunConfig:
 def python_lm_dense() -> RunConfig:
     """The dense twin: in each layer one feed-forward of the same arithmetic per byte.
 
-    Not measured yet.
+    Test bits per byte 1.781 ± 0.008 over seeds 0, 1, 2; 1655 to 4026 s each.
+    One thread of an Intel Xeon that other work used too, torch 2.13.0 on CPU.
     """
     config = python_lm()
     return replace(config, recipe="python-lm-dense", model=TransformerConfig(num_experts=1))
