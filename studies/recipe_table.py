@@ -24,8 +24,8 @@ def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 def table(by_recipe: dict[str, list[dict[str, Any]]]) -> str:
     """Return a Markdown table with one row per recipe."""
-    header = "| recipe | test accuracy or bits per byte | seeds | train time | parameters (active) | load: least to most | dead |"
-    lines = [header, "|---|---|---|---|---|---|---|"]
+    figures = "test accuracy or bits per byte | seeds | train time | parameters (active) | load: least to most | dead"
+    lines = [f"| recipe | {figures} |", "|---|---|---|---|---|---|---|"]
     lines += [_row(recipe, results) for recipe, results in sorted(by_recipe.items())]
     return "\n".join(lines)
 
@@ -40,7 +40,8 @@ def _row(recipe: str, results: list[dict[str, Any]]) -> str:
     seeds = ", ".join(str(result["seed"]) for result in results)
     first = results[0]
     parameters = f"{first['num_parameters']:,} ({first['num_active_parameters']:,})"
-    return f"| `{recipe}` | {mean(figures):.{digits}f} {unit}{spread} | {seeds} | {times} s | {parameters} | {_loads(results)} |"
+    figure = f"{mean(figures):.{digits}f} {unit}{spread}"
+    return f"| `{recipe}` | {figure} | {seeds} | {times} s | {parameters} | {_loads(results)} |"
 
 
 def _loads(results: list[dict[str, Any]]) -> str:
