@@ -119,7 +119,9 @@ class RoutedLayer(nn.Module):
             raise RuntimeError(REENTRANT)
         batches = untaken if self.local_balance else [sums.over(self.scope) for sums in untaken]
         functions = {name: self._loss_functions[name] for name in self.losses}
-        losses = {name: sum((loss(sums) for sums in batches), _zero()) for name, loss in functions.items()}
+        losses = {
+            name: sum(map(loss, batches), torch.zeros((), dtype=torch.float32)) for name, loss in functions.items()
+        }
         self.loss_values = {name: loss.detach() for name, loss in losses.items()}
         return losses
 
@@ -268,7 +270,7 @@ def aux_loss(model: nn.Module) -> Float[Tensor, ""]:
     if not layers:
         raise ValueError("aux_loss found no MoE layer in this model; pass the model that contains them.")
     taken = [(layer.losses[name], loss) for layer in layers for name, loss in layer.take_losses().items()]
-    return sum((coefficient * loss for coefficient, loss in taken), _zero())
+    return sum((coefficient * loss for coefficient, loss in taken), torch.zeros((), dtype=torch.float32))
 
 
 def end_step(model: nn.Module) -> None:
@@ -296,7 +298,3 @@ def seed_noise(model: nn.Module, seed: int, step: int) -> None:
 def flat(mask: Tensor | None) -> Mask:
     """Merge the dimensions of a mask into one."""
     return None if mask is None else mask.reshape(-1)
-
-
-def _zero() -> Float[Tensor, ""]:
-    return torch.zeros((), dtype=torch.float32)
