@@ -45,15 +45,20 @@ def page(devices: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def machines(records: Mapping[str, Mapping[str, Record]]) -> Iterator[str]:
-    """Say what measured which records."""
-    found: dict[str, list[str]] = {}
-    for name, entries in records.items():
-        for entry in entries.values():
+    """Say what measured which records; of a section that was measured in several turns, by name."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for section, entries in records.items():
+        for key, entry in entries.items():
             about = dict(entry["machine"])
             hardware = f"{about.pop('hardware')}, {about.pop('threads')} threads"
-            where = found.setdefault(f"{hardware}, " + ", ".join(f"{key} {value}" for key, value in about.items()), [])
-            where += [name] if name not in where else []
-    yield "\n".join(f"- {', '.join(names)}: {about}." for about, names in found.items())
+            where = found.setdefault(f"{hardware}, " + ", ".join(f"{key} {value}" for key, value in about.items()), {})
+            where.setdefault(section, []).append(key)
+    for about, sections in found.items():
+        names = (
+            name if len(keys) == len(records[name]) else f"{name} of {'; '.join(f'({key})' for key in keys)}"
+            for name, keys in sections.items()
+        )
+        yield f"- {', '.join(names)}: {about}."
 
 
 def grid(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -109,8 +109,10 @@ def test_the_page_prints_losses_means_and_what_has_no_figure():
         str(number): {"case": f"case {number}", "dtype": "float32", "machine": about, "arms": arms}
         for number, arms in enumerate(records)
     }
+    layer["2"] = layer["2"] | {"machine": about | {"torch": "3"}}
     text = page({"cpu": {"layer": layer}})
-    assert "a machine, 2 threads, torch 2" in text
+    assert "- layer of (0); (1): a machine, 2 threads, torch 2." in text
+    assert "- layer of (2): a machine, 2 threads, torch 3." in text
     assert "| case 0 | 8.00 (1.00) | 2.00 (1.00) | 16.00 (1.00) | 4.00 (1.00) | 4.00 | 4.00 |" in text
     assert "| the best peer | 3 | 1.00 (4.00) |" in text  # 8 / 2, 4 / 4 and 4 / 16
     assert "| peer | 1 | 4.00 (4.00) |" in text
