@@ -9,6 +9,7 @@ from gatewright.experts import Experts, GroupedFeedForward, ModuleExperts
 from gatewright.layers.base import RoutedLayer, aux_loss, end_step, moe_layers, seed_noise
 from gatewright.layers.merged import MergedMoE
 from gatewright.layers.moe import MoE
+from gatewright.layers.replay import record_routing, replay_routing
 from gatewright.layers.residual import ResidualMixture
 from gatewright.layers.soft import SoftMoE
 from gatewright.ops import backends
@@ -63,5 +64,7 @@ __all__ = [
     "backends",
     "end_step",
     "moe_layers",
+    "record_routing",
+    "replay_routing",
     "seed_noise",
 ]

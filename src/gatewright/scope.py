@@ -1,7 +1,8 @@
 """What a router may know beyond its own tokens: the rest of a global batch, and numbers to draw noise from."""
 
 import math
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,19 +11,21 @@ from torch import Tensor
 from gatewright.internals import backward_id, saves_by_hooks
 
 REPLAYED_FORWARDS = 1024
-"""Checkpointed forwards of which a scope remembers the noise key until they run again."""
+"""Checkpointed forwards of which a scope remembers what belongs to them until they run again."""
 
 Mask = Bool[Tensor, " tokens"] | None
 """Which tokens are real: None where all are. The others, such as padding, count for nothing."""
 
-LOST_KEY = (
-    "Activation checkpointing runs a forward of this layer again, and its noise key is not to be found: either it was "
-    f"more than {REPLAYED_FORWARDS} forwards ago, or torch's generator was not restored. Leave preserve_rng_state=True "
-    "in torch.utils.checkpoint.checkpoint, which is its default, or do without gatewright.seed_noise."
+LOST_FORWARD = (
+    "Activation checkpointing runs a forward of this layer again, and its noise key, or the routing that it replayed, "
+    f"is not to be found: either it was more than {REPLAYED_FORWARDS} forwards ago, or torch's generator was not "
+    "restored. Leave preserve_rng_state=True in torch.utils.checkpoint.checkpoint, which is its default, or do without "
+    "gatewright.seed_noise and gatewright.replay_routing."
 )
 
 _WORD = 1 << 64
 Bits = TypeVar("Bits", Tensor, int)
+Value = TypeVar("Value")
 _GAMMA = 0x9E3779B97F4A7C15
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
@@ -41,7 +44,8 @@ class BatchScope:
 
     def __init__(self, key: Int[Tensor, ""] | None = None) -> None:
         self.key = key
-        self._replayed: dict[int, Tensor] = {}
+        self.choices: Callable[[Tensor], Tensor] | None = None
+        self._replayed: dict[int, Any] = {}
 
     def token_offset(self, num_tokens: int | Int[Tensor, ""]) -> int:
         """Return how many tokens of the global batch stand before this process's, of which there are so many."""
@@ -54,6 +58,14 @@ class BatchScope:
     def gather(self, values: Float[Tensor, "tokens *item"]) -> Float[Tensor, "global_tokens *item"]:
         """Concatenate over the processes in the order of the global batch, with a gradient."""
         return values
+
+    def chosen(self, expert_index: Int[Tensor, "tokens top_k"]) -> Int[Tensor, "tokens top_k"]:
+        """Return the experts that tokens go to: those that the router chose, or those of a routing that is replayed.
+
+        A router passes its choice through here before it takes the weights of the chosen experts. Its routing can then
+        be recorded by `gatewright.record_routing` and replayed by `gatewright.replay_routing`.
+        """
+        return expert_index if self.choices is None else self.choices(expert_index)
 
     def uniform(
         self, like: Float[Tensor, "tokens columns"], stream: int = 0, mask: Mask = None
@@ -91,29 +103,28 @@ class BatchScope:
         if self.key is not None:
             self.key = splitmix64(self.key + _signed(_GAMMA))  # Not in place: a backward pass may need the last one.
 
-    def _forward_key(self, device: torch.device) -> Int[Tensor, ""]:
-        """Return the key of this forward; one that activation checkpointing runs again has the key that it had.
+    def of_this_forward(self, value: Value) -> Value:
+        """Return a value of this forward; one that activation checkpointing runs again gets the value that it had.
 
         Checkpointing restores torch's generator before it runs a forward again, so the number drawn here is the same
-        then, and finds the key.
+        then, and finds the value.
         """
-        if self.key is None:
-            return self.draw_key(device)
         if torch.compiler.is_compiling() or not saves_by_hooks():
-            return self.key
+            return value
         ticket = int(torch.randint(2**62, (), device="cpu"))
         if backward_id() == -1:
-            self._replayed[ticket] = self.key.clone()
+            self._replayed[ticket] = value
             if len(self._replayed) > REPLAYED_FORWARDS:
                 del self._replayed[next(iter(self._replayed))]
         if ticket not in self._replayed:
-            raise RuntimeError(LOST_KEY)
-        return self._replayed[ticket]
+            raise RuntimeError(LOST_FORWARD)
+        found: Value = self._replayed[ticket]
+        return found
 
     def _bits(self, like: Tensor, stream: int, mask: Tensor | None) -> Int[Tensor, "tokens columns"]:
         """Hash the key and each entry's place in the global batch: splitmix64, used as a counter-based generator."""
         tokens, columns = like.shape
-        key = self._forward_key(like.device)
+        key = self.draw_key(like.device) if self.key is None else self.of_this_forward(self.key)
         first = self.token_offset(tokens if mask is None else mask.sum())
         place = torch.arange(tokens, device=like.device) if mask is None else mask.cumsum(0) - 1
         counter = (first + place)[:, None] * columns + torch.arange(columns, device=like.device)

@@ -3,6 +3,7 @@
 from gatewright.layers.base import RoutedLayer, aux_loss, end_step, moe_layers, seed_noise
 from gatewright.layers.merged import MergedMoE
 from gatewright.layers.moe import MoE
+from gatewright.layers.replay import record_routing, replay_routing
 from gatewright.layers.residual import ResidualMixture
 from gatewright.layers.soft import SoftMoE
 
@@ -19,5 +20,7 @@ __all__ = [
     "aux_loss",
     "end_step",
     "moe_layers",
+    "record_routing",
+    "replay_routing",
     "seed_noise",
 ]

@@ -90,11 +90,11 @@ class GroupLimited(Router):
     def forward(
         self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None
     ) -> Routing:
-        """Route every token; nothing is random, and the scope has its part in `end_step` alone."""
+        """Route every token; nothing is random."""
         logits = gate_logits(features, self.gate)
         scores = score_logits(logits, self.score)
         allowed = within_best_groups(self.expert_bias(scores), self.num_groups, self.top_k_groups, self.group_score)
-        expert_index = largest(allowed, self.top_k)
+        expert_index = scope.chosen(largest(allowed, self.top_k))
         weight = selected_weight(scores, expert_index, normalize=self.normalize, scale=self.scale)
         return top_k_routing(expert_index, weight, logits, normalized(scores), mask=mask)
 

@@ -59,9 +59,9 @@ class Hashed(Router):
     def forward(
         self, features: Num[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None
     ) -> Routing:
-        """Route every token by its key; nothing is random, so the scope has no part in it."""
+        """Route every token by its key; nothing is random."""
         keys, seen = features.split([self.dim - self.gate_dim, self.gate_dim], dim=-1)
-        expert_index = self._hashes(keys).topk(self.top_k).indices
+        expert_index = scope.chosen(self._hashes(keys).topk(self.top_k).indices)
         logits = self._logits(features, seen)
         if self.gate is None:
             weight = torch.full_like(expert_index, 1 / self.top_k, dtype=torch.float32)

@@ -54,6 +54,6 @@ class NoisyTopK(Router):
             noise_std = F.softplus(gate_logits(features, self.noise)).clamp(min=MIN_NOISE_STD)
             noisy_logits = logits + noise_std * scope.normal(logits, mask=mask)
             load = load_probability(logits, noisy_logits, noise_std, self.top_k)
-        expert_index = largest(noisy_logits, self.top_k)
+        expert_index = scope.chosen(largest(noisy_logits, self.top_k))
         weight = noisy_logits.gather(-1, expert_index).softmax(-1)
         return top_k_routing(expert_index, weight, logits, logits.softmax(-1), load, mask)

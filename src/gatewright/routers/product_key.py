@@ -76,12 +76,15 @@ class ProductKey(Router):
         best_rows, best_columns = (each.topk(min(self.top_k, each.shape[1])) for each in (rows, columns))
         candidates = best_rows.values[:, :, None] + best_columns.values[:, None]
         experts = best_rows.indices[:, :, None] * self.num_columns + best_columns.indices[:, None]
-        top = candidates.flatten(1).topk(self.top_k)
+        best = candidates.flatten(1).topk(self.top_k).indices
+        expert_index = scope.chosen(experts.flatten(1).gather(-1, best))
+        row_index, column_index = expert_index // self.num_columns, expert_index % self.num_columns
+        chosen = rows.gather(-1, row_index) + columns.gather(-1, column_index)
         normalizers = rows.logsumexp(-1) + columns.logsumexp(-1)
-        weight = top.values.softmax(-1) if self.score_after_top_k else (top.values - normalizers[:, None]).exp()
+        weight = chosen.softmax(-1) if self.score_after_top_k else (chosen - normalizers[:, None]).exp()
         row_probs, column_probs = rows.softmax(-1), columns.softmax(-1)
         return summed_routing(
-            experts.flatten(1).gather(-1, top.indices),
+            expert_index,
             weight,
             mask,
             probs=_sum_of_products(real_only(row_probs, mask), column_probs),

@@ -72,5 +72,5 @@ class Sinkhorn(Router):
         if self.training:  # Of each row of Pi, its logarithm up to a constant.
             every = scope.gather(real_only(plan, mask, -torch.inf))
             plan = plan + sinkhorn(every, self.tolerance, self.max_iterations)
-        expert_index = largest(plan, self.top_k)
+        expert_index = scope.chosen(largest(plan, self.top_k))
         return top_k_routing(expert_index, scores.gather(-1, expert_index), logits, normalized(scores), mask=mask)

@@ -68,9 +68,12 @@ class TopK(Router):
             features = features * (1 + self.jitter * (2 * scope.uniform(features, mask=mask) - 1))
         logits = gate_logits(features, self.gate)
         scores = score_logits(logits, self.score)
-        top = logits.topk(self.top_k)
-        weight = score_logits(top.values, self.score) if self.score_after_top_k else scores.gather(-1, top.indices)
+        expert_index = scope.chosen(logits.topk(self.top_k).indices)
+        if self.score_after_top_k:
+            weight = score_logits(logits.gather(-1, expert_index), self.score)
+        else:
+            weight = scores.gather(-1, expert_index)
         if self.normalize:
             weight = normalized(weight)
         probs = scores if self.score == "softmax" else normalized(scores)
-        return top_k_routing(top.indices, weight, logits, probs, mask=mask)
+        return top_k_routing(expert_index, weight, logits, probs, mask=mask)
