@@ -1,16 +1,22 @@
 """A trained model in, a mixture out: dense modules become mixtures of experts without training from scratch."""
 
+from gatewright.surgery.experts import grow, prune, select
 from gatewright.surgery.feed_forward import FeedForward, expose_feed_forward
 from gatewright.surgery.partition import partition
+from gatewright.surgery.scores import expert_scores
 from gatewright.surgery.split import add_noise, reinitialize
 from gatewright.surgery.upcycle import upcycle, upcycled_state
 
 __all__ = [
     "FeedForward",
     "add_noise",
+    "expert_scores",
     "expose_feed_forward",
+    "grow",
     "partition",
+    "prune",
     "reinitialize",
+    "select",
     "upcycle",
     "upcycled_state",
 ]

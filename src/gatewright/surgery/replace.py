@@ -1,7 +1,7 @@
 """Which modules of a model are replaced, what their items are, and the replacement itself."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -106,22 +106,31 @@ def _calls(
 ) -> dict[str, tuple[tuple[Any, ...], Tensor]]:
     """Run a model in evaluation mode, and return the inputs and the output of each module."""
     calls: dict[nn.Module, tuple[tuple[Any, ...], Tensor]] = {}
-    modes = [(module, module.training) for module in model.modules()]
     hooks = [
         module.register_forward_hook(lambda module, inputs, output: calls.update({module: (inputs, output)}))
         for module in set(modules.values())
     ]
     try:
-        model.eval()
-        _call(model, example)
+        evaluate(model, [example])
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
     if missing := [name for name, module in modules.items() if module not in calls]:
         raise ValueError(f"The example did not run {', '.join(missing)}. Pass one that does, or item_shape.")
     return {name: calls[module] for name, module in modules.items()}
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, inputs: Iterable[Any]) -> None:
+    """Run a model in evaluation mode on inputs, a tensor or several of them each, and leave every mode as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        for each in inputs:
+            _call(model, each)
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _call(model: nn.Module, example: Any) -> None:

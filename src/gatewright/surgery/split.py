@@ -26,7 +26,7 @@ def add_noise(model: nn.Module, scale: float, *, generator: torch.Generator | No
     for expert in _experts_of(model):
         for parameter in expert.parameters():
             if parameter.is_floating_point() and parameter.numel() > 1:
-                parameter.add_(scale * parameter.std() * _normal(parameter, generator))
+                parameter.add_(noise_like(parameter, scale, generator))
     return model
 
 
@@ -66,6 +66,11 @@ def _experts_of(model: nn.Module) -> list[nn.Module]:
             "Call upcycle first."
         )
     return found
+
+
+def noise_like(values: Tensor, scale: float, generator: torch.Generator | None) -> Tensor:
+    """Draw noise whose standard deviation is a share of that of some values."""
+    return scale * values.std() * _normal(values, generator)
 
 
 def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
