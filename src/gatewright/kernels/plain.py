@@ -12,7 +12,7 @@ from torch import Tensor
 Activation = Literal["gelu", "relu", "swiglu"]
 
 
-def activate(hidden: Float[Tensor, "assignments hidden"], activation: str) -> Float[Tensor, "assignments ffn"]:
+def activate(hidden: Float[Tensor, "*rows hidden"], activation: str) -> Float[Tensor, "*rows ffn"]:
     """Apply an activation; SwiGLU takes the gate from the first half of the hidden values."""
     if activation == "swiglu":
         gate, lift = hidden.chunk(2, dim=-1)

@@ -51,7 +51,7 @@ def select(
                 f"The experts to keep are different indices from 0 to {router.num_experts - 1}; got {list(kept)} for "
                 f"{name or 'the layer'}. Call grow for copies."
             )
-        _check_top_k(name, len(kept), router.top_k)
+        check_top_k(name, len(kept), router.top_k)
     take({name: (layers[name], list(kept)) for name, kept in chosen.items()}, optimizer)
     return model
 
@@ -127,7 +127,7 @@ def grow(
                 f"A mixture grows to at least the experts that it has, with noise that is finite and not negative; got "
                 f"num_experts={num_experts} for {before[name]} experts of {name or 'the layer'}, and noise={noise}."
             )
-        _check_top_k(name, num_experts, layer.router.top_k if top_k is None else top_k)
+        check_top_k(name, num_experts, layer.router.top_k if top_k is None else top_k)
     turns = {name: [expert % before[name] for expert in range(num_experts)] for name in layers}
     take({name: (layer, turns[name]) for name, layer in layers.items()}, optimizer)
     for name, layer in layers.items():
@@ -251,7 +251,12 @@ def _rows_of(value: Any, num_rows: int, index: list[int] | None) -> Any:
     return value[index] if has_rows and index is not None else copy.deepcopy(value)
 
 
-def _check_top_k(name: str, num_experts: int, top_k: int) -> None:
+def check_top_k(name: str, num_experts: int, top_k: int) -> None:
+    """Refuse fewer experts than a token goes to.
+
+    Raises:
+        ValueError: If so.
+    """
     if not 1 <= top_k <= num_experts:
         raise ValueError(
             f"A token goes to at least one and at most all experts; got top_k={top_k} and {num_experts} experts for "
