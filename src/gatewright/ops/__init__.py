@@ -7,7 +7,7 @@ from gatewright.ops.memory_format import in_memory_format, split_rows
 from gatewright.ops.padding import pad
 from gatewright.ops.registry import BACKENDS, backends
 from gatewright.ops.sinkhorn import sinkhorn
-from gatewright.ops.stable_sort import stable_sort
+from gatewright.ops.stable_sort import sort_groups, stable_sort
 from gatewright.ops.wide_product import wide_product
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "pad",
     "routed_feed_forward",
     "sinkhorn",
+    "sort_groups",
     "split_rows",
     "stable_sort",
     "wide_product",

@@ -94,6 +94,11 @@ def _check_precision(config: RunConfig, world: int, device: torch.device) -> Non
             f"Several processes train in float32 or bfloat16, and do not compile; got `precision` {config.precision!r} "
             f"and `compile` {config.compile}. Use `precision=bfloat16` with `compile=False`, or one process."
         )
+    if config.cuda_graphs and not (config.compile and device.type == "cuda"):
+        raise ValueError(
+            f"`cuda_graphs=True` replays what `compile=True` made for a CUDA device; got `compile` {config.compile} "
+            f"and `device` {device.type!r}. Set `compile=True` on a GPU, or leave `cuda_graphs` out."
+        )
     compilers = (os.environ.get("CXX", COMPILERS[0]), *COMPILERS)
     if config.compile and device.type == "cpu" and not any(map(shutil.which, compilers)):
         raise ValueError(

@@ -82,6 +82,7 @@ DECISIONS: Mapping[str, Rule] = {
     "device": ROUNDING,
     "channels_last": ROUNDING,
     "compile": ROUNDING,
+    "cuda_graphs": ROUNDING,
     "checkpoint_every": EXACT,
     "checkpoint_every_steps": EXACT,
     "checkpoint_in_background": EXACT,
