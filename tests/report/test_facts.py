@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gatewright.report.facts import class_label, count, duration, expert_facts, routing_summary
+from gatewright.report.facts import class_label, count, duration, expert_facts, health, routing_summary, warnings
 
 
 def test_times_numbers_and_names_are_said_as_people_say_them():
@@ -41,3 +41,20 @@ def test_what_a_router_routes(result):
     assert routing_summary(layer, 200) == "Router NoisyTopK: 1 of 3 experts for each image."
     assert routing_summary(layer, 50).endswith("for each token, of which each image has 4.")
     assert routing_summary({name: layer[name] for name in layer if name != "router"}, 200) == ""
+
+
+def test_health_is_the_worst_of_all_layers_and_what_is_odd_is_said_in_words(result):
+    layer = result["layers"]["net/moe & co"]
+    good = layer | {"tokens_per_expert": [210, 199, 191], "dead_experts": [], "max_over_mean_load": 1.05}
+    good |= {"class_by_expert": [[70, 1, 63], [70, 0, 63], [70, 198, 65], [0, 0, 0]], "dropped_fraction": 0.012}
+    assert health([good]) == "3 experts, 0 dead, busiest 1.1 times the mean, 1.2% dropped"
+    other = layer | {"tokens_per_expert": [1, 1], "dropped_fraction": 0.0}
+    assert health([layer, good]) == "2 layers of 3 experts, 1 dead, busiest 2.2 times the mean, 1.2% dropped"
+    assert health([layer, other]).startswith("2 layers of 2 or 3 experts, ")
+    assert warnings(result | {"layers": {"moe": good}}) == ["Expert 1 of moe sees only images of [red]fox."]
+    one_class = {
+        "test_accuracy_per_class": {"cat": 1.0},
+        "layers": {"moe": good | {"class_by_expert": [[210, 199, 191]]}},
+    }
+    assert warnings(result | one_class) == []
+    assert warnings(result | {"layers": {"moe": good | {"class_by_expert": None}}}) == []

@@ -60,6 +60,13 @@ def test_the_page_says_what_it_shows_in_one_file_for_light_and_dark_and_for_phon
         "Some <CPU>",
     ):
         assert text in page.texts
+    said = [text for text in page.texts if text.strip()]
+    first = said.index("digits <script>, seed 3", 1)  # behind the title
+    assert said[first + 1 : first + 4] == [
+        "3 experts, 1 dead, busiest 2.2 times the mean, nothing dropped on the test set",
+        "Expert 0 of net/moe & co is busy: it gets 2.2 times the mean load.",
+        "Expert 1 of net/moe & co is dead: no test image reaches it.",
+    ]
     assert "cat 100%, <b>dog</b> 50%, [red]fox 50%" in page.texts
     assert len(page.drawings) == 3  # loss, learning rate, load
     assert all(drawing["aria-label"] for drawing in page.drawings)

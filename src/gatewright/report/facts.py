@@ -1,6 +1,6 @@
 """What the tables and the page say about a run, in words and numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,10 @@ from jaxtyping import Int, Real
 from torch import Tensor
 
 NUM_FAVOURITES = 3
+ONE_CLASS = 0.99
+"""Share of an expert's assignments that are of one class, from which on it sees only that class."""
+BUSY = 2.0
+"""Times the mean load from which on an expert is called busy."""
 NO_BREAK = "\N{NO-BREAK SPACE}"
 # What the columns are called.
 LOAD = "share of the load"
@@ -111,7 +115,9 @@ def result_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("parameters", parameters),
         ("arithmetic", f"{result[f'active_flops_per_{item}'] / 1e6:,.3g} million operations per {item}"),
     ]
-    return facts + [(f"experts of {name}", layer_summary(layer)) for name, layer in result["layers"].items()]
+    return facts + [
+        (f"experts of {name}", f"{layer_summary(layer)} (test set)") for name, layer in result["layers"].items()
+    ]
 
 
 def item_of(result: Mapping[str, Any]) -> str:
@@ -163,14 +169,51 @@ def routing_summary(layer: Mapping[str, Any], num_items: int, item: str = "image
     return f"Router {layer['router']}: {layer['top_k']} of {num_experts} for each {routed}."
 
 
+def health(layers: Sequence[Mapping[str, Any]]) -> str:
+    """Say in one line whether the test set uses the experts of some layers well: of each figure, the worst."""
+    sizes = sorted({len(layer["tokens_per_expert"]) for layer in layers})
+    experts = (
+        " or ".join(f"{size:,}" for size in sizes[:-1]) + (" or " if sizes[1:] else "") + count(sizes[-1], "expert")
+    )
+    dropped = max(layer["dropped_fraction"] for layer in layers)
+    return (
+        f"{count(len(layers), 'layer') + ' of ' if layers[1:] else ''}{experts}, "
+        f"{sum(len(layer['dead_experts']) for layer in layers)} dead, "
+        f"busiest {max(layer['max_over_mean_load'] for layer in layers):.1f} times the mean, "
+        f"{f'{dropped:.1%}' if dropped else 'nothing'} dropped"
+    )
+
+
 def layer_summary(layer: Mapping[str, Any]) -> str:
     """Say in one line how evenly the test set uses a layer's experts."""
-    num_experts, num_dead = len(layer["tokens_per_expert"]), len(layer["dead_experts"])
-    return (
-        f"{count(num_experts, 'expert')}, {num_dead or 'none'} dead on the test set; the busiest has "
-        f"{layer['max_over_mean_load']:.2f} times the mean, load CV {layer['load_cv']:.2f}; "
-        f"{layer['dropped_fraction']:.1%} dropped"
-    )
+    return f"{health([layer])}; load CV {layer['load_cv']:.2f}"
+
+
+def warnings(result: Mapping[str, Any]) -> list[str]:
+    """Say in words what is worth a look in the experts of a run, by the test set."""
+    item, names = item_of(result), class_names_of(result)
+    return [
+        f"Expert {index} of {name} {what}."
+        for name, layer in result["layers"].items()
+        for index, what in enumerate(_oddities(layer, item, names))
+        if what
+    ]
+
+
+def _oddities(layer: Mapping[str, Any], item: str, class_names: Sequence[str]) -> Iterator[str]:
+    """Yield what is odd about each expert, or nothing."""
+    tokens, by_class = layer["tokens_per_expert"], layer["class_by_expert"]
+    mean = sum(tokens) / len(tokens)
+    for index, number in enumerate(tokens):
+        seen = [row[index] for row in by_class or []]
+        if number == 0:
+            yield f"is dead: no test {item} reaches it"
+        elif len(class_names) > 1 and max(seen, default=0) >= ONE_CLASS * number:
+            yield f"sees only {item}s of {class_label(class_names[seen.index(max(seen))])}"
+        elif number >= BUSY * mean:
+            yield f"is busy: it gets {number / mean:.1f} times the mean load"
+        else:
+            yield ""
 
 
 def duration(seconds: float) -> str:

@@ -18,12 +18,14 @@ from gatewright.report.facts import (
     count,
     expert_facts,
     favourites_heading,
+    health,
     item_of,
     layer_kind,
     layer_summary,
     result_facts,
     routing_summary,
     test_headline,
+    warnings,
 )
 from gatewright.report.figure import label, legend_below, new_figure, svg
 
@@ -64,6 +66,8 @@ def _render(result: Mapping[str, Any], curves: Curves) -> str:
         word=class_word(result),
         title=f"{result['recipe']}, seed {result['seed']}",
         headline=test_headline(result),
+        health=health(list(result["layers"].values())) if result["layers"] else "",
+        warnings=warnings(result),
         summary=_summary(result),
         num_items=_num_items(result),
         curves=[_chart(name, partial(draw_panel, quantity=name, curves=curves), 2.9) for name in panels(curves)],
