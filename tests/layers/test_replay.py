@@ -15,7 +15,7 @@ from tests.compare import by_the_reference
 from tests.references import one_by_one
 
 X = torch.randn(12, 8, generator=torch.Generator().manual_seed(3))
-REFUSED = {"expert-choice", "expert-choice-normalized", "hierarchical", "hierarchical-in-groups"}
+REFUSED = {"expert-choice", "expert-choice-normalized"}
 REPLAYED = sorted(ROUTER_CASES.keys() - REFUSED)
 
 
@@ -39,8 +39,8 @@ def recorded_step(moe):
 
 
 def others(recorded):
-    """The neighbours of the experts recorded, which are as different from each other."""
-    return {name: (experts + 1) % NUM_EXPERTS for name, experts in recorded.items()}
+    """The experts three places on: those of the next group, as different from each other as those recorded."""
+    return {name: (experts + 3) % NUM_EXPERTS for name, experts in recorded.items()}
 
 
 @pytest.mark.parametrize("case", REPLAYED)
@@ -201,12 +201,21 @@ def test_too_many_tokens_too_few_and_two_at_once_are_refused_and_the_layer_is_as
     assert_close(moe(X), by_the_reference(moe, X))
 
 
-@pytest.mark.parametrize("router", [ExpertChoice, Hierarchical])
-def test_routers_that_do_not_choose_for_each_token_are_refused(router):
-    moe = MoE(router(8, NUM_EXPERTS, 4), GroupedFeedForward(NUM_EXPERTS, 8, 16))
-    with pytest.raises(ValueError, match=f"through scope.chosen .* {router.__name__} does not"), record_routing(moe):
+def test_a_router_that_does_not_choose_for_each_token_is_refused():
+    moe = MoE(ExpertChoice(8, NUM_EXPERTS, 4), GroupedFeedForward(NUM_EXPERTS, 8, 16))
+    with pytest.raises(ValueError, match=r"through scope.chosen .* ExpertChoice does not"), record_routing(moe):
         moe(X)
     moe(X)
+
+
+@pytest.mark.parametrize("experts", [[0, 3, 1, 4], [0, 1, 2, 3], [0, 1, 1, 2], [0, 1, 2, 0]])
+def test_two_levels_replay_experts_group_by_group(experts):
+    moe = MoE(Hierarchical(8, NUM_EXPERTS, 4, num_groups=3), GroupedFeedForward(NUM_EXPERTS, 8, 16))
+    error, recorded = r"different experts|2 experts of one group, then as many", {"": torch.tensor([experts])}
+    with pytest.raises(ValueError, match=error), replay_routing(moe, recorded):
+        raise AssertionError("the block began")
+    with replay_routing(moe.eval(), {"": torch.tensor([[8, 6, 1, 0], [-1, -1, -1, -1]])}):
+        moe(X[:2])
 
 
 def test_layers_that_mix_tokens_are_refused():

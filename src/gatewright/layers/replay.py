@@ -47,8 +47,8 @@ class Choices(ABC):
             raise ValueError(
                 "A routing is recorded and replayed where a router passes its choice of experts, (tokens, top_k), "
                 f"through scope.chosen before it takes their weights; {type(layer.router).__name__} does not. In a "
-                "router of your own, add expert_index = scope.chosen(expert_index). Of ours, ExpertChoice and "
-                "Hierarchical make no such choice."
+                "router of your own, add expert_index = scope.chosen(expert_index); of ours, ExpertChoice makes no "
+                "such choice."
             )
 
 
@@ -237,9 +237,11 @@ def _check_recorded(name: str, recorded: Tensor, router: Any) -> None:
         )
     rows = recorded.sort(1).values
     are_other = ((rows < 0) | (rows > last)).any(1) | (rows[:, 1:] == rows[:, :-1]).any(1)
-    if (wrong := (are_other & ~(rows == -1).all(1)).nonzero()).numel():
+    is_free = (rows == -1).all(1)
+    if (wrong := (are_other & ~is_free).nonzero()).numel():
         first = int(wrong[0])
         raise ValueError(
             f"A record names {top_k} different experts from 0 to {last} for each token, or -1 throughout to leave the "
             f"choice to the router; that of {name} has {recorded[first].tolist()} for token {first}."
         )
+    router.check_replayed(recorded[~is_free].long())

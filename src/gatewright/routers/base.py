@@ -85,6 +85,16 @@ class Router(nn.Module, ABC):
             refuse_unknown_start("the router", self)
         reset_parts(self)
 
+    def check_replayed(self, expert_index: Int[Tensor, "tokens top_k"]) -> None:
+        """Refuse experts that this router could not have chosen; by default, any different ones will do.
+
+        Args:
+            expert_index: Different experts for each token, which `gatewright.replay_routing` is about to replay.
+
+        Raises:
+            ValueError: If a token goes to experts that do not go together.
+        """
+
     def record(self, sums: RoutingSums) -> None:
         """Let parts that adapt note what a training forward routed; one that checkpointing repeats is noted once."""
         for part in self.children():

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import torch.nn.functional as F
-from jaxtyping import Num
+from jaxtyping import Int, Num
 from torch import Tensor
 
 from gatewright.routers.base import Router
@@ -62,6 +62,10 @@ class ExpertDropout(Router):
         # An assignment that was not made is not discarded either.
         dropped_mask = F.pad(noise, (0, 1), value=1.0)[routing.token_index, routing.expert_index] < self.rate
         return replace(routing, weight=routing.weight / (1 - self.rate)).drop(dropped_mask)
+
+    def check_replayed(self, expert_index: Int[Tensor, "tokens top_k"]) -> None:
+        """Refuse what the router inside refuses."""
+        self.router.check_replayed(expert_index)
 
     def extra_repr(self) -> str:
         """Show the sizes when a model is printed."""

@@ -150,11 +150,13 @@ class Hierarchical(Router):
             level(features, scope, mask, stream) for stream, level in ((1, self.primary), (0, self.secondary))
         )
         group_index = largest(primary.noisy[:, 0], self.top_k_groups)
+        index_in_group = largest(secondary.of(group_index).noisy, self.top_k_in_group)
+        by_group = scope.chosen((group_index[:, :, None] * self.group_size + index_in_group).flatten(1))
+        by_group = by_group.unflatten(1, index_in_group.shape[1:])  # as it was, or replayed
+        group_index, index_in_group = by_group[:, :, 0] // self.group_size, by_group % self.group_size
         chosen = secondary.of(group_index)
-        index_in_group = largest(chosen.noisy, self.top_k_in_group)
         group_weight = primary.noisy[:, 0].gather(-1, group_index).softmax(-1)
         weight = (group_weight[:, :, None] * chosen.noisy.gather(-1, index_in_group).softmax(-1)).flatten(1)
-        expert_index = (group_index[:, :, None] * self.group_size + index_in_group).flatten(1)
         best, order = stable_sort(weight, descending=True)
         logits = (primary.logits.mT + secondary.logits).flatten(1)
         probs = (primary.logits.softmax(-1).mT * secondary.logits.softmax(-1)).flatten(1)
@@ -162,9 +164,20 @@ class Hierarchical(Router):
         load, group_load = None, is_chosen
         if self.training:
             load, group_load = self._load(chosen, group_index).to(probs), primary.load(self.top_k_groups)[:, 0]
-        routing = top_k_routing(expert_index.gather(1, order), best, logits, probs, load, mask)
+        routing = top_k_routing(by_group.flatten(1).gather(1, order), best, logits, probs, load, mask)
         per_group = {"group_load": group_load.to(probs), "group_tokens": is_chosen}
         return routing.with_sums(extra={name: real_only(each, mask).sum(0) for name, each in per_group.items()})
+
+    def check_replayed(self, expert_index: Int[Tensor, "tokens top_k"]) -> None:
+        """Refuse experts that are not group by group, the same number of each."""
+        group = expert_index.unflatten(1, (self.top_k_groups, self.top_k_in_group)) // self.group_size
+        first = group[:, :, 0].sort(1).values
+        if (group != group[:, :, :1]).any() or (first[:, 1:] == first[:, :-1]).any():
+            raise ValueError(
+                f"Hierarchical replays {self.top_k_in_group} experts of one group, then as many of the next one, "
+                f"{self.top_k_groups} groups of {self.group_size} experts in all. Record the routing from a router of "
+                "the same groups."
+            )
 
     def _load(self, chosen: Noisy, group_index: Int[Tensor, "tokens top_k"]) -> Float[Tensor, "tokens experts"]:
         """Probability that each expert of the chosen groups is sent a token under fresh noise; 0 in the others."""
