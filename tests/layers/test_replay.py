@@ -147,8 +147,12 @@ def test_a_checkpointed_forward_replays_the_same_when_it_runs_again(case):
     for name, value in found.items():
         assert_close(value, expected[name], msg=name)
     with record_routing(moe) as again:
-        step(moe, forward=lambda layer, x: checkpoint(layer, x, use_reentrant=False))
+        replayed_no_more = step(moe, forward=lambda layer, x: checkpoint(layer, x, use_reentrant=False))
     assert len(again[""]) == 12  # and not those that ran again
+    two(lambda part: checkpoint(moe, part, use_reentrant=False))
+    for expected in (step(moe), step(moe, forward=lambda layer, x: checkpoint(layer, x, use_reentrant=False))):
+        for name, value in replayed_no_more.items():
+            assert_close(value, expected[name], msg=name)
 
 
 def compiled_replay():
