@@ -42,7 +42,7 @@ def padded_lengths(tokens_per_expert: list[int], inner: int, out: int, itemsize:
 
 def round_up(length: int) -> int:
     """Return a length that few others share with at most a sixteenth more: 16 for each power of two, multiples of 8."""
-    step = max(8, 2 ** (length.bit_length() - 1) // 16)
+    step = max(8, 1 << max(length.bit_length() - 5, 0))
     return -(-length // step) * step
 
 
