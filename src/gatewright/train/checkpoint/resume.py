@@ -44,6 +44,7 @@ DECISIONS: Mapping[str, Rule] = {
     "model.top_k": FROM_HERE,
     "model.router_options": FROM_HERE,
     "model.expert_dropout": _on_or_off("a router that drops experts is another module than one that does not"),
+    "model.backend": ROUNDING,
     "model.losses": FROM_HERE,
     "model.dispatch": FROM_HERE,
     "model.capacity_factor": FROM_HERE,
