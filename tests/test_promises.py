@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from gatewright import Capacity, GroupedFeedForward, ModuleExperts, MoE, SoftMoE, TopK, moe_layers
-from gatewright.routers import ROUTERS
-from tests.cases import BATCHWISE, SOFT_CASES, make_moe
+from tests.cases import BATCHWISE, ROUTER_CLASSES, SOFT_CASES, make_moe
 from tests.promises.measure import (
     TOLERANCE,
     Row,
@@ -46,7 +45,7 @@ def promised(layer):
 
 
 QUICK = {
-    next(iter(TABLES)): [*ROUTERS, "expert-dropout"],
+    next(iter(TABLES)): ROUTER_CLASSES,
     "`SoftMoE` of `GroupedFeedForward`": [*SOFT_CASES],
     "Beside dispatch": [row for row in TABLES["Beside dispatch"] if row != "`ResidualMixture` of `MergedMoE`"],
 }
