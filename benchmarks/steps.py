@@ -27,15 +27,15 @@ MIXTURE = TransformerConfig(num_experts=8, top_k=2, num_layers=6, dim=384, num_h
 BATCH, LENGTH, VOCABULARY, WARM_UP = 64, 512, 257, 2
 
 
-def transformer_step(config: TransformerConfig, way: str | None, compiled: bool) -> Step:
-    """Return a training step in bfloat16 on a GPU: loss, backward, clipping and AdamW."""
+def transformer_step(config: TransformerConfig, way: str | None, mode: str | None = None) -> Step:
+    """Return a training step in bfloat16 on a GPU: loss, backward, clipping and AdamW; a mode is `torch.compile`'s."""
     torch.manual_seed(0)
     tokens = torch.randint(0, 256, (BATCH, LENGTH + 1), device="cuda")
     tokens[:, 0] = 256
     model = config.build(VOCABULARY, 256, 256).cuda().train()
     go_by(model, way)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
-    forward = torch.compile(model) if compiled else model
+    forward = torch.compile(model, mode=mode) if mode else model
 
     def step() -> Tensor:
         with torch.autocast("cuda", torch.bfloat16):
@@ -54,14 +54,18 @@ def transformer_step(config: TransformerConfig, way: str | None, compiled: bool)
 def transformer_steps() -> dict[str, Callable[[], Step]]:
     """Return what makes the steps on a GPU."""
     dense, hashed = replace(MIXTURE, num_experts=1), replace(MIXTURE, router="hashed")
+    make = partial(partial, transformer_step)
     return {
-        "dense": partial(transformer_step, dense, None, False),
-        "dense, compiled": partial(transformer_step, dense, None, True),
-        "mixture, rows": partial(transformer_step, MIXTURE, "rows", False),
-        "mixture, torch": partial(transformer_step, MIXTURE, "torch", False),
-        "mixture, triton": partial(transformer_step, MIXTURE, "triton", False),
-        "mixture, triton, compiled": partial(transformer_step, MIXTURE, "triton", True),
-        "hashed, triton": partial(transformer_step, hashed, "triton", False),
+        "dense": make(dense, None),
+        "dense, compiled": make(dense, None, "default"),
+        "dense, CUDA graphs": make(dense, None, "reduce-overhead"),
+        "mixture, rows": make(MIXTURE, "rows"),
+        "mixture, torch": make(MIXTURE, "torch"),
+        "mixture, triton": make(MIXTURE, "triton"),
+        "mixture, triton, compiled": make(MIXTURE, "triton", "default"),
+        "mixture, triton, CUDA graphs": make(MIXTURE, "triton", "reduce-overhead"),
+        "hashed, triton": make(hashed, "triton"),
+        "hashed, triton, CUDA graphs": make(hashed, "triton", "reduce-overhead"),
     }
 
 

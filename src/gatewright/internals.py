@@ -42,6 +42,12 @@ def in_forward_mode() -> bool:
     return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
+def holds_what_runs_now() -> bool:
+    """Whether a program is traced, transformed or captured as a CUDA graph: what runs later would not be in it."""
+    at_once = torch.compiler.is_compiling() or is_exporting() or in_transform() or in_forward_mode()
+    return at_once or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether hooks see what goes into a module or comes out of it."""
     hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)

@@ -1,16 +1,21 @@
 """The record that passes between the four nouns: a list of assignments, and the sums that losses read."""
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
-from gatewright.ops import stable_sort
+from gatewright.internals import holds_what_runs_now
+from gatewright.ops import sort_groups
 from gatewright.scope import BatchScope, Mask
+
+Unread = Mapping[str, tuple[Callable[..., Tensor], tuple[Any, ...]]]
+"""By name, what computes a sum and from what."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,41 @@ class RoutingSums:
     entropy: Float[Tensor, ""]
     dropped: Int[Tensor, ""]
     extra: Mapping[str, Num[Tensor, "*shape"]] = field(default_factory=dict)
+    _unread: ClassVar[Unread] = {}  # No mapping proxy, which torch.compile cannot read.
+
+    def __getattr__(self, name: str) -> Tensor:
+        """Compute a sum that nobody has read so far; see `when_read`."""
+        if name not in self._unread:
+            raise AttributeError(f"{type(self).__name__} has no {name}.")
+        compute, parts = self._unread[name]
+        with torch.enable_grad():
+            value: Tensor = compute(*parts)
+        object.__setattr__(self, name, value)
+        return value
+
+    @classmethod
+    def when_read(cls, unread: Unread, **known: Tensor) -> Self:
+        """Make a record of which some sums are computed when they are first read, since most steps read few of them.
+
+        A program that is traced, transformed or captured holds what runs now, so there all are computed at once.
+
+        Args:
+            unread: What computes each of these sums, and from what.
+            known: The other sums.
+        """
+        if holds_what_runs_now():
+            return cls(**known, **{name: compute(*parts) for name, (compute, parts) in unread.items()})  # type: ignore[arg-type]
+        record = object.__new__(cls)
+        record.__dict__.update(known, extra={}, _unread=unread)
+        return record
+
+    def replaced(self, **sums: Tensor | Mapping[str, Tensor]) -> Self:
+        """Return the record with other sums in place of some, without reading the rest."""
+        if not self._unread:
+            return replace(self, **sums)  # type: ignore[arg-type]
+        record = copy.copy(self)
+        record.__dict__.update(sums)
+        return record
 
     def by_name(self) -> dict[str, Tensor]:
         """Return every sum, the router's own behind those that all routers have."""
@@ -55,7 +95,9 @@ class RoutingSums:
         return self._like(value + others[name] for name, value in self.by_name().items())
 
     def over(self, scope: BatchScope) -> Self:
-        """Add up over the processes of a scope, in one reduction."""
+        """Add up over the processes of a scope, in one reduction; one process leaves its own unread."""
+        if type(scope).sum is BatchScope.sum:
+            return self
         return self._like(scope.sum(*self.by_name().values()))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
@@ -70,7 +112,13 @@ class RoutingSums:
 
     def detach(self) -> Self:
         """Return the same sums without their graph."""
-        return self.map(Tensor.detach)
+        if not self._unread:
+            return self.map(Tensor.detach)
+        detached = copy.copy(self)
+        unread = {name: (compute, tuple(map(_detached, parts))) for name, (compute, parts) in self._unread.items()}
+        known = {name: value.detach() for name, value in self.__dict__.items() if isinstance(value, Tensor)}
+        detached.__dict__.update(known, extra={n: v.detach() for n, v in self.extra.items()}, _unread=unread)
+        return detached
 
 
 Loss = Callable[[RoutingSums], Tensor]
@@ -107,11 +155,11 @@ class Routing:
     @property
     def num_experts(self) -> int:
         """How many experts the router chose among."""
-        return self.sums.load.shape[0]
+        return self.sums.tokens_per_expert.shape[0]
 
     def with_sums(self, **sums: Tensor | Mapping[str, Tensor]) -> Self:
         """Return the same routing with other sums in place of some."""
-        return replace(self, sums=replace(self.sums, **sums))  # type: ignore[arg-type]
+        return replace(self, sums=self.sums.replaced(**sums))
 
     def detach(self) -> Self:
         """Return the same routing without its graph."""
@@ -130,7 +178,7 @@ class Routing:
 
     def by_expert(self) -> tuple[Self, Int[Tensor, " assignments"]]:
         """Sort by expert, arrivals in order within each and dropped assignments last; return the order as well."""
-        expert_index, order = stable_sort(self.expert_index)
+        expert_index, order = sort_groups(self.expert_index, self.num_experts)
         token_index, weight = (values.index_select(0, order) for values in (self.token_index, self.weight))
         grouped = replace(self, token_index=token_index, expert_index=expert_index, weight=weight, top_k=None)
         return grouped, order
@@ -181,7 +229,8 @@ def summed_routing(
     """
     num_tokens, top_k = expert_index.shape
     flat = _by_choice(expert_index, weight)
-    routing = _record(*flat, num_tokens, mask, probs=probs, router_z=router_z, entropy=entropy)
+    sums = {"probs": probs, "router_z": router_z, "entropy": entropy}
+    routing = _record(*flat, num_tokens, mask, probs.shape[0], {}, **sums)
     return replace(routing, top_k=top_k if mask is None else None)
 
 
@@ -211,10 +260,13 @@ def flat_routing(
         weight,
         logits.shape[0],
         mask,
-        probs=real_only(probs, mask).sum(0),
-        router_z=real_only(logits.logsumexp(-1).square(), mask).sum(),
-        entropy=real_only(entropies(probs), mask).sum(),
-        load=None if load is None else real_only(load, mask).sum(0),
+        logits.shape[1],
+        {
+            "probs": (_total, (probs, mask)),
+            "router_z": (_router_z, (logits, mask)),
+            "entropy": (_entropy, (probs, mask)),
+            **({} if load is None else {"load": (_total, (load, mask))}),
+        },
     )
     return replace(routing, logits=logits, probs=probs)
 
@@ -232,29 +284,24 @@ def _record(
     weight: Tensor,
     num_tokens: int,
     mask: Mask,
-    *,
-    probs: Tensor,
-    router_z: Tensor,
-    entropy: Tensor,
-    load: Tensor | None = None,
+    num_experts: int,
+    unread: Unread,
+    **known: Tensor,
 ) -> Routing:
     """Count the assignments of a list, of which those of masked tokens are not made."""
-    num_experts = probs.shape[0]
     if mask is not None:
         masked = ~mask[token_index]
         expert_index, weight = expert_index.masked_fill(masked, num_experts), weight.masked_fill(masked, 0.0)
     tokens_per_expert = _per_expert(torch.ones_like(expert_index), expert_index, num_experts)
-    count = partial(torch.zeros, dtype=torch.int64, device=weight.device)
-    sums = RoutingSums(
-        num_tokens=count(()) + num_tokens if mask is None else mask.sum(),
-        tokens_per_expert=tokens_per_expert,
-        importance=_per_expert(weight, expert_index, num_experts),
-        load=tokens_per_expert.to(probs.dtype) if load is None else load,
-        probs=probs,
-        router_z=router_z,
-        entropy=entropy,
-        dropped=count(()),
-    )
+    count = partial(torch.full, (), dtype=torch.int64, device=weight.device)
+    later: Unread = {
+        "importance": (_per_expert, (weight, expert_index, num_experts)),
+        "load": (_as_floats, (tokens_per_expert, weight)),
+        "dropped": (count, (0,)),
+        **unread,
+    }
+    made = {"num_tokens": count(num_tokens) if mask is None else mask.sum(), "tokens_per_expert": tokens_per_expert}
+    sums = RoutingSums.when_read(later, **made, **known)
     return Routing(token_index, expert_index, weight, sums)
 
 
@@ -268,7 +315,30 @@ def entropies(probs: Float[Tensor, "tokens experts"]) -> Float[Tensor, "tokens e
     return -probs * probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
 
 
+def _total(values: Tensor, mask: Mask) -> Float[Tensor, " experts"]:
+    return real_only(values, mask).sum(0)
+
+
+def _router_z(logits: Tensor, mask: Mask) -> Float[Tensor, ""]:
+    return real_only(logits.logsumexp(-1).square(), mask).sum()
+
+
+def _entropy(probs: Tensor, mask: Mask) -> Float[Tensor, ""]:
+    return real_only(entropies(probs), mask).sum()
+
+
+def _as_floats(counts: Tensor, weight: Tensor) -> Float[Tensor, " experts"]:
+    return counts.to(weight.dtype)
+
+
+def _detached(part: Any) -> Any:
+    return part.detach() if isinstance(part, Tensor) else part
+
+
 def _per_expert(values: Tensor, expert_index: Tensor, num_experts: int) -> Num[Tensor, " experts"]:
     """Add up values by expert, without those of assignments that were not made."""
+    if torch.compiler.is_compiling() and values.is_cuda:  # Adding up in place would queue for the same few numbers.
+        own = expert_index[:, None] == torch.arange(num_experts, device=values.device)
+        return torch.where(own, values[:, None], 0).sum(0)
     sums = values.new_zeros(num_experts + 1).index_add(0, expert_index, values)
     return sums[:-1].clone()  # A view would confuse torch.compile where its detached twin is kept as well.

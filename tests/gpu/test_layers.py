@@ -20,7 +20,16 @@ LAYERS = {
     },
     **{f"grouped-{router}": (make_soft_moe, router) for router in SOFT_CASES},
 }
-NO_HOST = ["biased", "expert-choice", "group-limited", "hierarchical", "noisy-top-k", "product-key", "sinkhorn", "top-k"]
+NO_HOST = [
+    "biased",
+    "expert-choice",
+    "group-limited",
+    "hierarchical",
+    "noisy-top-k",
+    "product-key",
+    "sinkhorn",
+    "top-k",
+]
 """Routers of which nothing waits for the device."""
 
 

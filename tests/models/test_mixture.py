@@ -40,6 +40,8 @@ def test_assignments_may_be_dropped_at_random():
         ({"router": "soft", "dispatch": "capacity"}, "the router soft mixes all tokens into slots of a fixed number"),
         ({"router": "top-k", "router_options": {"top_k": 2}}, "No option of the router top-k is called 'top_k'"),
         ({"router": "hashed"}, "The router hashed takes integer keys, and a recipe's model hands its router features."),
+        ({"backend": "torch"}, "A back-end computes grouped experts; got backend='torch' and experts='modules'."),
+        ({"backend": "cutlass", "experts": "grouped"}, "No back-end is called 'cutlass'. Known: triton, torch."),
         ({"expert_dropout": 1.0}, "`model.expert_dropout` should be less than 1; got 1.0"),
         ({"top_k": 9}, r"top_k (9) cannot exceed num_experts (8)"),
         ({"losses": {"importence": 0.1}}, "No auxiliary loss is called 'importence'; did you mean 'importance'?"),

@@ -15,6 +15,7 @@ def test_neighbours_are_padded_where_a_batched_product_takes_less_time():
         ([900, 1100, 1000, 1050], (512, 2048), 4, [900, 1100, 1000, 1050]),
         ([60, 70, 64, 80], (512, 1024), 4, [60, 70, 64, 80]),
         ([60, 70, 64, 80], (512, 1024), 2, [80] * 4),  # Which begin more slowly in half precision.
+        ([1030, 1100], (192, 384), 2, [1152] * 2),  # Lengths that come again, so that their programs do.
         ([0, 0, 0, 0, 400], (8, 8), 2, [0, 0, 0, 0, 400]),  # One takes all.
         ([1100, *[1000] * 7, 10, 12], (8, 8), 4, [1100] * 8 + [12] * 2),  # A run of eight, and another one.
         ([0, 0], (8, 8), 4, [0, 0]),

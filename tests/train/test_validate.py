@@ -24,6 +24,11 @@ def run_of(**changes):
         ({"model": {"layer": "deepspeed"}}, "got `model.layer` 'deepspeed' and `engine` 'torch'"),
         ({"parallel": ParallelConfig(ep_size=3)}, r"`parallel.ep_size` \(3\) divides the number of processes \(2\)"),
         ({"parallel": ParallelConfig(ep_size=2), "model": {"num_experts": 1}, "compile": True}, "do not compile; got"),
+        (
+            {"model": {"experts": "grouped", "backend": "triton"}},
+            "backend='triton' does not take this input: .+ Leave backend out",
+        ),
+        ({"cuda_graphs": True}, "got `compile` False and `device` 'cpu'"),
         ({"precision": "float16"}, "got `precision` 'float16' and `compile` False"),
         ({"parallel": ParallelConfig(shard="fsdp"), "optim": OptimConfig(name="muon")}, "got `optim.name` 'muon'"),
     ],

@@ -29,7 +29,7 @@ class GroupedFeedForward(Experts):
             https://arxiv.org/abs/2101.03961 section 2.4, 0.4 there in fine-tuning. It draws from torch's generator.
         backend: Name of the back-end of the fused way, ``"torch"`` or ``"triton"``; by default the first of
             `gatewright.backends` that takes the items. On a CPU the default also pads groups for batched products where
-            these take less time, and ``"torch"`` never does.
+            these take less time, and ``"torch"`` never does. With biases there is no fused way.
 
     Raises:
         ValueError: If a size is below 1, the activation is unknown or dropout is outside ``[0, 1)``.

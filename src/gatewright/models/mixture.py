@@ -47,6 +47,8 @@ class MixtureConfig:
         experts: The kind of experts: ``"modules"``, the model's own; ``"grouped"``, feed-forward networks with stacked
             weights in their place (`GroupedFeedForward`); or ``"merged"``, whose parameters are mixed for each item
             (`MergedMoE`).
+        backend: The back-end of grouped experts without biases, such as a language model's, by a name that
+            ``gatewright.backends()`` prints; None takes the first that takes the items.
         shared: Whether one more expert is applied to every item, and added with weight 1.
         residual: Whether the mixture stands beside one more expert that takes every item, with a learned share of each
             (`ResidualMixture`).
@@ -68,6 +70,7 @@ class MixtureConfig:
     num_experts: PositiveInt = 8
     top_k: PositiveInt = 2
     experts: Literal["modules", "grouped", "merged"] = "modules"
+    backend: str | None = None
     shared: bool = False
     residual: bool = False
     router: str = "noisy-top-k"
@@ -133,7 +136,9 @@ class MixtureConfig:
         router = self.build_router(router_dim)
         if self.experts == "grouped":
             size = item_shape[0]
-            grouped = GroupedFeedForward(self.num_experts, size, size, activation="relu", bias=True)
+            grouped = GroupedFeedForward(
+                self.num_experts, size, size, activation="relu", bias=True, backend=self.backend
+            )
             return self.assemble(router, grouped, make_expert, item_shape)
         return self.assemble(router, None, make_expert, item_shape)
 
@@ -150,6 +155,11 @@ class MixtureConfig:
             ValueError: If settings exclude each other.
         """
         self._refuse_upcycling()
+        if self.backend is not None and not isinstance(experts, GroupedFeedForward):
+            raise ValueError(
+                f"A back-end computes grouped experts; got backend={self.backend!r} and experts={self.experts!r}. Use "
+                "experts='grouped', or leave backend out."
+            )
         dispatcher = self.build_dispatcher()
         common: dict[str, Any] = {"item_shape": item_shape, "losses": self.losses}
         if self.experts == "merged":

@@ -124,7 +124,7 @@ class TransformerConfig(MixtureConfig):
         if copied or self.layer != "gatewright" or self.experts != "grouped":
             kind = replace(self, experts="modules") if self.experts == "grouped" else self
             return kind.build_mixture(make_expert, router_dim=self.dim, item_shape=(self.dim,))
-        experts = GroupedFeedForward(self.num_experts, self.dim, hidden)
+        experts = GroupedFeedForward(self.num_experts, self.dim, hidden, backend=self.backend)
         return self.assemble(self.build_router(self.dim), experts, make_expert, (self.dim,))
 
 

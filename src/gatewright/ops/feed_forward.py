@@ -214,16 +214,17 @@ _forward.register_autograd(_operator_backward, setup_context=_save)
 
 
 class _Routed(torch.autograd.Function):
-    """The same without an operator's wrappers, with the memory of its last gradients."""
+    """The same without an operator's wrappers, with the memory of its last gradients.
+
+    It has no `setup_context`, for which torch would look at the signature in every call.
+    """
 
     @staticmethod
-    def forward(memory: GradientMemory, *inputs: Any) -> tuple[Tensor, Tensor]:
-        return _run_forward(*inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.memory, *others = inputs
-        _save(ctx, tuple(others), output)
+    def forward(ctx: Any, memory: GradientMemory, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = _run_forward(*inputs)
+        ctx.memory = memory
+        _save(ctx, inputs, output)
+        return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:

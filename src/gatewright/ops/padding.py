@@ -20,7 +20,8 @@ def padded_lengths(tokens_per_expert: list[int], inner: int, out: int, itemsize:
     Neighbours are padded to the longest of their groups where the multiplications that this adds take less time than
     it takes to begin a product per expert, in place of one batched product for all. The rule depends on these sizes
     alone. What a beginning costs was measured on 2 cores of an Intel Xeon with AMX and torch 2.13, and the table is in
-    ``docs/experts/grouped.md``.
+    ``docs/experts/grouped.md``. In half precision lengths are then rounded up, since there oneDNN compiles a program
+    for every shape that it has not met, which takes longer than the product.
 
     Args:
         tokens_per_expert: Number of rows of each expert.
@@ -36,7 +37,13 @@ def padded_lengths(tokens_per_expert: list[int], inner: int, out: int, itemsize:
         rows, padded = (sum(max(length, FREE_ROWS) for length in each) for each in (run, [max(run)] * len(run)))
         worthwhile = padded <= MOST_ADDED * rows and (padded - rows) * inner * out <= to_begin * (len(run) - 1)
         lengths += [max(run)] * len(run) if worthwhile else run
-    return lengths
+    return [round_up(length) for length in lengths] if itemsize == 2 else lengths
+
+
+def round_up(length: int) -> int:
+    """Return a length that few others share with at most a sixteenth more: 16 for each power of two, multiples of 8."""
+    step = max(8, 1 << max(length.bit_length() - 5, 0))
+    return -(-length // step) * step
 
 
 def pad(

@@ -20,3 +20,18 @@ def stable_sort(
     else:
         sorted_values, indices = values.sort(dim=-1, descending=descending, stable=True)
     return sorted_values, indices
+
+
+def sort_groups(
+    index: Int[Tensor, " assignments"], num_groups: int
+) -> tuple[Int[Tensor, " assignments"], Int[Tensor, " assignments"]]:
+    """Sort indices from 0 to the number of groups as `stable_sort` does.
+
+    A GPU's radix sort goes through all values once per byte, so there they are sorted as the narrowest integers that
+    hold them.
+    """
+    if index.device.type != "cuda":
+        return stable_sort(index)
+    narrow = next(kind for kind in (torch.uint8, torch.int16, torch.int32) if num_groups <= torch.iinfo(kind).max)
+    sorted_values, indices = stable_sort(index.to(narrow))
+    return sorted_values.to(index.dtype), indices

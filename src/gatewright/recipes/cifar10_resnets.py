@@ -37,9 +37,8 @@ def cifar10_resnets() -> RunConfig:
 def cifar10_resnets_dense() -> RunConfig:
     """The dense twin: one residual network for all images.
 
-    Test accuracy 81.48 % ± 0.15 over seeds 0, 1, 2; 210 to 431 s each.
-    Two cores of an AMD EPYC (Zen 4) that a test suite used too, so the times are upper bounds; torch 2.13.0 on CPU; the
-    JPEG copy of CIFAR-10.
+    Test accuracy 81.41 % ± 0.07 over seeds 0, 1, 2; 416 to 542 s each. One thread of an Intel Xeon that other work
+    used too, torch 2.13.0 on CPU, the JPEG copy of CIFAR-10.
     """
     return _variant("cifar10-resnets-dense", replace(_MODEL, num_experts=1))
 

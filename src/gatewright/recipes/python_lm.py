@@ -14,7 +14,7 @@ from gatewright.train import OptimConfig, RunConfig
 def python_lm() -> RunConfig:
     """Four layers of eight experts, two for each byte: a language model of the standard library's sources.
 
-    Test bits per byte 1.721 with seed 0; 2596 s.
+    Test bits per byte 1.717 ± 0.006 over seeds 0, 1, 2; 1483 to 2596 s each.
     One thread of an Intel Xeon that other work used too, torch 2.13.0 on CPU.
     """
     return RunConfig(

@@ -107,6 +107,8 @@ class RunConfig:
         device: ``"auto"`` takes a GPU where there is one; or a torch device such as ``"cpu"``.
         channels_last: Memory format of images and filters, where there are any.
         compile: Whether the network goes through `torch.compile`.
+        cuda_graphs: Whether what the compiled network launches on a GPU is recorded as CUDA graphs and replayed, which
+            is faster where the host cannot keep the GPU busy.
         checkpoint_every: Epochs between checkpoints.
         checkpoint_every_steps: Optimizer steps between checkpoints, besides those; None for none.
         checkpoint_in_background: Whether training goes on while a copy of the state is written.
@@ -129,6 +131,7 @@ class RunConfig:
     device: str = "auto"
     channels_last: bool = True
     compile: bool = False
+    cuda_graphs: bool = False
     checkpoint_every: PositiveInt = 1
     checkpoint_every_steps: PositiveInt | None = None
     checkpoint_in_background: bool = False

@@ -103,7 +103,10 @@ class TorchEngine:
         if not self.scaler.is_enabled():  # A loss scaler sets what it has found itself.
             stop_at(self.finite.failed, self.optimizers)
         self.average = averaged(self.model, self.config.optim.ema_decay)
-        return torch.compile(network) if self.config.compile else network  # type: ignore[return-value]
+        if not self.config.compile:
+            return network
+        mode = "reduce-overhead" if self.config.cuda_graphs else "default"
+        return torch.compile(network, mode=mode)  # type: ignore[return-value]
 
     @property
     def evaluated(self) -> nn.Module:
@@ -183,7 +186,8 @@ class TorchEngine:
     def _add_routing(self) -> None:
         for name, layer in moe_layers(self.model):
             if (routing := take_routing(layer)) is not None:
-                self._routed[name] = self._routed[name] + routing.sums if name in self._routed else routing.sums
+                sums = routing.sums.map(torch.clone) if self.config.cuda_graphs else routing.sums  # replayed in place
+                self._routed[name] = self._routed[name] + sums if name in self._routed else sums
 
     def _seed(self, number: int) -> None:
         """Make the randomness of a micro-batch a function of the seed and its number; dropout is each process's own."""

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from gatewright.ops import choose_backend
 from gatewright.tasks import task_named
 from gatewright.train.checkpoint.resume import check_changes
 from gatewright.train.config import DeepSpeedConfig, RunConfig
+from gatewright.train.device import AUTOCAST_DTYPES
 from gatewright.train.engines import engine_class
 from gatewright.train.folder import check_output
 
@@ -22,6 +24,7 @@ def validate(config: RunConfig, world: int, device: torch.device) -> None:
     """Refuse settings that cannot be trained together, before anything is opened, loaded or started."""
     _check_task(config)
     _check_mixture(config)
+    _check_backend(config, device)
     _check_processes(config, world)
     _check_engine(config, world, device)
     _check_precision(config, world, device)
@@ -56,6 +59,13 @@ def _check_mixture(config: RunConfig) -> None:
             f"A layer of another library is trained by that library's engine; got `model.layer` {config.model.layer!r} "
             f"and `engine` {config.engine!r}. Set `engine={config.model.layer}`, or `model.layer=gatewright`."
         )
+
+
+def _check_backend(config: RunConfig, device: torch.device) -> None:
+    """Refuse a back-end that cannot take this device and precision, before a batch is there to show it."""
+    if config.model.backend is not None:
+        dtype = AUTOCAST_DTYPES.get(config.precision, torch.float32)
+        choose_backend(torch.empty(0, dtype=dtype, device=device), config.model.backend)
 
 
 def _check_processes(config: RunConfig, world: int) -> None:
@@ -93,6 +103,11 @@ def _check_precision(config: RunConfig, world: int, device: torch.device) -> Non
         raise ValueError(
             f"Several processes train in float32 or bfloat16, and do not compile; got `precision` {config.precision!r} "
             f"and `compile` {config.compile}. Use `precision=bfloat16` with `compile=False`, or one process."
+        )
+    if config.cuda_graphs and not (config.compile and device.type == "cuda"):
+        raise ValueError(
+            f"`cuda_graphs=True` replays what `compile=True` made for a CUDA device; got `compile` {config.compile} "
+            f"and `device` {device.type!r}. Set `compile=True` on a GPU, or leave `cuda_graphs` out."
         )
     compilers = (os.environ.get("CXX", COMPILERS[0]), *COMPILERS)
     if config.compile and device.type == "cpu" and not any(map(shutil.which, compilers)):
