@@ -73,6 +73,8 @@ ROUTER_CASES = {
     "top-k-sigmoid": partial(TopK, score="sigmoid"),
     "top-k-sigmoid-normalized": partial(TopK, score="sigmoid", normalize=True),
 }
+ROUTER_CLASSES = [*ROUTERS, "expert-dropout", "group-limited-v3", "hierarchical-in-groups"]
+"""Cases for what does not depend on how a class makes its scores: one of each, and those whose groups hold several."""
 DISPATCHER_CASES = {
     **DISPATCHERS,
     "capacity-tight": partial(Capacity, 0.6, 1),

@@ -1,15 +1,12 @@
 """The benchmark of a layer: what it refuses to time, what it counts, and that every installed arm runs."""
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
-import pytest
 import torch
 from torch import nn
 
+from benchmarks.__main__ import main
 from benchmarks.arms import BASELINES, OURS, dense, module_loop
 from benchmarks.cases import QUICK, make_items, make_weights
 from benchmarks.compare import compare
@@ -18,15 +15,20 @@ from benchmarks.page import page
 from benchmarks.profile import Operations
 from benchmarks.scaling import measure_experts
 from benchmarks.timing import memory
+from tests.integrations.deepspeed.runs import installed
 
 WEIGHTS = make_weights(QUICK, "cpu", torch.float32)
 ITEMS = make_items(QUICK, WEIGHTS.gate)
 
 
-def test_every_arm_that_is_installed_computes_the_same_layer(tmp_path):
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--device", "cpu", "--output", str(tmp_path)]
-    paths = os.pathsep.join(["src", *filter(None, [os.environ.get("PYTHONPATH")])])
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": paths}, cwd=Path(__file__).parents[1])
+def benchmarks(*words):
+    """What ``python -m benchmarks`` does."""
+    sys.argv[1:] = words
+    main()
+
+
+def test_every_arm_that_is_installed_computes_the_same_layer(tmp_path, run_unhooked):
+    run_unhooked(benchmarks, "--quick", "--device", "cpu", "--output", str(tmp_path))
     records = json.loads((tmp_path / "cpu.json").read_text())["layer"].values()
     assert {record["dtype"] for record in records} == {"float32", "bfloat16"}
     for record in records:
@@ -84,9 +86,10 @@ def test_many_experts_are_timed_part_by_part_as_far_as_memory_allows(monkeypatch
     assert found["left_out"].keys() == {"AdamW, fused", "AdamW, foreach"}
 
 
-def test_padding_counts_for_deepspeeds_batch_norm_and_for_no_group_norm():
-    pytest.importorskip("deepspeed")
-    batch, group = (measure_images(ImageCase(5, 3, norm), "cpu", 0.01)["arms"] for norm in ("Batch", "Group"))
+@installed
+def test_padding_counts_for_deepspeeds_batch_norm_and_for_no_group_norm(run_unhooked):
+    cases = (ImageCase(5, 3, norm) for norm in ("Batch", "Group"))
+    batch, group = (run_unhooked(measure_images, case, "cpu", 0.01)["arms"] for case in cases)
     assert batch["gatewright"]["parity"]
     assert group["gatewright"]["parity"]
     assert group["deepspeed"]["parity"]

@@ -1,6 +1,5 @@
 """The ready files start what they say: their commands are ours, and the Slurm script runs."""
 
-import importlib.util
 import json
 import os
 import re
@@ -16,6 +15,7 @@ import yaml
 from gatewright.cli.train import parse_train
 from gatewright.recipes import RECIPES
 from gatewright.train.validate import validate
+from tests.integrations.deepspeed.runs import installed
 from tests.train.runs import environment, steps_of
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
@@ -79,14 +79,15 @@ def test_azure_takes_the_job():
     assert others == ["four-gpus", ["run"]]
 
 
-def test_deepspeed_reads_the_hostfile():
-    if importlib.util.find_spec("deepspeed") is None:
-        pytest.skip("DeepSpeed is not installed: pip install 'gatewright[deepspeed]'")
-    code = (
-        "import sys, json; from deepspeed.launcher.runner import fetch_hostfile as f; print(json.dumps(f(sys.argv[1])))"
-    )
-    run = subprocess.run([sys.executable, "-c", code, DEPLOY / "hostfile"], capture_output=True, text=True, check=True)
-    assert json.loads(run.stdout.splitlines()[-1]) == {"worker-0": 4, "worker-1": 4}
+def hosts():
+    from deepspeed.launcher.runner import fetch_hostfile
+
+    return dict(fetch_hostfile(DEPLOY / "hostfile"))
+
+
+@installed
+def test_deepspeed_reads_the_hostfile(run_unhooked):
+    assert run_unhooked(hosts) == {"worker-0": 4, "worker-1": 4}
 
 
 def test_the_slurm_script_is_a_script():

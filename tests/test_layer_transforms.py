@@ -8,14 +8,14 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.testing import assert_close
 
 from gatewright import Biased, GroupedFeedForward, ModuleExperts, MoE, TopK, aux_loss
-from tests.cases import ROUTER_CASES, SOFT_CASES, keys_of, make_merged, make_moe, make_soft_moe
+from tests.cases import ROUTER_CLASSES, SOFT_CASES, keys_of, make_merged, make_moe, make_soft_moe
 from tests.compare import SEED, arguments, by_the_layer, by_the_reference
 
 # Torch's own derivatives in forward mode are written in it.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 LAYERS = {
-    **{f"grouped-{router}": (make_moe, router, "grouped-swiglu-bias") for router in ROUTER_CASES},
+    **{f"grouped-{router}": (make_moe, router, "grouped-swiglu-bias") for router in ROUTER_CLASSES},
     **{f"modules-{router}": (make_moe, router, "modules") for router in ("noisy-top-k", "expert-choice")},
     **{f"grouped-{router}": (make_soft_moe, router, "grouped-feed-forward") for router in SOFT_CASES},
     "modules-soft": (make_soft_moe, "soft", "modules"),

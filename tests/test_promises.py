@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gatewright import Capacity, GroupedFeedForward, ModuleExperts, MoE, SoftMoE, TopK, moe_layers
-from tests.cases import BATCHWISE, ROUTER_CASES, make_moe
+from tests.cases import BATCHWISE, ROUTER_CLASSES, SOFT_CASES, make_moe
 from tests.promises.measure import (
     TOLERANCE,
     Row,
@@ -44,14 +44,18 @@ def promised(layer):
     }
 
 
-FIRST = next(iter(TABLES))
+QUICK = {
+    next(iter(TABLES)): ROUTER_CLASSES,
+    "`SoftMoE` of `GroupedFeedForward`": [*SOFT_CASES],
+    "Beside dispatch": [row for row in TABLES["Beside dispatch"] if row != "`ResidualMixture` of `MergedMoE`"],
+}
 
 
 def rows():
-    """Every row; those marked slow combine what the others have already: one table has every router, all have two."""
+    """Every row; those marked slow combine what others have: one table has every class of router, each has one row."""
     for table, row in PLACES:
-        slow = row in ROUTER_CASES and table != FIRST and row not in ("noisy-top-k", "expert-choice")
-        yield pytest.param(table, row, marks=[pytest.mark.slow] if slow else [])
+        quick = row in QUICK.get(table, ("noisy-top-k", "soft"))
+        yield pytest.param(table, row, marks=[] if quick else [pytest.mark.slow])
 
 
 @pytest.mark.usefixtures("poisoned")

@@ -17,7 +17,9 @@ BF16 = {"bf16": {"enabled": True}}
     ("flags", "settings"),
     [
         ("--parallel.ep-size 2 --parallel.shard fsdp --checkpoint-in-background --checkpoint-every-steps 10", None),
-        ("--parallel.ep-size 2 --engine deepspeed --deepspeed.config settings.json", BF16),
+        pytest.param(
+            "--parallel.ep-size 2 --engine deepspeed --deepspeed.config settings.json", BF16, marks=pytest.mark.slow
+        ),  # its steps are in tests/integrations/deepspeed/test_engine.py
     ],
 )
 def test_a_run_on_several_processes_ends_well(gatewright, trained, tmp_path, flags, settings):

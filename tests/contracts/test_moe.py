@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from gatewright import aux_loss
-from tests.cases import DISPATCHER_CASES, EXPERT_CASES, ROUTER_CASES, SOFT_CASES, make_moe, make_soft_moe, run
+from tests.cases import DISPATCHER_CASES, EXPERT_CASES, ROUTER_CLASSES, SOFT_CASES, make_moe, make_soft_moe, run
 
 SPARSE = {
-    **{router: [(router, "modules", "capacity-tight")] for router in ROUTER_CASES},
+    **{router: [(router, "modules", "capacity-tight")] for router in ROUTER_CLASSES},
     "merged": [(router, "merged", "dropless") for router in ("noisy-top-k", "expert-choice", "hashed")],
     "every kind of experts": [("noisy-top-k", experts, "dropless") for experts in EXPERT_CASES],
     "every dispatcher": [("noisy-top-k", "grouped-feed-forward", dispatcher) for dispatcher in DISPATCHER_CASES],

@@ -86,8 +86,9 @@ def test_features_of_their_own_are_masked_too():
     assert moe.router.gate.weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("router", ["noisy-top-k", "expert-choice", "sinkhorn", "soft-groups"])
+@pytest.mark.parametrize("router", ["expert-choice", "sinkhorn", "soft-groups"])
 def test_a_masked_step_is_one_graph(run_unhooked, router):
+    """Where a batch's other items have a part in a route; elsewhere a mask drops what was chosen without it."""
     run_unhooked(compiles, router)
 
 

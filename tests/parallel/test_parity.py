@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gatewright.routers import ROUTERS
-from tests.cases import EXPERT_CASES, NUM_EXPERTS, ROUTER_CASES, SOFT_CASES
+from tests.cases import EXPERT_CASES, NUM_EXPERTS, ROUTER_CASES, ROUTER_CLASSES, SOFT_CASES
 from tests.parallel import parity
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -22,7 +22,7 @@ def assert_equal(results, dtype):
         assert max(result.values()) <= TOLERANCE[dtype], result
 
 
-@pytest.mark.parametrize("router", [*ROUTER_CASES, *SOFT_CASES])
+@pytest.mark.parametrize("router", [*ROUTER_CLASSES, *SOFT_CASES])
 def test_every_router(ranks, router):
     """Two kinds of experts, each on another number of processes: with copies of every expert, and without."""
     for experts, world in (("modules-different", 4), ("grouped-relu-bias", 2)):

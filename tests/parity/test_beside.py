@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gatewright import MergedMoE, ModuleExperts, MoE, ResidualMixture
-from tests.cases import KEYED, ROUTER_CASES, features_for, make_merged, make_router, two_layers
+from tests.cases import KEYED, ROUTER_CLASSES, features_for, make_merged, make_router, two_layers
 from tests.compare import by_the_layer, by_the_reference, differences, results
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -25,7 +25,7 @@ def check(layer, inputs):
         assert difference <= 1e-12, name
 
 
-@pytest.mark.parametrize("router", ROUTER_CASES)
+@pytest.mark.parametrize("router", ROUTER_CLASSES)
 def test_merged_with_every_router(router):
     layer = make_merged(router, dim=7)
     layer.losses.clear()

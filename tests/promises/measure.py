@@ -128,12 +128,11 @@ def in_one_graph(table, row):
         AssertionError: If it does, and computes something else than eager mode.
     """
     layer, x = make(table, row)
-    options = {"backend": "aot_eager", "fullgraph": True}
     try:
-        relative = compiled_step(layer, x, **options)
+        relative = compiled_step(layer, x, backend="aot_eager", fullgraph=True)
     except GuardOnDataDependentSymNode:
         return False  # a branch on a size that is data
-    evaluated = forward(torch.compile(layer.eval(), **options), layer, x)
+    evaluated = forward(torch.compile(layer.eval(), backend="eager", fullgraph=True), layer, x)
     assert worst(relative.values()) <= TOLERANCE["float32"], relative
     assert same(evaluated, forward(layer, layer, x))
     return True

@@ -16,7 +16,7 @@ from gatewright.train.strategies.ddp import DDPStrategy
 from gatewright.train.strategies.fsdp import FSDPStrategy
 from tests.cases import EXPERT_CASES, NUM_EXPERTS, mixture_of, run_beside
 
-STEPS, SAVED, FURTHER = 20, 10, 20
+STEPS, SAVED, FURTHER = 20, 10, 10
 
 
 def normalized(num_experts, dim):
