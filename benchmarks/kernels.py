@@ -63,7 +63,7 @@ def steps(
         x, gradient, up, weight, hidden, rows = (t.double() for t in (x, gradient, up, weight, hidden, rows))
     down = weights.down.to(x.dtype)
     return {
-        "up": lambda: kernels.up(x, up, weight, token, ends, activation, True),
+        "up": lambda: up_and_hidden(kernels, x, up, weight, token, ends, activation),
         "grouped": lambda: (kernels.grouped(rows, down, ends),),
         "grouped, transposed": lambda: (kernels.grouped(hidden, up.transpose(1, 2), ends),),
         "gather_sum": lambda: (kernels.gather_sum(x[token], row_index),),
@@ -71,6 +71,12 @@ def steps(
         "weight_gradient, left": lambda: (kernels.weight_gradient(x, hidden, token, ends, "left"),),
         "weight_gradient, right": lambda: (kernels.weight_gradient(rows, gradient, token, ends, "right"),),
     }
+
+
+def up_and_hidden(kernels: Any, x: Tensor, up: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    """Return the hidden values that a kernel saves, and what it returns."""
+    hidden = x.new_empty(others[1].shape[0], up.shape[2])
+    return hidden, kernels.up(x, up, *others, hidden)
 
 
 def relative(found: Tensor, exact: Tensor) -> float:

@@ -44,7 +44,7 @@ def kernels(case: Case) -> dict[str, Callable[..., object]]:
     ends = torch.bincount(expert, minlength=case.experts).cumsum(0, dtype=torch.int32)
     hidden, rows = half(len(order), 2 * case.ffn), half(len(order), case.ffn)
     return {
-        "up": partial(launch.up, x, weights.up, weight, token, ends, "swiglu", True),
+        "up": partial(launch.up, x, weights.up, weight, token, ends, "swiglu", torch.empty_like(hidden)),
         "grouped": partial(launch.grouped, rows, weights.down, ends),
         "grouped, transposed": partial(launch.grouped, hidden, weights.up.transpose(1, 2), ends),
         "down_backward": partial(launch.down_backward, gradient, weights.down, hidden, weight, token, ends, "swiglu"),

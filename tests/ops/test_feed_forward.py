@@ -61,6 +61,20 @@ def test_it_computes_what_rows_and_the_reference_do(situation, activation, fused
             assert all(difference <= tolerance for difference in near.values())
 
 
+@pytest.mark.usefixtures("poisoned")
+def test_experts_are_computed_in_blocks_that_fit_a_cache(monkeypatch):
+    """Whatever the blocks: an expert each, which may be idle, several, or all."""
+    moe, x = make(9, 2).double(), torch.randn(23, 8, dtype=torch.float64)
+    moe.router.gate.weight.data[3] = -100 * x.mean(0)  # few or no tokens
+    expected, sizes = results(by_the_layer, moe, [x], torch.ones_like(x)), []
+    for block_bytes in (1, 3000, 10**9):
+        monkeypatch.setattr(feed_forward, "BLOCK_BYTES", block_bytes)
+        ends = torch.tensor([5, 11, 16, 16, 22, 30, 37, 41, 46])
+        sizes.append(len(list(feed_forward._blocks(ends, x.new_empty(46, 32)))))
+        assert_close(results(by_the_layer, moe, [x], torch.ones_like(x)), expected, rtol=1e-12, atol=1e-12)
+    assert sizes == [9, 5, 1]
+
+
 def test_bfloat16_is_as_near_as_rows_are():
     moe, x = make(dim=64), torch.randn(256, 64)
     exact = moe(x)

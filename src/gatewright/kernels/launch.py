@@ -38,26 +38,29 @@ def up(
     token_index: Tensor,
     ends: Tensor,
     activation: str,
-    save: bool,
+    hidden: Tensor | None,
     tiles: Tiles | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Gather rows, multiply them by the first matrices and activate."""
     (num_experts, dim, width), num_rows = weight_in.shape, token_index.shape[0]
     ffn = width // 2 if activation == "swiglu" else width
-    hidden, activated = x.new_empty(num_rows if save else 0, width), x.new_empty(num_rows, ffn)
+    activated = x.new_empty(num_rows, ffn)
     tiles = tiles or _tiles(num_rows, num_experts, ffn, stages=4)
     num_tiles = num_rows // tiles.rows + num_experts
     kernels.up[(num_tiles * triton.cdiv(ffn, tiles.columns),)](
-        x, weight_in, weight, token_index, ends, hidden, activated, num_experts, num_tiles,
-        dim=dim, ffn=ffn, ACTIVATION=activation, SAVE=save, **_options(tiles, num_experts),
+        x, weight_in, weight, token_index, ends, activated if hidden is None else hidden, activated,
+        num_experts, num_tiles,
+        dim=dim, ffn=ffn, ACTIVATION=activation, SAVE=hidden is not None, **_options(tiles, num_experts),
     )  # fmt: skip
-    return hidden, activated
+    return activated
 
 
-def grouped(rows: Tensor, matrices: Tensor, ends: Tensor, tiles: Tiles | None = None) -> Tensor:
+def grouped(
+    rows: Tensor, matrices: Tensor, ends: Tensor, out: Tensor | None = None, tiles: Tiles | None = None
+) -> Tensor:
     """Multiply the rows of each expert by its matrix, which may be a transposed view."""
     (num_experts, inner, width), num_rows = matrices.shape, rows.shape[0]
-    product = rows.new_empty(num_rows, width)
+    product = rows.new_empty(num_rows, width) if out is None else out
     many = num_rows >= MANY * num_experts and width >= WIDE.columns
     tiles = tiles or (WIDE if many else _tiles(num_rows, num_experts, width))
     num_tiles = num_rows // tiles.rows + num_experts

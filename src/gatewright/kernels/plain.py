@@ -27,23 +27,24 @@ def up(
     token_index: Int[Tensor, " assignments"],
     ends: Int[Tensor, " experts"],
     activation: str,
-    save: bool,
-) -> tuple[Float[Tensor, "saved hidden"], Float[Tensor, "assignments ffn"]]:
-    """Return ``hidden = x[token] W_in``, if it is to be saved, and ``weight * activation(hidden)``."""
-    hidden = grouped(x.index_select(0, token_index), weight_in, ends)
-    activated = activate(hidden, activation)
-    return hidden if save else hidden[:0].clone(), _weigh_exactly(activated, weight)
+    hidden: Float[Tensor, "assignments hidden"] | None,
+) -> Float[Tensor, "assignments ffn"]:
+    """Write ``x[token] W_in`` into `hidden`, if it is to be saved, and return ``weight * activation(hidden)``."""
+    hidden = grouped(x.index_select(0, token_index), weight_in, ends, hidden)
+    return _weigh_exactly(activate(hidden, activation), weight)
 
 
 def grouped(
     rows: Float[Tensor, "assignments inner"],
     matrices: Float[Tensor, "experts inner out"],
     ends: Int[Tensor, " experts"],
+    out: Float[Tensor, "assignments out"] | None = None,
 ) -> Float[Tensor, "assignments out"]:
-    """Multiply the rows of each expert by its matrix; every row is some expert's."""
+    """Multiply the rows of each expert by its matrix, into `out` if it is given; every row is some expert's."""
     if _torch_takes(rows, *matrices.shape[1:]):
-        return F.grouped_mm(rows, matrices, offs=ends)
-    product = rows.new_empty(rows.shape[0], matrices.shape[2])
+        product = F.grouped_mm(rows, matrices, offs=ends)
+        return product if out is None else out.copy_(product)
+    product = rows.new_empty(rows.shape[0], matrices.shape[2]) if out is None else out
     runs = _runs(ends)
     for left, matrix, out in zip(_by_run(rows, runs), _of_run(matrices, runs), _by_run(product, runs), strict=True):
         torch.bmm(left, matrix, out=out)

@@ -4,7 +4,8 @@ Saved for backward are the items, the hidden values before the activation, and t
 backward needs is gathered or computed again, as in SonicMoE: https://arxiv.org/abs/2512.14080.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,9 @@ from gatewright.kernels.plain import activate
 from gatewright.ops.grouped_mm import grouped_mm
 from gatewright.ops.memory import GradientMemory
 from gatewright.ops.registry import BACKENDS, Kernels, choose_backend
+
+BLOCK_BYTES = 8 * 2**20
+"""Bytes of hidden values that a CPU computes at a time, as far as whole experts allow."""
 
 
 def routed_feed_forward(
@@ -86,10 +90,14 @@ def _run_forward(
     backend: str,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
-    kernels = BACKENDS[backend].kernels()
+    kernels, num_rows = BACKENDS[backend].kernels(), token_index.shape[0]
+    hidden, rows = x.new_empty(num_rows if save else 0, weight_in.shape[2]), x.new_empty(num_rows, weight_out.shape[2])
     with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
-        hidden, activated = kernels.up(x, weight_in, weight, token_index, ends, activation, save)
-        return kernels.gather_sum(kernels.grouped(activated, weight_out, ends), row_index), hidden
+        for own, place, stops in _blocks(ends, hidden):
+            saved = hidden[place] if save else None
+            activated = kernels.up(x, weight_in[own], weight[place], token_index[place], stops, activation, saved)
+            kernels.grouped(activated, weight_out[own], stops, rows[place])
+        return kernels.gather_sum(rows, row_index), hidden
 
 
 def _run_backward(
@@ -127,14 +135,36 @@ def _backward_into(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     kernels = BACKENDS[backend].kernels()
+    rows, of_weight = x.new_empty(token_index.shape[0], x.shape[1]), torch.empty_like(weight)
     with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
-        of_hidden, activated, of_weight = kernels.down_backward(
-            gradient, weight_out, hidden, weight, token_index, ends, activation
-        )
-        _weight_gradient(kernels, of_out, activated, gradient, token_index, ends, "right")
-        _weight_gradient(kernels, of_in, x, of_hidden, token_index, ends, "left")
-        of_x = kernels.gather_sum(kernels.grouped(of_hidden, weight_in.transpose(1, 2), ends), row_index)
-    return of_x, of_in, of_out, of_weight
+        for own, place, stops in _blocks(ends, hidden):
+            token = token_index[place]
+            of_hidden, activated, of_weight[place] = kernels.down_backward(
+                gradient, weight_out[own], hidden[place], weight[place], token, stops, activation
+            )
+            _weight_gradient(kernels, of_out[own], activated, gradient, token, stops, "right")
+            _weight_gradient(kernels, of_in[own], x, of_hidden, token, stops, "left")
+            kernels.grouped(of_hidden, weight_in[own].transpose(1, 2), stops, rows[place])
+        return kernels.gather_sum(rows, row_index), of_in, of_out, of_weight
+
+
+def _blocks(ends: Tensor, hidden: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Yield experts, their rows, and where the rows of each end, as many as stay in a processor's cache together.
+
+    What lies between two products is then read from the cache, and is small enough for the C library to keep its memory
+    from step to step. Other devices take all experts at once.
+    """
+    if hidden.device.type != "cpu":
+        yield slice(None), slice(None), ends
+        return
+    most = BLOCK_BYTES // (hidden.shape[1] * hidden.itemsize)
+    first = start = 0
+    bounds = ends.tolist()
+    for expert, end in enumerate(bounds):
+        following = bounds[expert + 1] if expert + 1 < len(bounds) else math.inf
+        if following - start > most:
+            yield slice(first, expert + 1), slice(start, end), ends[first : expert + 1] - start
+            first, start = expert + 1, end
 
 
 def _weight_gradient(

@@ -17,8 +17,8 @@ TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 class Kernels(Protocol):
     """The five kernels of a back-end; `gatewright.kernels.plain` says what each computes."""
 
-    up: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, str, bool], tuple[Tensor, Tensor]]
-    grouped: Callable[[Tensor, Tensor, Tensor], Tensor]
+    up: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, str, Tensor | None], Tensor]
+    grouped: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
     gather_sum: Callable[[Tensor, Tensor], Tensor]
     down_backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, str], tuple[Tensor, Tensor, Tensor]]
     weight_gradient: Callable[[Tensor, Tensor, Tensor, Tensor, str, Tensor], Tensor]
