@@ -210,8 +210,9 @@ def steps(records: list[Record]) -> Iterator[str]:
     for record in records:
         for name, (low, median, high) in record["ms"].items():
             twin = record["ms"].get(", ".join(["dense", *name.split(", ")[-1:]]), record["ms"].get("dense"))
-            rows.append([name, f"{median:.1f}", f"{low:.1f}, {high:.1f}", f"{median / twin[1]:.2f}" if twin else ""])
-    yield grid(["model, precision", "ms", "quartiles", "of dense"], rows)
+            share = f"{median / twin[1]:.2f}" if twin else ""
+            rows.append([record["model"], name, f"{median:.1f}", f"{low:.1f}, {high:.1f}", share])
+    yield grid(["recipe", "model, precision", "ms", "quartiles", "of dense"], rows)
 
 
 def where_time_goes(records: list[Record], most: int = 8) -> Iterator[str]:

@@ -101,7 +101,7 @@ def main() -> None:
         found = {name: quartiles(times) for name, times in interleave(timed, asked.seconds).items()}
         for name, (low, middle, high) in found.items():
             say(f"{case}, {name:<28} {middle:8.2f} ms ({low:.2f} to {high:.2f})")
-        record("steps", case, asked.device, {"ms": found}, asked.output)
+        record("steps", case, asked.device, {"model": case, "ms": found}, asked.output)
 
 
 if __name__ == "__main__":
