@@ -108,7 +108,8 @@ class Kill:
 def kill_at_random(run, moments, last_step, seed):
     """Kill a random process at each moment, the training ones at random steps; return what was done."""
     rng = random.Random(seed)
-    targets = iter(sorted(rng.sample(range(6, last_step - 10), len(moments))))
+    latest = last_step - max(10, last_step // 5)  # for a run that ends meanwhile cannot be killed
+    targets = iter(sorted(rng.sample(range(6, latest), len(moments))))
     kills, dead = [], set()
     for moment in moments:
         rank, target = rng.randrange(2), next(targets)
