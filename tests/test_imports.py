@@ -17,6 +17,7 @@ TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 LEVELS = [
     {"internals", "kernels"},
     {"names", "ops", "reset", "scope"},
+    {"routing_sums"},
     {"routing"},
     {"experts", "dispatch", "losses", "metrics"},
     {"routers"},
@@ -27,7 +28,7 @@ LEVELS = [
     {"train", "report", "integrations"},
     {"recipes", "cli", "__main__"},
 ]
-CORE = set.union(*LEVELS[:6])
+CORE = set.union(*LEVELS[:7])
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 SIDEWAYS = {("integrations", "train"), ("cli", "recipes"), ("__main__", "cli")}
 

@@ -27,7 +27,8 @@ from gatewright.routers import (
     Soft,
     TopK,
 )
-from gatewright.routing import Routing, RoutingSums
+from gatewright.routing import Routing
+from gatewright.routing_sums import RoutingSums
 from gatewright.scope import BatchScope
 
 __version__ = "0.1.0"

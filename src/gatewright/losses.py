@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gatewright.names import known
-from gatewright.routing import Loss, RoutingSums
+from gatewright.routing_sums import Loss, RoutingSums
 
 
 def cv_squared(values: Float[Tensor, " experts"]) -> Float[Tensor, ""]:

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gatewright.routing import RoutingSums
+from gatewright.routing_sums import RoutingSums
 
 
 def load_share(sums: RoutingSums) -> Float[Tensor, " experts"]:

@@ -25,7 +25,8 @@ from gatewright.layers.untaken import REENTRANT, Mark, Untaken, refuse_untaken
 from gatewright.losses import Coefficients, by_name
 from gatewright.reset import reset_parts
 from gatewright.routers import Router, Soft
-from gatewright.routing import Routing, RoutingSums, real_only
+from gatewright.routing import Routing, real_only
+from gatewright.routing_sums import RoutingSums
 from gatewright.scope import BatchScope, Mask, noise_key
 
 NO_WEIGHT = (

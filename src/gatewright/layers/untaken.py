@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from gatewright.internals import backward_id, backward_keeps_graph, outlived_transform
-from gatewright.routing import RoutingSums
+from gatewright.routing_sums import RoutingSums
 
 REENTRANT = (
     "MoE layer ran in training without gradients, so its auxiliary losses are lost: either under torch.no_grad(), or "

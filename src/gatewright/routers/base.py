@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from gatewright.ops import stable_sort
 from gatewright.reset import refuse_unknown_start, reset_parts
 from gatewright.routers.expert_bias import ExpertBias
-from gatewright.routing import Loss, Routing, RoutingSums
+from gatewright.routing import Routing
+from gatewright.routing_sums import Loss, RoutingSums
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
 Score = Literal["softmax", "sigmoid", "sqrt_softplus"]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gatewright.routing import RoutingSums
+from gatewright.routing_sums import RoutingSums
 from gatewright.scope import BatchScope
 
 FORGOTTEN_STEPS = 1000

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from gatewright.routers.base import Router, normalized
 from gatewright.routers.gate import EvenGate, gate_logits
-from gatewright.routing import Routing, RoutingSums, flat_routing, real_only
+from gatewright.routing import Routing, flat_routing, real_only
+from gatewright.routing_sums import RoutingSums
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
 Count = TypeVar("Count", int, Tensor)

@@ -14,7 +14,8 @@ from gatewright.losses import cv_squared
 from gatewright.ops import stable_sort
 from gatewright.routers.base import MIN_NOISE_STD, Router, largest, load_probability, size_of_groups
 from gatewright.routers.gate import Gate, gate_logits
-from gatewright.routing import Routing, RoutingSums, real_only, top_k_routing
+from gatewright.routing import Routing, real_only, top_k_routing
+from gatewright.routing_sums import RoutingSums
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
 LEVEL_HINT = (

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from gatewright.reset import reset_parts
 from gatewright.routers.gate import Gate, gate_logits
-from gatewright.routing import Loss, Routing, RoutingSums, real_only, top_k_routing
+from gatewright.routing import Routing, real_only, top_k_routing
+from gatewright.routing_sums import Loss, RoutingSums
 from gatewright.scope import ONE_PROCESS, BatchScope, Mask
 
 EPSILON = 1e-6

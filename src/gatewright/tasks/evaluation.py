@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Int, Real
 from torch import Tensor
 
-from gatewright.routing import Routing, RoutingSums
+from gatewright.routing import Routing
+from gatewright.routing_sums import RoutingSums
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from gatewright import metrics
 from gatewright.experts import GroupedFeedForward
 from gatewright.layers.base import RoutedLayer, moe_layers
 from gatewright.planner.measure import flop_counter
-from gatewright.routing import RoutingSums
+from gatewright.routing_sums import RoutingSums
 from gatewright.tasks import Batch, Evaluation, LayerUse, Task
 from gatewright.train.strategies.single import ALONE, Strategy
 

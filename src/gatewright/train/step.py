@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gatewright.layers.base import RoutedLayer, end_step, moe_layers, seed_noise
-from gatewright.routing import Routing, RoutingSums
+from gatewright.routing import Routing
+from gatewright.routing_sums import RoutingSums
 from gatewright.scope import noise_key
 from gatewright.tasks import Batch, Rule, task_named
 from gatewright.train.config import RunConfig
