@@ -1,7 +1,9 @@
 """The commands by name."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
+from gatewright.cli.change import CHANGES, change_command
 from gatewright.cli.compare import compare_command
 from gatewright.cli.completion import completion_command
 from gatewright.cli.evaluate import evaluate_command
@@ -14,6 +16,7 @@ from gatewright.cli.report import report_command
 from gatewright.cli.train import train_command
 
 COMMANDS: Mapping[str, Callable[[list[str]], int | None]] = {
+    **{name: partial(change_command, name) for name in CHANGES},
     "compare": compare_command,
     "completion": completion_command,
     "evaluate": evaluate_command,

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from gatewright.cli.change import CHANGES
 from gatewright.cli.compare import CompareArguments
 from gatewright.cli.evaluate import EvaluateArguments
 from gatewright.cli.export import ExportArguments
@@ -43,6 +44,7 @@ def completion_command(words: list[str]) -> None:
 
     tyro.extras.subcommand_cli_from_dict(
         {
+            **{name: flags for name, (_, flags) in CHANGES.items()},
             "compare": CompareArguments,
             "completion": CompletionArguments,
             "evaluate": EvaluateArguments,

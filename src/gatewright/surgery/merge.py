@@ -12,14 +12,12 @@ from gatewright.experts import Experts, GroupedFeedForward, ModuleExperts
 from gatewright.extras import require
 from gatewright.kernels.plain import activate
 from gatewright.layers import MoE, ResidualMixture
-from gatewright.surgery.experts import check_top_k, expert_tensors, mixtures_of, router_rows, take
+from gatewright.surgery.experts import Optimizers, check_top_k, expert_tensors, mixtures_of, router_rows, take
 from gatewright.surgery.feed_forward import FeedForward, hidden_units_of
 
 
 @torch.no_grad()
-def merge(
-    model: nn.Module, num_experts: int, *, optimizer: torch.optim.Optimizer | None = None
-) -> dict[str, list[list[int]]]:
+def merge(model: nn.Module, num_experts: int, *, optimizer: Optimizers = None) -> dict[str, list[list[int]]]:
     """Merge the experts of every mixture that are most alike, and return which ones each expert is made of.
 
     Hidden units have no order of their own. Those of two experts are therefore matched first, so that the sum of their
