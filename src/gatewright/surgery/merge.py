@@ -173,6 +173,11 @@ def _check_mergeable(name: str, experts: Experts) -> None:
 def _check_dense(model: nn.Module, name: str, layer: MoE, weights: Tensor) -> None:
     """Refuse a layer in whose place no dense module can stand."""
     _check_mergeable(name, layer.experts)
+    if isinstance(layer.experts, GroupedFeedForward) and type(layer.experts) is not GroupedFeedForward:
+        raise ValueError(
+            f"A dense block has an activation of GroupedFeedForward; {name or 'the layer'} has a "
+            f"{type(layer.experts).__name__}. Call merge or prune."
+        )
     fits = weights.shape == (layer.router.num_experts,) and bool((weights >= 0).all())
     if not fits or not 0 < weights.sum() < float("inf"):
         raise ValueError(
