@@ -13,6 +13,7 @@ from gatewright.cli.listing import list_command
 from gatewright.cli.plan import plan_command
 from gatewright.cli.predict import predict_command
 from gatewright.cli.report import report_command
+from gatewright.cli.serve import serve_command
 from gatewright.cli.train import train_command
 
 COMMANDS: Mapping[str, Callable[[list[str]], int | None]] = {
@@ -26,6 +27,7 @@ COMMANDS: Mapping[str, Callable[[list[str]], int | None]] = {
     "plan": plan_command,
     "predict": predict_command,
     "report": report_command,
+    "serve": serve_command,
     "train": train_command,
 }
 """Every command by name; one may return an exit status, and None is 0."""

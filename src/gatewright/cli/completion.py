@@ -15,6 +15,7 @@ from gatewright.cli.listing import ListArguments
 from gatewright.cli.plan import RecipeArguments
 from gatewright.cli.predict import PredictArguments
 from gatewright.cli.report import ReportArguments
+from gatewright.cli.serve import ServeArguments
 from gatewright.cli.train import TrainArguments
 from gatewright.recipes import RECIPES
 
@@ -54,6 +55,7 @@ def completion_command(words: list[str]) -> None:
             "plan": plan,
             "predict": PredictArguments,
             "report": ReportArguments,
+            "serve": ServeArguments,
             "train": train,
         },
         prog="gatewright",
