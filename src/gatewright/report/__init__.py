@@ -1,6 +1,6 @@
 """Pictures, tables and a page about a run. Needs ``pip install 'gatewright[train]'``."""
 
-from gatewright.report.comparison import Comparison
+from gatewright.report.comparison import Comparison, MeasuredRun
 from gatewright.report.page import write_report
 from gatewright.report.pictures import write_all, write_pictures
 from gatewright.report.plots import (
@@ -14,6 +14,7 @@ from gatewright.report.tables import comparison_table, expert_table, plain_table
 
 __all__ = [
     "Comparison",
+    "MeasuredRun",
     "comparison_table",
     "expert_table",
     "plain_table",
