@@ -1,6 +1,7 @@
 """What ``gatewright study`` does: the runs of a study, what is kept of each, and the page about them."""
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,7 @@ from gatewright.report import plain_table
 from gatewright.studies import STUDIES, Arm, Study, Tier, study_named
 from gatewright.studies.grid import Grid
 from gatewright.studies.kept import check_kept
+from gatewright.studies.page import write_page
 from gatewright.studies.plan import PlannedRun
 from gatewright.train import RunConfig
 from gatewright.train.device import expected_device
@@ -66,6 +68,9 @@ def study_command(words: list[str]) -> int:
         return 0
     study = study_named(arguments.study)
     failed = [] if arguments.page else _run(study, arguments)
+    if failed:
+        print(f"{len(failed)} failed: {'; '.join(run.title for run in failed)}", file=sys.stderr)
+    print(write_page(study, arguments.results, arguments.pages))
     return 1 if failed else 0
 
 

@@ -7,6 +7,7 @@ from gatewright.report.plots import (
     plot_class_by_expert,
     plot_comparison,
     plot_confusion,
+    plot_groups,
     plot_load_over_time,
     plot_training_curves,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "plot_class_by_expert",
     "plot_comparison",
     "plot_confusion",
+    "plot_groups",
     "plot_load_over_time",
     "plot_training_curves",
     "result_table",

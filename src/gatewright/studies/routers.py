@@ -37,8 +37,8 @@ ROUTERS = Study(
     name="routers",
     question=(
         "How do all routers do with the same eight experts and the same budget: quality, balance, drops, and the time "
-        "of a step? On text are those that do not look at later bytes. Images have a mixture from the first step on, and "
-        "so the routing alone decides who learns what."
+        "of a step? On text are those that do not look at later bytes. Images have a mixture from the first step on, "
+        "and so the routing alone decides who learns what."
     ),
     twin="text-dense",
     arms=(*_arms("text", TEXT, CAUSAL), *_arms("images", IMAGES, OF_IMAGES)),
