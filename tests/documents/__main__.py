@@ -25,6 +25,7 @@ SKIPPED = {
     r"--hostfile": "it needs a second machine",
     r"^sbatch": "it needs a Slurm cluster; tests/test_deploy.py runs the script",
     r"^az ": "it needs an Azure subscription",
+    r"^gatewright study \w": "it trains for an hour or more; tests/cli/test_study.py runs a small one",
     r"^mlflow (ui|server)": "it serves until it is stopped",
 }
 FRAGMENTS = {"docs/architecture.md": "lines out of a method"}
