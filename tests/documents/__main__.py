@@ -25,7 +25,8 @@ SKIPPED = {
     r"--hostfile": "it needs a second machine",
     r"^sbatch": "it needs a Slurm cluster; tests/test_deploy.py runs the script",
     r"^az ": "it needs an Azure subscription",
-    r"^mlflow (ui|server)": "it serves until it is stopped",
+    r"--tracking.name wandb": "it needs wandb, which is large; tests/integrations/test_wandb.py runs it where it is",
+    r"^(mlflow (ui|server)|tensorboard)": "it serves until it is stopped",
 }
 FRAGMENTS = {"docs/architecture.md": "lines out of a method"}
 # What stands for something that a reader has, and what it is here. Two hosts become one.
