@@ -19,7 +19,7 @@ from tests.train.runs import environment
 SKIPPED = {
     r"^make install": "it installs packages, and ran before this check",
     r"^make clean": "it removes the environment that this check runs in",
-    r"^make (test|test-all|coverage|promises|notebooks|docs-check)\b": "it takes many minutes, and is a check itself",
+    r"^make (test|test-all|coverage|promises|notebooks|docs|docs-check)\b": "it takes many minutes, and is a check itself",
     r"^make bench\b": "it installs packages, and times what runs alone",
     r"^(\S+/)?pip install|^git clone|--data.name OWNER/NAME$": "it needs a network",
     r"--hostfile": "it needs a second machine",
