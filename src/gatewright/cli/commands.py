@@ -14,6 +14,7 @@ from gatewright.cli.plan import plan_command
 from gatewright.cli.predict import predict_command
 from gatewright.cli.report import report_command
 from gatewright.cli.serve import serve_command
+from gatewright.cli.study import study_command
 from gatewright.cli.train import train_command
 
 COMMANDS: Mapping[str, Callable[[list[str]], int | None]] = {
@@ -31,6 +32,7 @@ COMMANDS: Mapping[str, Callable[[list[str]], int | None]] = {
     "prune": partial(change_command, "prune"),
     "report": report_command,
     "serve": serve_command,
+    "study": study_command,
     "train": train_command,
 }
 """Every command by name; one may return an exit status, and None is 0."""

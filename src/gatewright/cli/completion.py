@@ -1,6 +1,6 @@
 """What ``gatewright completion`` does: print a script by which a shell completes commands, recipes and flags."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -16,8 +16,10 @@ from gatewright.cli.plan import RecipeArguments
 from gatewright.cli.predict import PredictArguments
 from gatewright.cli.report import ReportArguments
 from gatewright.cli.serve import ServeArguments
+from gatewright.cli.study import StudyArguments
 from gatewright.cli.train import TrainArguments
 from gatewright.recipes import RECIPES
+from gatewright.studies import STUDIES
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ def completion_command(words: list[str]) -> None:
     def train(recipe: Annotated[trained, tyro.conf.arg(name="")]) -> None: ...  # type: ignore[valid-type]
     def plan(recipe: Annotated[planned, tyro.conf.arg(name="")]) -> None: ...  # type: ignore[valid-type]
 
+    studies = Literal[tuple(STUDIES)]  # type: ignore[valid-type]
+    kind = Annotated[tyro.conf.Positional[studies], tyro.conf.arg(metavar="STUDY")]  # type: ignore[valid-type]
+    study = make_dataclass("StudyArguments", [("study", kind)], bases=(StudyArguments,), frozen=True)
+
     tyro.extras.subcommand_cli_from_dict(
         {
             **{name: flags for name, (_, flags) in CHANGES.items()},
@@ -56,6 +62,7 @@ def completion_command(words: list[str]) -> None:
             "predict": PredictArguments,
             "report": ReportArguments,
             "serve": ServeArguments,
+            "study": study,
             "train": train,
         },
         prog="gatewright",

@@ -21,6 +21,7 @@ gatewright {__version__}: train mixtures of experts, and see what the experts do
   gatewright serve RUN [--port N]                                      a local page to try a run's model on
   gatewright report RUN                                                make the run's pictures and page anew
   gatewright compare RUN ... --to RUN ...                              a mixture beside its dense twin, and how surely
+  gatewright study [NAME] [--budget TIER] [--jobs N] ...               train the runs of a study, and write its page
   gatewright prune RUN [--num-experts N] [--keep N N ...] ...          a finished run with fewer experts, as a new run
   gatewright merge RUN --num-experts N ...                             the same, with the most alike experts merged
   gatewright grow RUN --num-experts N [--top-k N] [--noise N] ...      the same, with more experts: copies
