@@ -27,11 +27,11 @@ LEVELS = [
     {"tasks"},
     {"train", "report"},
     {"integrations"},
-    {"recipes", "cli", "__main__"},
+    {"recipes", "studies", "cli", "__main__"},
 ]
 CORE = set.union(*LEVELS[:7])
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-SIDEWAYS = {("cli", "recipes"), ("__main__", "cli")}
+SIDEWAYS = {("cli", "recipes"), ("cli", "studies"), ("__main__", "cli")}
 
 
 def room_of(name):

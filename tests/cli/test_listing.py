@@ -12,6 +12,7 @@ from gatewright.losses import LOSSES
 from gatewright.models import CHOOSABLE_ROUTERS, MixtureConfig
 from gatewright.recipes import RECIPES
 from gatewright.routers import ROUTERS
+from gatewright.studies import STUDIES
 
 
 @pytest.fixture
@@ -33,6 +34,7 @@ def test_everything_that_can_be_chosen_is_printed_with_what_it_is(printed):
     kinds = {item.name: item.type for item in fields(MixtureConfig)}
     assert {title: set(rows) for title, rows in printed.items()} == {
         "gatewright train RECIPE": set(RECIPES),
+        "gatewright study NAME": set(STUDIES),
         "--data.name of images": {*BUILT_IN_NAMES, "OWNER/NAME"},
         "--data.name of text": {*BUILT_IN_TEXTS, "OWNER/NAME"},
         "--model.router of images": set(CHOOSABLE_ROUTERS),
@@ -50,7 +52,7 @@ def test_everything_that_can_be_chosen_is_printed_with_what_it_is(printed):
 
 
 def test_what_is_printed_can_be_chosen(printed):
-    for flag, rows in list(printed.items())[1:]:
+    for flag, rows in list(printed.items())[2:]:
         for name in rows:
             words = [flag.split()[0], name] if flag.startswith("--") else [name]
             words += ["0.1"] if "COEFFICIENT" in flag else []

@@ -25,6 +25,7 @@ SKIPPED = {
     r"--hostfile": "it needs a second machine",
     r"^sbatch": "it needs a Slurm cluster; tests/test_deploy.py runs the script",
     r"^az ": "it needs an Azure subscription",
+    r"^gatewright study \w": "it trains for an hour or more; tests/cli/test_study.py runs a small one",
     r"--tracking.name wandb": "it needs wandb, which is large; tests/integrations/test_wandb.py logs to it",
     r"^(mlflow (ui|server)|tensorboard)": "it serves until it is stopped",
 }

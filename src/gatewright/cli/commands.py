@@ -11,6 +11,7 @@ from gatewright.cli.listing import list_command
 from gatewright.cli.plan import plan_command
 from gatewright.cli.predict import predict_command
 from gatewright.cli.report import report_command
+from gatewright.cli.study import study_command
 from gatewright.cli.train import train_command
 
 COMMANDS: Mapping[str, Callable[[list[str]], int | None]] = {
@@ -23,6 +24,7 @@ COMMANDS: Mapping[str, Callable[[list[str]], int | None]] = {
     "plan": plan_command,
     "predict": predict_command,
     "report": report_command,
+    "study": study_command,
     "train": train_command,
 }
 """Every command by name; one may return an exit status, and None is 0."""

@@ -1,6 +1,6 @@
 """What ``gatewright completion`` does: print a script by which a shell completes commands, recipes and flags."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -14,8 +14,10 @@ from gatewright.cli.listing import ListArguments
 from gatewright.cli.plan import RecipeArguments
 from gatewright.cli.predict import PredictArguments
 from gatewright.cli.report import ReportArguments
+from gatewright.cli.study import StudyArguments
 from gatewright.cli.train import TrainArguments
 from gatewright.recipes import RECIPES
+from gatewright.studies import STUDIES
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,10 @@ def completion_command(words: list[str]) -> None:
     def train(recipe: Annotated[trained, tyro.conf.arg(name="")]) -> None: ...  # type: ignore[valid-type]
     def plan(recipe: Annotated[planned, tyro.conf.arg(name="")]) -> None: ...  # type: ignore[valid-type]
 
+    studies = Literal[tuple(STUDIES)]  # type: ignore[valid-type]
+    kind = Annotated[tyro.conf.Positional[studies], tyro.conf.arg(metavar="STUDY")]  # type: ignore[valid-type]
+    study = make_dataclass("StudyArguments", [("study", kind)], bases=(StudyArguments,), frozen=True)
+
     tyro.extras.subcommand_cli_from_dict(
         {
             "compare": CompareArguments,
@@ -52,6 +58,7 @@ def completion_command(words: list[str]) -> None:
             "plan": plan,
             "predict": PredictArguments,
             "report": ReportArguments,
+            "study": study,
             "train": train,
         },
         prog="gatewright",

@@ -10,6 +10,7 @@ from gatewright.cli.flags import parse
 from gatewright.models import CHOOSABLE_ROUTERS
 from gatewright.models.transformer import CAUSAL_ROUTERS
 from gatewright.recipes import RECIPES
+from gatewright.studies import STUDIES
 
 DATA_SETS: Mapping[str, str] = {
     "cifar10": "60,000 images of 32 x 32 in 10 classes: from the hub, or from --data.path.",
@@ -58,6 +59,7 @@ def list_command(words: list[str]) -> None:
     console = Console()
     for title, choices in {
         "gatewright train RECIPE": {name: _summary(recipe) for name, recipe in RECIPES.items()},
+        "gatewright study NAME": {name: study.question for name, study in STUDIES.items()},
         "--data.name of images": DATA_SETS,
         "--data.name of text": TEXTS,
         "--model.router of images": {name: _summary(router) for name, router in CHOOSABLE_ROUTERS.items()},

@@ -20,7 +20,7 @@ UNSAID = ("seed", "output", "data.path")
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """A finished run: the content of its ``result.json`` and of its ``metrics.jsonl``."""
+    """A finished run: the content of its ``result.json`` and its ``metrics.jsonl``, or what a study keeps of both."""
 
     folder: Path
     result: dict[str, Any]
@@ -28,22 +28,28 @@ class MeasuredRun:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read a run's folder.
+        """Read a run's folder, or the file of a run that a study keeps.
 
         Raises:
             FileNotFoundError: If the run has not finished.
             ValueError: If it has no held-out part, or was made before runs kept what a comparison needs.
         """
-        if not (folder / "result.json").is_file():
+        file = folder if folder.is_file() else folder / "result.json"
+        if not file.is_file():
             raise FileNotFoundError(f"{folder} has no result.json, which a run writes when it ends. Finish it first.")
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        run = cls(folder, result, read_metrics(folder / "metrics.jsonl"))
+        result = json.loads(file.read_text(encoding="utf-8"))
+        run = cls(folder, result, _kept_curves(result) or read_metrics(folder / "metrics.jsonl"))
         if "items_per_step" not in result or not run.curves.get("holdout/train_seconds"):
             raise ValueError(
                 f"{folder} does not say how good it was after which time: it has no held-out part, or an earlier "
                 "version made it. Train it again with a held-out part (--data.holdout 0.05)."
             )
         return run
+
+    def kept(self) -> dict[str, Any]:
+        """Return what a comparison needs of a run, as JSON: its result, and the curves that are compared."""
+        names = (f"holdout/{self._metric}", "holdout/train_seconds", f"test/{self._metric}")
+        return self.result | {"curves": {name: self.curves[name] for name in names}}
 
     @property
     def name(self) -> str:
@@ -167,9 +173,12 @@ class Comparison:
             FileNotFoundError: If a run has not finished.
             ValueError: If the groups have other seeds, other figures or other data, or a seed occurs twice.
         """
-        groups = [
-            sorted(map(MeasuredRun.read, each), key=lambda run: int(run.result["seed"])) for each in (runs, others)
-        ]
+        return cls.of([*map(MeasuredRun.read, runs)], [*map(MeasuredRun.read, others)])
+
+    @classmethod
+    def of(cls, runs: Sequence[MeasuredRun], others: Sequence[MeasuredRun]) -> Self:
+        """Pair runs with others by their seeds, as `read` does."""
+        groups = [sorted(each, key=lambda run: int(run.result["seed"])) for each in (runs, others)]
         seeds = [[run.result["seed"] for run in group] for group in groups]
         if seeds[0] != seeds[1] or len(set(seeds[0])) < len(seeds[0]):
             raise ValueError(
@@ -235,6 +244,12 @@ def spread(values: Sequence[float], *, signed: bool = False) -> str:
         return f"reached by {sum(map(math.isfinite, values))} of {len(values)}"
     deviation = f" ± {stdev(values):.2g}" if len(values) > 1 else ""
     return f"{mean(values):{'+' if signed else ''},.4g}{deviation}"
+
+
+def _kept_curves(result: dict[str, Any]) -> Curves:
+    """Return the curves in a file that a study keeps, whose steps JSON has made words; empty for a run's own result."""
+    curves = result.get("curves", {})
+    return {name: {int(step): value for step, value in curve.items()} for name, curve in curves.items()}
 
 
 def _hardware(found: dict[str, Any]) -> str:

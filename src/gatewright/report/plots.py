@@ -1,13 +1,14 @@
 """Pictures of a run and of what its experts do. Each function writes one PNG and returns its path."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING
 
 from jaxtyping import Float, Int, Real
 from torch import Tensor
 
-from gatewright.report.comparison import OPERATIONS, SECONDS, Comparison
+from gatewright.report.comparison import OPERATIONS, SECONDS, Comparison, MeasuredRun
 from gatewright.report.curves import draw_load, draw_panel, panels, read_metrics
 from gatewright.report.figure import (
     COLOURS,
@@ -50,6 +51,65 @@ def plot_comparison(comparison: Comparison, path: Path) -> Path:
         axes.grid(axis="y", color=GRID, linewidth=0.8)
     legend_below(figure.axes[0], 2)
     return save(figure, path)
+
+
+LINES = ("-", "--", ":", "-.")
+
+
+def plot_groups(groups: Mapping[str, Sequence[MeasuredRun]], path: Path, *, axes: Sequence[str]) -> Path:
+    """Draw the held-out figure of many groups of runs over each of some axes: a thin line per run, a thick mean.
+
+    Each mean line bears the name of its group at its right. Early evaluations may lie outside of the picture.
+    """
+    figure = new_figure(5.5 + 4.5 * len(axes), max(5.0, 0.22 * len(groups) + 1.5))
+    panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
+    for panel, axis in zip(panels, axes, strict=True):
+        for place, runs in enumerate(groups.values()):
+            colour, dashes = COLOURS[place % len(COLOURS)], LINES[place // len(COLOURS) % len(LINES)]
+            for run in runs:
+                panel.plot(run.axis(axis), run.held_out, color=colour, linewidth=0.5, alpha=0.5)
+            panel.plot(*_mean_line(runs, axis), color=colour, linestyle=dashes, linewidth=1.8)
+        label(panel, x=f"{axis} of training", y=f"held-out {_figure(groups)}" if panel is panels[0] else "")
+        panel.grid(axis="y", color=GRID, linewidth=0.8)
+    late = [value for runs in groups.values() for run in runs for value in run.held_out[len(run.held_out) // 3 :]]
+    room = 0.05 * (max(late) - min(late)) or 0.1
+    panels[0].set_ylim(min(late) - room, max(late) + room)
+    _name_lines(panels[-1], {name: _mean_line(runs, axes[-1]) for name, runs in groups.items()})
+    return save(figure, path)
+
+
+def _figure(groups: Mapping[str, Sequence[MeasuredRun]]) -> str:
+    return next(iter(groups.values()))[0].figure
+
+
+def _mean_line(runs: Sequence[MeasuredRun], axis: str) -> tuple[list[float], list[float]]:
+    """Return the means over runs of where each evaluation was, and of what it found."""
+    places = zip(*(run.axis(axis) for run in runs), strict=False)
+    values = zip(*(run.held_out for run in runs), strict=False)
+    return [mean(each) for each in places], [mean(each) for each in values]
+
+
+def _name_lines(axes: "Axes", lines: Mapping[str, tuple[list[float], list[float]]]) -> None:
+    """Write the name of each line beside its end, from top to bottom with a gap between two of them."""
+    bottom, top = axes.get_ylim()
+    ends = {name: (x[-1], y[-1]) for name, (x, y) in lines.items()}
+    gap = (top - bottom) / max(22, len(ends) + 1)
+    height = top + gap
+    for name in sorted(ends, key=lambda each: -ends[each][1]):
+        left = sum(ends[each][1] < ends[name][1] for each in ends)
+        height = max(min(ends[name][1], height - gap), bottom + left * gap)
+        place = list(lines).index(name)
+        axes.annotate(
+            name,
+            ends[name],
+            (1.03, height),
+            textcoords=axes.get_yaxis_transform(),
+            color=COLOURS[place % len(COLOURS)],
+            fontsize=9,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 0.8},
+        )
 
 
 def plot_load_over_time(steps: Sequence[int], loads: Float[Tensor, "points experts"], path: Path, title: str) -> Path:

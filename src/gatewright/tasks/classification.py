@@ -29,7 +29,15 @@ from gatewright.data import (
     training_batches,
     write_examples,
 )
-from gatewright.models import CnnConfig, DigitsConfig, ImageClassifier, ModelConfig, ResNetsConfig
+from gatewright.models import (
+    CnnConfig,
+    ConvNetConfig,
+    DigitsConfig,
+    ImageClassifier,
+    ModelConfig,
+    ResNetsConfig,
+    VitConfig,
+)
 from gatewright.tasks.base import Batch, Task
 from gatewright.tasks.decision import EXACT, FROM_HERE, refused
 from gatewright.tasks.evaluation import Evaluation, LayerUse, Table
@@ -108,7 +116,7 @@ class Classification(Task):
     """Images of one size, each of one class."""
 
     item: ClassVar[str] = "image"
-    models = (CnnConfig, DigitsConfig, ResNetsConfig)
+    models = (CnnConfig, ConvNetConfig, DigitsConfig, ResNetsConfig, VitConfig)
     data = DataConfig
     views = MappingProxyType({"flip": mirrored_too})
     decisions = MappingProxyType(
@@ -118,7 +126,10 @@ class Classification(Task):
             "data.image_size": refused("it decides what the images look like"),
             "data.holdout": refused("images that were trained on would be held out, or held-out ones trained on"),
             "data.cache": EXACT,
+            "data.rotate": refused("it decides what the images look like"),
             "data.augment.flip": FROM_HERE,
+            "data.augment.alternate_flip": FROM_HERE,
+            "data.augment.rotate": FROM_HERE,
             "data.augment.translate": FROM_HERE,
             "data.augment.crop": FROM_HERE,
         }

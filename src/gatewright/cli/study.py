@@ -1,0 +1,160 @@
+"""What ``gatewright study`` does: the runs of a study, what is kept of each, and the page about them."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from gatewright.cli.flags import flags_of, parse, refuse_unknown_flags
+from gatewright.cli.train import parse_train
+from gatewright.names import known
+from gatewright.recipes import recipe_named
+from gatewright.report import plain_table
+from gatewright.studies import STUDIES, Arm, Study, Tier, study_named
+from gatewright.studies.grid import Grid
+from gatewright.studies.kept import check_kept
+from gatewright.studies.page import write_page
+from gatewright.studies.plan import PlannedRun
+from gatewright.train import RunConfig
+from gatewright.train.device import expected_device
+from gatewright.train.validate import check_start, validate
+
+HUB = "Hugging Face hub"
+
+
+@dataclass(frozen=True)
+class StudyArguments:
+    """Train the runs of a study, as many as are not kept yet, and write its page.
+
+    Args:
+        study: Name of the study, or module:function of one of your own; without one the studies are listed.
+        budget: The tier: how long it may take, and on what.
+        jobs: Runs at once.
+        threads: Threads of each run; by default the cores are shared out.
+        arms: Arms to run; by default all of the tier.
+        seeds: Seeds to run; by default those of the tier.
+        data_path: Folder of parquet files for the recipes whose data come from the hub.
+        device: Device of every run; by default each takes a GPU where there is one.
+        results: Folder in which the results are kept.
+        output: Folder of the runs.
+        pages: Folder of the pages.
+        page: Write the page from what is kept, and run nothing.
+    """
+
+    study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[STUDY]")] = ""
+    budget: str = "cpu"
+    jobs: int = 1
+    threads: int | None = None
+    arms: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    data_path: str | None = None
+    device: str | None = None
+    results: Path = Path("studies/results")
+    output: Path = Path("runs")
+    pages: Path = Path("docs/results")
+    page: bool = False
+
+
+def study_command(words: list[str]) -> int:
+    """Run what is not kept yet of a study, and write its page."""
+    refuse_unknown_flags(words, flags_of(StudyArguments()))
+    arguments = parse(StudyArguments, words, prog="gatewright study")
+    if not arguments.study:
+        list_studies()
+        return 0
+    study = study_named(arguments.study)
+    failed = [] if arguments.page else _run(study, arguments)
+    if failed:
+        print(f"{len(failed)} failed: {'; '.join(run.title for run in failed)}", file=sys.stderr)
+    print(write_page(study, arguments.results, arguments.pages))
+    return 1 if failed else 0
+
+
+def list_studies() -> None:
+    """Print every study with its question, and how long its tiers take."""
+    rows = [
+        (name, study.question, "\n".join(f"{tier}: {each.about}" for tier, each in study.tiers.items()))
+        for name, study in STUDIES.items()
+    ]
+    Console(markup=False).print(plain_table("", ["gatewright study NAME", "question", "--budget"], rows))
+
+
+def _run(study: Study, arguments: StudyArguments) -> list[PlannedRun]:
+    """Run what is not kept yet, and return what failed."""
+    tier = study.tiers[known(arguments.budget, study.tiers, f"tier of the study {study.name}")]
+    _check(tier, arguments)
+    runs = planned_runs(study, tier, arguments)
+    _check_kept(runs)
+    todo = [run for run in runs if not run.file.is_file()]
+    print(
+        f"{study.name}: {len(runs)} runs, of which {len(runs) - len(todo)} are kept in {arguments.results}", flush=True
+    )
+    threads = arguments.threads or max(1, (os.cpu_count() or 1) // arguments.jobs)
+    return Grid(todo, arguments.jobs, threads).run()
+
+
+def _check(tier: Tier, arguments: StudyArguments) -> None:
+    if arguments.jobs < 1 or (arguments.threads or 1) < 1:
+        raise ValueError(f"--jobs and --threads are 1 or more; got {arguments.jobs} and {arguments.threads}.")
+    if tier.alone and arguments.jobs > 1:
+        raise ValueError(
+            f"The tier {arguments.budget} compares seconds, so its runs are run one at a time; got --jobs "
+            f"{arguments.jobs}. Leave --jobs out."
+        )
+
+
+def planned_runs(study: Study, tier: Tier, arguments: StudyArguments) -> list[PlannedRun]:
+    """Return the runs that are asked for, seed by seed, each with settings that can be trained.
+
+    Raises:
+        ValueError: If an arm's flags are wrong; the sentence names the arm.
+    """
+    arms = {arm.name: arm for arm in study.arms_of(tier)}
+    wanted = [arms[known(name, arms, f"arm of the tier {arguments.budget}")] for name in arguments.arms or arms]
+    return [planned_run(study, arm, seed, tier, arguments) for seed in arguments.seeds or tier.seeds for arm in wanted]
+
+
+def planned_run(study: Study, arm: Arm, seed: int, tier: Tier, arguments: StudyArguments) -> PlannedRun:
+    """Return the run of an arm and a seed.
+
+    Raises:
+        ValueError: If its flags are wrong; the sentence names the arm.
+    """
+    place, name = Path(study.name) / arguments.budget, f"{arm.name}-{seed}"
+    output = arguments.output / place / name
+    words = [*study.flags(arm, tier), "--seed", str(seed), "--output", str(output), "--tracking.no-enabled"]
+    words += ["--device", arguments.device] if arguments.device else []
+    try:
+        recipe = recipe_named(arm.recipe)
+        if arguments.data_path and getattr(recipe.data, "source", None) == HUB:
+            words += ["--data.path", arguments.data_path]
+        config = parse_train(recipe, words).run
+        _check_run(config)
+    except ValueError as error:
+        raise ValueError(f"The arm {arm.name} of the study {study.name}: {error}") from error
+    file = arguments.results / place / f"{name}.json"
+    return PlannedRun(
+        study=study.name, tier=arguments.budget, arm=arm, config=config, words=(arm.recipe, *words), file=file
+    )
+
+
+def _check_run(config: RunConfig) -> None:
+    """Refuse what the run would refuse before it loads its data."""
+    check_start(config, resume=(Path(str(config.output)) / "config.yaml").is_file())
+    validate(config, config.processes, expected_device(config.device, config.processes))
+
+
+def _check_kept(runs: list[PlannedRun]) -> None:
+    """Refuse to mix runs of an arm as it is with kept ones of the arm as it was."""
+    said = {run.file: check_kept(run) for run in runs if run.file.is_file()}
+    changed = [f"{file}: {differences}" for file, differences in said.items() if differences]
+    if changed:
+        lines = "\n  ".join(changed)
+        raise ValueError(
+            f"What is kept of {len(changed)} runs was trained with other settings than their arms have now. Delete the "
+            f"files to run them again, or name the arms anew.\n  {lines}"
+        )

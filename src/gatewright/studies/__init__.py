@@ -1,0 +1,40 @@
+"""Studies: questions about mixtures of experts, and the runs that answer them, each in a file that says both."""
+
+import pkgutil
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from gatewright.names import known
+from gatewright.studies.balance import BALANCE
+from gatewright.studies.experts import EXPERTS
+from gatewright.studies.language import LANGUAGE
+from gatewright.studies.repair import REPAIR
+from gatewright.studies.routers import ROUTERS
+from gatewright.studies.study import Arm, Study, Tier
+
+STUDIES: Mapping[str, Study] = MappingProxyType(
+    {study.name: study for study in (BALANCE, EXPERTS, LANGUAGE, REPAIR, ROUTERS)}
+)
+"""Every study by name."""
+
+
+def study_named(name: str) -> Study:
+    """Return a study by its name, or one of your own by module and function: ``"module:function"``.
+
+    Raises:
+        ValueError: If there is none; the sentence names the nearest.
+    """
+    if ":" not in name:
+        return STUDIES[known(name, STUDIES, "study")]
+    try:
+        study = pkgutil.resolve_name(name)()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"The study {name} cannot be imported: {error}. Put the folder of its module on PYTHONPATH."
+        ) from error
+    if not isinstance(study, Study):
+        raise ValueError(f"A study is a function that returns a Study; {name} returned {type(study).__name__}.")
+    return study
+
+
+__all__ = ["BALANCE", "EXPERTS", "LANGUAGE", "REPAIR", "ROUTERS", "STUDIES", "Arm", "Study", "Tier", "study_named"]

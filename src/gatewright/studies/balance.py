@@ -1,0 +1,46 @@
+"""Shazeer's Table 6 on text of ours: what the balance losses do to the load, and to the quality."""
+
+from gatewright.studies.study import Arm, Study, Tier
+
+RECIPE = "python-lm"
+NOISY = "--model.router noisy-top-k --model.losses"
+STRENGTHS = ("0.01", "0.1", "1.0")
+
+BALANCE = Study(
+    name="balance",
+    question=(
+        "Shazeer et al. 2017 (https://arxiv.org/abs/1701.06538, Table 6) trained a language model with their noisy "
+        "top-k gate and several coefficients of the importance and the load loss. Without a loss the load was uneven "
+        "and the model worse; with any of them the quality was about the same. Does that hold here, and where does the "
+        "bias without a loss stand?"
+    ),
+    twin="no-loss",
+    arms=(
+        Arm("no-loss", "no balance loss", RECIPE, NOISY),
+        *(Arm(f"importance-{each}", f"importance {each}", RECIPE, f"{NOISY} importance {each}") for each in STRENGTHS),
+        *(Arm(f"load-{each}", f"load {each}", RECIPE, f"{NOISY} load {each}") for each in STRENGTHS),
+        *(
+            Arm(f"both-{each}", f"importance and load {each}", RECIPE, f"{NOISY} importance {each} load {each}")
+            for each in STRENGTHS
+        ),
+        Arm(
+            "biased",
+            "the router biased: no loss, a bias",
+            RECIPE,
+            "--model.router biased --model.router-options bias_rate 0.01",
+        ),
+    ),
+    tiers={
+        "try": Tier(
+            about="a minute of a CPU, to see it work",
+            flags={RECIPE: "--epochs 2 --data.epoch-batches 5 --model.num-layers 1 --data.holdout 0.001"},
+            arms=("no-loss", "both-0.1"),
+        ),
+        "cpu": Tier(about="two hours of two CPU cores", flags={RECIPE: "--epochs 3"}, seeds=(0, 1, 2)),
+        "gpu": Tier(
+            about="eight minutes of one H200",
+            flags={RECIPE: "--epochs 8 --data.context 256 --data.batch-size 64 --precision bfloat16"},
+            seeds=(0, 1, 2),
+        ),
+    },
+)

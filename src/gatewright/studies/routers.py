@@ -1,0 +1,71 @@
+"""Every router with the same experts and the same budget, on text and on images."""
+
+from gatewright.studies.study import Arm, Study, Tier
+
+TEXT, IMAGES = "python-lm", "cifar10-cnn"
+GROUPS = "--model.router-options num_groups 4 top_k_groups 2"
+CAUSAL = {
+    "top-k": "",
+    "noisy-top-k": "",
+    "biased": "",
+    "group-limited": GROUPS,
+    "hierarchical": f"{GROUPS} --model.top-k 4",
+    "product-key": "",
+    "hashed": "",
+    "gated-hash": "",
+}
+OF_IMAGES = {name: flags for name, flags in CAUSAL.items() if "hash" not in name} | {
+    "expert-choice": "",
+    "sinkhorn": "",
+    "soft": "",
+}
+
+
+def _arms(what: str, recipe: str, routers: dict[str, str]) -> tuple[Arm, ...]:
+    """Return the dense twin on some data, and an arm for every router."""
+    twin = f"{what}-dense"
+    return (
+        Arm(twin, f"the dense twin on {what}", recipe, "--model.num-experts 1", twin),
+        *(
+            Arm(f"{what}-{name}", f"{name} on {what}", recipe, f"--model.router {name} {flags}".strip(), twin)
+            for name, flags in routers.items()
+        ),
+    )
+
+
+ROUTERS = Study(
+    name="routers",
+    question=(
+        "How do all routers do with the same eight experts and the same budget: quality, balance, drops, and the time "
+        "of a step? On text are those that do not look at later bytes. Images have a mixture from the first step on, "
+        "and so the routing alone decides who learns what."
+    ),
+    twin="text-dense",
+    arms=(*_arms("text", TEXT, CAUSAL), *_arms("images", IMAGES, OF_IMAGES)),
+    tiers={
+        "try": Tier(
+            about="some minutes of a CPU, to see it work",
+            flags={
+                TEXT: "--epochs 2 --data.epoch-batches 5 --model.num-layers 1 --data.holdout 0.001",
+                IMAGES: "--epochs 1 --model.upcycle-epoch 0",
+            },
+            arms=("text-dense", "text-hashed"),
+        ),
+        "cpu": Tier(
+            about="two hours of two CPU cores",
+            flags={
+                TEXT: "--epochs 3 --model.dim 96 --model.num-heads 3",
+                IMAGES: "--epochs 4 --model.upcycle-epoch 0",
+            },
+            seeds=(0, 1, 2),
+        ),
+        "gpu": Tier(
+            about="eight minutes of one H200",
+            flags={
+                TEXT: "--epochs 6 --data.context 256 --data.batch-size 64 --precision bfloat16",
+                IMAGES: "--epochs 8 --model.upcycle-epoch 0",
+            },
+            seeds=(0, 1, 2),
+        ),
+    },
+)
