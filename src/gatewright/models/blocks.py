@@ -89,6 +89,13 @@ class BlocksConfig(MixtureConfig):
         """Hidden units of the dense feed-forward layer."""
         return 4 * self.dim if self.ffn is None else self.ffn
 
+    def with_experts(self, num_experts: int, top_k: int | None = None, **changes: Any) -> Self:
+        """Return the settings with other experts, whose hidden layers are as wide as these are now."""
+        top_k = self.top_k if top_k is None else top_k
+        width = self.hidden if self.upcycle_epoch else self.hidden // self.top_k
+        ffn = width if num_experts == 1 or self.upcycle_epoch else width * top_k
+        return super().with_experts(num_experts, top_k, ffn=self.ffn if ffn == self.hidden else ffn, **changes)
+
     @property
     def keyed(self) -> bool:
         """Whether the routers look at tokens themselves."""

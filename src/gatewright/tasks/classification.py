@@ -41,6 +41,7 @@ from gatewright.models import (
 from gatewright.tasks.base import Batch, Task
 from gatewright.tasks.decision import EXACT, FROM_HERE, refused
 from gatewright.tasks.evaluation import Evaluation, LayerUse, Table
+from gatewright.tasks.profiles import expert_profiles
 
 
 @dataclass(frozen=True)
@@ -249,6 +250,10 @@ class Classification(Task):
     def classes(self, batch: Batch) -> Int[Tensor, " images"]:
         """Return the labels."""
         return batch[1]
+
+    def inspect(self, model: nn.Module, part: ImageSet) -> dict[str, dict[str, Any]]:
+        """Find each expert's own images, its mistakes, and what is lost without it."""
+        return expert_profiles(model, part)
 
     def write_examples(self, data: DataConfig, part: ImageSet, folder: Path) -> Sequence[Path]:
         """Write an image of each of the first classes, where there are no image files to try the model on yet."""
