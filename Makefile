@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 PYTEST_WORKERS ?= logical
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --maxprocesses 4 --dist worksteal
 
-.PHONY: install demo test test-all azure coverage check format promises notebooks docs-check bench clean
+.PHONY: install demo test test-all azure coverage check format promises notebooks docs docs-check bench clean
 
 install: $(VENV)/.installed
 
@@ -71,6 +71,13 @@ promises: install
 # Every command and every example of the documents, on a small budget; each with its exit status and its time.
 docs-check: install
 	@$(BIN)/python -m tests.documents
+
+# The documentation site, in build/site. Its pages lie where they lie in the repository, so that their links hold in both.
+PAGES := README.md CHANGELOG.md CONTRIBUTING.md LICENSE deploy docs examples notebooks src studies tests
+docs: install
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[docs]'
+	@mkdir -p build/pages && ln -sfn $(addprefix $(CURDIR)/,$(PAGES)) build/pages
+	@$(BIN)/python -m mkdocs build --strict --quiet
 
 # On the digits, or on CIFAR-10: make notebooks GATEWRIGHT_CIFAR10=FOLDER; GATEWRIGHT_EPOCHS=1 is a short look.
 notebooks: install

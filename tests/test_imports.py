@@ -25,12 +25,13 @@ LEVELS = [
     {"parallel", "settings", "surgery"},
     {"data", "models", "planner"},
     {"tasks"},
-    {"train", "report", "integrations"},
+    {"train", "report"},
+    {"integrations"},
     {"recipes", "studies", "cli", "__main__"},
 ]
 CORE = set.union(*LEVELS[:7])
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-SIDEWAYS = {("integrations", "train"), ("cli", "recipes"), ("cli", "studies"), ("__main__", "cli")}
+SIDEWAYS = {("cli", "recipes"), ("cli", "studies"), ("__main__", "cli")}
 
 
 def room_of(name):

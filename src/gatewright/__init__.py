@@ -25,6 +25,7 @@ from gatewright.routers import (
     Router,
     Sinkhorn,
     Soft,
+    TokenGate,
     TopK,
 )
 from gatewright.routing import Routing
@@ -60,6 +61,7 @@ __all__ = [
     "Sinkhorn",
     "Soft",
     "SoftMoE",
+    "TokenGate",
     "TopK",
     "aux_loss",
     "backends",

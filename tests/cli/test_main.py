@@ -63,7 +63,10 @@ def test_help_of_the_commands(gatewright):
             "names and values alternate (NAME VALUE NAME VALUE); got jitter.",
         ),
         ("train digits --resume", "There is no run to resume at runs: name its folder"),
-        ("evaluate nowhere", "No run at nowhere: it has no config.yaml. Name a folder that train wrote."),
+        (
+            "evaluate nowhere",
+            "No run at nowhere: it has no config.yaml, and no model.safetensors as a pretrained model has.",
+        ),
         ("predict nowhere", "predict needs at least one file or folder: gatewright predict RUN FILE."),
         ("list recipes", "list takes no arguments; got recipes."),
     ],

@@ -19,14 +19,15 @@ from tests.train.runs import environment
 SKIPPED = {
     r"^make install": "it installs packages, and ran before this check",
     r"^make clean": "it removes the environment that this check runs in",
-    r"^make (test|test-all|coverage|promises|notebooks|docs-check)\b": "it takes many minutes, and is a check itself",
+    r"^make (test|test-all|coverage|promises|notebooks|docs|docs-check)\b": "it takes minutes, and is a check itself",
     r"^make bench\b": "it installs packages, and times what runs alone",
     r"^(\S+/)?pip install|^git clone|--data.name OWNER/NAME$": "it needs a network",
     r"--hostfile": "it needs a second machine",
     r"^sbatch": "it needs a Slurm cluster; tests/test_deploy.py runs the script",
     r"^az ": "it needs an Azure subscription",
     r"^gatewright study \w": "it trains for an hour or more; tests/cli/test_study.py runs a small one",
-    r"^mlflow (ui|server)": "it serves until it is stopped",
+    r"--tracking.name wandb": "it needs wandb, which is large; tests/integrations/test_wandb.py runs it where it is",
+    r"^(mlflow (ui|server)|tensorboard)": "it serves until it is stopped",
 }
 FRAGMENTS = {"docs/architecture.md": "lines out of a method"}
 # What stands for something that a reader has, and what it is here. Two hosts become one.

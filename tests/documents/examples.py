@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-FOLDERS = ("docs/*.md", "docs/*/*.md", "notebooks/*.md")
+FOLDERS = ("docs/*.md", "docs/*/*.md", "examples/*.md", "notebooks/*.md")
 PAGES = sorted(page.relative_to(ROOT).as_posix() for folder in ("*.md", *FOLDERS) for page in ROOT.glob(folder))
 PROGRAMS = "az|deepspeed|gatewright|git|make|mkdir|mlflow|pip|python|sbatch|source|torchrun"
 COMMAND = re.compile(rf"(\w+=\S* )*(\.venv/bin/)?({PROGRAMS}|\. \.venv/bin/activate)( |$)")

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gatewright import aux_loss, moe_layers
 from gatewright.models import TransformerConfig
 from gatewright.models.transformer import CAUSAL_ROUTERS
+from tests.cases import dense_weights
 
 BEGIN = 10
 SMALL = TransformerConfig(num_layers=2, dim=16, num_heads=2, num_experts=4, top_k=2)
@@ -106,3 +107,23 @@ def test_the_first_layers_may_choose_by_the_token_and_weigh_by_a_gate():
 def test_sizes_that_do_not_fit(changes, message):
     with pytest.raises(ValueError, match=message):
         build(**changes)
+
+
+@pytest.mark.parametrize("key_length", [1, 2])
+def test_a_token_gate_looks_at_the_token_and_not_across_documents(key_length):
+    model = build(token_gate=True, hash_start=20.0, key_length=key_length).eval()
+    tokens = torch.tensor([[BEGIN, 3, 4, BEGIN, 3, 4], [BEGIN, 5, 4, 9, 9, 9]])
+    keys = model.keys(tokens)
+    assert torch.equal(keys[0, :3], keys[0, 3:])
+    assert (keys[0, 2] == keys[1, 2]) == (key_length == 1)
+    with torch.no_grad():
+        logits = model(tokens)
+        assert_close(logits[0, :3], logits[0, 3:], rtol=1e-4, atol=1e-5)
+    routed = next(iter(moe_layers(model)))[1].routing
+    chosen = dense_weights(routed) > 0
+    assert torch.equal(chosen[:3], chosen[3:6])
+
+
+def test_a_token_gate_needs_a_router_of_one_gate():
+    with pytest.raises(ValueError, match=r"the one gate of the routers top-k and biased; got .*'noisy-top-k'"):
+        replace(SMALL, router="noisy-top-k", token_gate=True)

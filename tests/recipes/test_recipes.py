@@ -8,7 +8,7 @@ from statistics import mean, stdev
 import pytest
 import torch
 
-from gatewright import MoE
+from gatewright import moe_layers
 from gatewright.data import ImageSet, TextSet
 from gatewright.recipes import RECIPES, with_epochs
 from gatewright.tasks import task_named
@@ -22,7 +22,7 @@ FINGERPRINTS = {
 }
 TWINS = [(name, f"{name}-dense") for name in RECIPES if f"{name}-dense" in RECIPES]
 
-MIXED = {"mixture", "router_features", "ffn"}
+MIXED = {"mixture", "mixtures", "router_features", "ffn"}
 """Modules that a mixture has in place of its dense twin's."""
 
 RESULTS = Path(__file__).parents[2] / "studies" / "results"
@@ -53,8 +53,8 @@ def test_it_bears_the_name_under_which_it_is_registered(name):
 def test_it_builds_a_network_of_as_many_experts_as_it_says(name):
     config = RECIPES[name]()
     with torch.device("meta"):
-        layers = [module for module in build(config).modules() if isinstance(module, MoE)]
-    assert {layer.experts.num_experts for layer in layers} == {config.model.num_experts} - {1}
+        layers = moe_layers(build(config))
+        assert {layer.router.num_experts for _, layer in layers} == {config.model.num_experts} - {1}
 
 
 @recipes

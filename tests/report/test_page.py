@@ -9,7 +9,7 @@ from tests.report.conftest import CLASSES
 
 pytest.importorskip("matplotlib")
 
-VOID = {"meta"}
+VOID = {"meta", "img"}
 
 
 class Page(HTMLParser):
@@ -87,6 +87,25 @@ def test_dead_experts_are_told_apart_by_the_images_that_did_not_reach_them(run_f
         file.write(json.dumps(dead) + "\n")
     page = Page(write_report(run_folder).read_text())
     assert any(text.startswith("At the last logged step 1 expert of 3 got nothing.") for text in page.texts)
+
+
+def test_each_expert_has_its_images_and_what_is_known_of_it(run_folder, result):
+    picture = "data:image/png;base64,AAAA"
+    example = {"image": picture, "class": "<b>dog</b>", "taken_for": "7", "weight": 0.914}
+    own = {"own": 1200, "accuracy": 0.875, "confuses": [["cat", "7", 3]], "examples": [example], "without": 0.5}
+    none = {"own": 0, "accuracy": None, "confuses": [], "examples": [], "without": None}
+    profiles = {"of": 2000, "confidence": 0.66, "profiles": [own, none, none]}
+    result["layers"]["net/moe & co"] |= profiles | {"alike": [[1.0, -0.2, 0.3], [-0.2, 1.0, 0.0], [0.3, 0.0, 1.0]]}
+    (run_folder / "result.json").write_text(json.dumps(result))
+    source = write_report(run_folder).read_text()
+    said = [text for text in Page(source).texts if text.strip()]
+    place = said.index("what it confuses")
+    assert said[place + 1 : place + 6] == ["0", "1,200", "87.5%", "50.0%", "cat for 7 (3)"]
+    assert said[place + 6 : place + 10] == ["1", "0", "–", "–"]
+    assert 'title="&lt;b&gt;dog&lt;/b&gt;, taken for 7: weight 91 %" class="wrong"' in source
+    assert re.findall(r'src="([^"]*)"', source) == [picture]
+    assert '<td style="--share: 0%">-20</td>' in source
+    assert '<td style="--share: 30%">30</td>' in source
 
 
 def test_of_many_classes_the_mistakes_are_listed(run_folder, result):

@@ -83,7 +83,9 @@ def check(config):
 def test_a_task_that_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"takes a model of RegressorConfig and data of TableConfig; got Regr.*DataC"):
         check(replace(weighted(), data=DataConfig()))
-    with pytest.raises(ValueError, match="The task classification takes a model of CnnConfig, DigitsConfig, ResNets"):
+    with pytest.raises(
+        ValueError, match="The task classification takes a model of CnnConfig, ConvNetConfig, DigitsConfig, ResNets"
+    ):
         check(replace(RECIPES["digits"](), model=RegressorConfig()))
     with pytest.raises(ValueError, match="No task is called 'clasification'; did you mean 'classification'"):
         check(replace(RECIPES["digits"](), task="clasification"))

@@ -47,7 +47,7 @@ def text_config(output, path, *, optim=None, data=None, model=None, log_interval
     parts = {
         "model": replace(config.model, **small | (model or {})),
         "data": replace(config.data, **text | {"epoch_batches": 6, "eval_batch_size": 32} | (data or {})),
-        "optim": replace(config.optim, **{"lr": 0.01} | (optim or {})),
+        "optim": replace(config.optim, **{"name": "adamw", "lr": 0.01} | (optim or {})),
         "tracking": TrackingConfig(enabled=False, log_interval=log_interval),
     }
     short = {"epochs": 2, "output": str(output), "device": "cpu", "precision": "float32"}

@@ -40,7 +40,8 @@ EVERYTHING = RunConfig(
         batch_size=7,
         eval_batch_size=9,
         cache="/a cache",
-        augment=AugmentConfig(flip=True, translate=2, crop=0.5),
+        rotate=True,
+        augment=AugmentConfig(flip=True, alternate_flip=True, rotate=True, translate=2, crop=0.5),
     ),
     optim=OptimConfig(
         name="muon",

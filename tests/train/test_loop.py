@@ -17,7 +17,7 @@ item num_test_items class_names test_headline higher_is_better items_per_step
 """
 LAYER = """
 tokens_per_expert load_cv max_over_mean_load dropped_fraction dead_experts class_by_expert tokens_per_class layer router
-top_k
+top_k profiles alike confidence of
 """
 
 

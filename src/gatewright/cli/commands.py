@@ -1,7 +1,9 @@
 """The commands by name."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
+from gatewright.cli.change import CHANGES, change_command
 from gatewright.cli.compare import compare_command
 from gatewright.cli.completion import completion_command
 from gatewright.cli.evaluate import evaluate_command
@@ -11,10 +13,12 @@ from gatewright.cli.listing import list_command
 from gatewright.cli.plan import plan_command
 from gatewright.cli.predict import predict_command
 from gatewright.cli.report import report_command
+from gatewright.cli.serve import serve_command
 from gatewright.cli.study import study_command
 from gatewright.cli.train import train_command
 
 COMMANDS: Mapping[str, Callable[[list[str]], int | None]] = {
+    **{name: partial(change_command, name) for name in CHANGES},
     "compare": compare_command,
     "completion": completion_command,
     "evaluate": evaluate_command,
@@ -24,6 +28,7 @@ COMMANDS: Mapping[str, Callable[[list[str]], int | None]] = {
     "plan": plan_command,
     "predict": predict_command,
     "report": report_command,
+    "serve": serve_command,
     "study": study_command,
     "train": train_command,
 }

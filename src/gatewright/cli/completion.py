@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from gatewright.cli.change import CHANGES
 from gatewright.cli.compare import CompareArguments
 from gatewright.cli.evaluate import EvaluateArguments
 from gatewright.cli.export import ExportArguments
@@ -14,6 +15,7 @@ from gatewright.cli.listing import ListArguments
 from gatewright.cli.plan import RecipeArguments
 from gatewright.cli.predict import PredictArguments
 from gatewright.cli.report import ReportArguments
+from gatewright.cli.serve import ServeArguments
 from gatewright.cli.study import StudyArguments
 from gatewright.cli.train import TrainArguments
 from gatewright.recipes import RECIPES
@@ -51,6 +53,7 @@ def completion_command(words: list[str]) -> None:
 
     tyro.extras.subcommand_cli_from_dict(
         {
+            **{name: flags for name, (_, flags) in CHANGES.items()},
             "compare": CompareArguments,
             "completion": CompletionArguments,
             "evaluate": EvaluateArguments,
@@ -60,6 +63,7 @@ def completion_command(words: list[str]) -> None:
             "plan": plan,
             "predict": PredictArguments,
             "report": ReportArguments,
+            "serve": ServeArguments,
             "study": study,
             "train": train,
         },

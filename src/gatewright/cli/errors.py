@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection
 
+from gatewright.cli.change import CHANGES, change_flags
 from gatewright.cli.flags import flags_of, turn_off
 from gatewright.cli.plan import Question
 from gatewright.recipes import RECIPES
@@ -30,4 +31,5 @@ def every_flag() -> set[str]:
     """Return the flags of all commands that take settings."""
     configs = [recipe() for recipe in RECIPES.values()]
     switches = {"--resume", "--no-resume", "--dry-run"}
-    return switches.union(*map(flags_of, configs), flags_of(Question()))
+    changes = (change_flags(arguments) for _, arguments in CHANGES.values())
+    return switches.union(*map(flags_of, configs), flags_of(Question()), *changes)

@@ -13,7 +13,7 @@ from torch import nn
 from gatewright.cli.flags import parse, refuse_unknown_flags
 from gatewright.report import expert_table, plain_table
 from gatewright.tasks import Forward
-from gatewright.train import Trained, evaluate, load_run
+from gatewright.train import RunConfig, Trained, evaluate, load_run
 from gatewright.train.result import describe_layer
 
 
@@ -37,7 +37,7 @@ def evaluate_command(words: list[str]) -> None:
     refuse_unknown_flags(words, ["--flip", "--no-flip", "--data.path"])
     arguments = parse(EvaluateArguments, words, prog="gatewright evaluate")
     trained = load_run(arguments.run)
-    task, data, forward = trained.task, _data(trained, arguments.path), _forward(trained, flip=arguments.flip)
+    task, data, forward = trained.task, data_at(trained.config, arguments.path), _forward(trained, flip=arguments.flip)
     part = task.load(data, trained.config.model).test
     task.check_fit(task.fingerprint(part), trained.fingerprint)
     found = evaluate(
@@ -66,9 +66,9 @@ def print_experts(
         console.print(expert_table(name, load, seen, tokens, class_names, item))
 
 
-def _data(trained: Trained, path: str | None) -> Any:
+def data_at(config: RunConfig, path: str | None) -> Any:
     """Return the settings of the data, which may be at another place by now."""
-    data: Any = trained.config.data
+    data: Any = config.data
     if path is None:
         return data
     if not hasattr(data, "path"):

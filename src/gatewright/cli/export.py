@@ -1,6 +1,5 @@
 """What ``gatewright export`` does: the evaluated model's weights, in one file that any program reads."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -8,9 +7,8 @@ from typing import Annotated
 import tyro
 
 from gatewright.cli.flags import parse
-from gatewright.extras import require
-from gatewright.train import Trained, load_run
-from gatewright.train.config_file import config_text
+from gatewright.train import load_run
+from gatewright.train.checkpoint.export import save_export
 from gatewright.train.folder import is_writable
 
 
@@ -32,7 +30,7 @@ def export_command(words: list[str]) -> None:
     arguments = parse(ExportArguments, words, prog="gatewright export")
     check_new_file(arguments.file)
     trained = load_run(arguments.run)
-    export(trained, arguments.file)
+    save_export(trained, arguments.file)
     tensors = trained.model.state_dict().values()
     numbers = sum(tensor.numel() for tensor in tensors)
     print(f"{arguments.file}: {len(tensors)} tensors, {numbers:,} numbers, {arguments.file.stat().st_size:,} bytes")
@@ -53,20 +51,3 @@ def check_new_file(file: Path) -> None:
         raise FileNotFoundError(f"export writes into a folder that is there; {file.parent} is none. Make it first.")
     if not is_writable(file.parent):
         raise PermissionError(f"The folder {file.parent} cannot be written to. Name a file in another.")
-
-
-def export(trained: Trained, path: Path) -> None:
-    """Write a model's weights under their own names, and what it was trained for into the header."""
-    header = {
-        "format": "pt",
-        "config": config_text(trained.config),
-        **{name: json.dumps(value) for name, value in trained.fingerprint.items()},
-    }
-    tensors = {name: tensor.detach().contiguous().clone() for name, tensor in trained.model.state_dict().items()}
-    content = require("safetensors.torch", "train").save(tensors, header)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -18,9 +18,11 @@ gatewright {__version__}: train mixtures of experts, and see what the experts do
   gatewright evaluate RUN [--flip] [--data.path FOLDER]                evaluate a run on the whole test set
   gatewright predict RUN FILE-OR-FOLDER ... [--top N] [--json]         classify images; the bits per byte of texts
   gatewright generate RUN [--prompt TEXT] [--length N] ...             have a language model write on
+  gatewright serve RUN [--port N]                                      a local page to try a run's model on
   gatewright report RUN                                                make the run's pictures and page anew
   gatewright compare RUN ... --to RUN ...                              a mixture beside its dense twin, and how surely
   gatewright study [NAME] [--budget TIER] [--jobs N] ...               train the runs of a study, and write its page
+  gatewright prune|merge|grow|densify RUN [--num-experts N] ...        other experts in a finished run, as a new run
   gatewright export RUN FILE.safetensors                               the evaluated model's weights, as one file
   gatewright plan [RECIPE] [--processes N] [--parallel.ep-size N] ...  predict memory, bytes and time per process
   gatewright completion SHELL                                          have bash, zsh or fish complete all of this

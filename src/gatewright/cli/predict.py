@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from torch import nn
 
 from gatewright.cli.flags import parse, refuse_unknown_flags
 from gatewright.layers.base import moe_layers
@@ -61,13 +62,18 @@ def _answer(trained: Trained, file: Path, arguments: PredictArguments) -> bool:
         said = f"{file}: {error.strerror}." if isinstance(error, OSError) and error.strerror else error
         print(f"error: {said}", file=sys.stderr)
         return False
-    layers = [(name, layer.routing) for name, layer in moe_layers(trained.model)]
-    experts = {name: expert_weights(routing) for name, routing in layers if routing is not None}
+    experts = experts_asked(trained.model)
     if arguments.json:
         print(json.dumps({"file": str(file), **found, "experts": experts}, ensure_ascii=False), flush=True)
     else:
         print(f"{file}: {'; '.join([trained.task.sentence(found), *_sentences(experts)])}", flush=True)
     return True
+
+
+def experts_asked(model: nn.Module) -> dict[str, list[dict[str, Any]]]:
+    """List by layer the experts that the last forward's tokens went to."""
+    layers = [(name, layer.routing) for name, layer in moe_layers(model)]
+    return {name: expert_weights(routing) for name, routing in layers if routing is not None}
 
 
 def expert_weights(routing: Routing) -> list[dict[str, Any]]:

@@ -8,6 +8,8 @@ import tyro
 
 from gatewright.cli.flags import parse, refuse_unknown_flags
 from gatewright.report import write_all
+from gatewright.train import load_config
+from gatewright.train.folder import CONFIG, resume_command
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,14 @@ def report_command(words: list[str]) -> None:
     arguments = parse(ReportArguments, words, prog="gatewright report")
     if not (arguments.run / "result.json").is_file():
         raise FileNotFoundError(
-            f"{arguments.run} has no result.json, which a run writes when it ends. Name the folder of a finished run."
+            f"{arguments.run} has no result.json, which a run writes when it ends. {_way_on(arguments.run)}"
         )
     for path in write_all(arguments.run):
         print(path)
+
+
+def _way_on(run: Path) -> str:
+    """Say how a run that is there comes to its end."""
+    if not (run / CONFIG).is_file():
+        return "Name the folder of a finished run."
+    return f"Go on with: {resume_command(load_config(run / CONFIG), run)}"

@@ -5,7 +5,7 @@ from gatewright.data.images.augment import augment, random_crop, random_flip, ra
 from gatewright.data.images.batches import evaluation_batches, num_batches, training_batches
 from gatewright.data.images.config import BUILT_IN_NAMES, AugmentConfig, DataConfig
 from gatewright.data.images.decode import decode_image
-from gatewright.data.images.examples import write_examples
+from gatewright.data.images.examples import thumbnail, write_examples
 from gatewright.data.images.folder import find_images
 from gatewright.data.images.image_set import ImageSet, ImageSplits, as_floats, channel_statistics
 from gatewright.data.images.load import load_images, local_files
@@ -49,6 +49,7 @@ __all__ = [
     "random_translate",
     "resident",
     "text_batches",
+    "thumbnail",
     "training_batches",
     "write_examples",
 ]

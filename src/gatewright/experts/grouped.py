@@ -121,9 +121,13 @@ class GroupedFeedForward(Experts):
         Raises:
             ValueError: If rows and parameters are of different types, outside of autocast.
         """
-        hidden = activate(_linear(rows, self.weight_in, self.bias_in, tokens_per_expert), self.activation)
+        hidden = self.activate(_linear(rows, self.weight_in, self.bias_in, tokens_per_expert))
         hidden = F.dropout(hidden, self.dropout, self.training)
         return _linear(hidden, self.weight_out, self.bias_out, tokens_per_expert)
+
+    def activate(self, hidden: Float[Tensor, "assignments hidden"]) -> Float[Tensor, "assignments ffn"]:
+        """Return the activations; a subclass with another function is computed row by row."""
+        return activate(hidden, self.activation)
 
     def forward_routed(
         self, x: Float[Tensor, "tokens dim"], routing: Routing
@@ -148,7 +152,8 @@ class GroupedFeedForward(Experts):
 
     def _can_fuse(self, x: Tensor) -> bool:
         """The fused operator has no bias and no dropout, and no rule for transforms, forward mode or export."""
-        changed = type(self).forward is not GroupedFeedForward.forward
+        own, plain = type(self), GroupedFeedForward
+        changed = own.forward is not plain.forward or own.activate is not plain.activate
         special = in_transform() or in_forward_mode() or is_exporting()
         return not (changed or special or self.bias_in is not None or (self.training and self.dropout > 0))
 

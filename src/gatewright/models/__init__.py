@@ -2,13 +2,15 @@
 
 from gatewright.models.classifier import ImageClassifier
 from gatewright.models.cnn import Cnn, CnnConfig
+from gatewright.models.convnet import ConvNet, ConvNetConfig
 from gatewright.models.digits import DigitsCnn, DigitsConfig
 from gatewright.models.mixture import CHOOSABLE_ROUTERS, MixtureConfig, RouterOption
 from gatewright.models.resnet import RESNETS, ResNetShape
 from gatewright.models.resnets import MixtureOfResNets, ResNetsConfig
 from gatewright.models.transformer import Transformer, TransformerConfig
+from gatewright.models.vit import VitConfig
 
-ModelConfig = CnnConfig | DigitsConfig | ResNetsConfig
+ModelConfig = CnnConfig | ConvNetConfig | DigitsConfig | ResNetsConfig | VitConfig
 """The settings of any ready-made model."""
 
 __all__ = [
@@ -16,6 +18,8 @@ __all__ = [
     "RESNETS",
     "Cnn",
     "CnnConfig",
+    "ConvNet",
+    "ConvNetConfig",
     "DigitsCnn",
     "DigitsConfig",
     "ImageClassifier",
@@ -27,4 +31,5 @@ __all__ = [
     "RouterOption",
     "Transformer",
     "TransformerConfig",
+    "VitConfig",
 ]

@@ -2,10 +2,10 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import field, replace
 from pkgutil import resolve_name
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
@@ -88,6 +88,18 @@ class MixtureConfig:
     def needs_engine(self) -> bool:
         """Whether the mixture is another library's, which can build it only once its engine has started."""
         return self.layer in OTHER_LAYERS and self.num_experts > 1
+
+    def with_experts(self, num_experts: int, top_k: int | None = None, **changes: Any) -> Self:
+        """Return the settings of the network with another number of experts of the same size; one is dense.
+
+        Args:
+            num_experts: Number of experts.
+            top_k: Experts per item; by default as before.
+            changes: Other settings.
+        """
+        upcycle_epoch = self.upcycle_epoch if num_experts > 1 else 0
+        top_k = self.top_k if top_k is None else top_k
+        return replace(self, num_experts=num_experts, top_k=top_k, upcycle_epoch=upcycle_epoch, **changes)
 
     def build_router(self, dim: int) -> Router | Soft:
         """Make the router for features of a size.

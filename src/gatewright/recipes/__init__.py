@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from gatewright.names import known
 from gatewright.recipes.cifar10_cnn import cifar10_cnn, cifar10_cnn_dense
+from gatewright.recipes.cifar10_fast import cifar10_fast, cifar10_fast_dense, cifar10_rotate, cifar10_rotate_dense
 from gatewright.recipes.cifar10_resnets import (
     cifar10_resnet18s,
     cifar10_resnet34s,
@@ -18,6 +19,7 @@ from gatewright.recipes.cifar10_resnets import (
     cifar10_resnets_dense,
     cifar10_resnets_stem,
 )
+from gatewright.recipes.cifar10_vit import cifar10_vit, cifar10_vit_dense
 from gatewright.recipes.digits import digits, digits_dense
 from gatewright.recipes.python_lm import python_lm, python_lm_dense
 from gatewright.train import RunConfig
@@ -26,12 +28,18 @@ RECIPES: Mapping[str, Callable[[], RunConfig]] = MappingProxyType(
     {
         "cifar10-cnn": cifar10_cnn,
         "cifar10-cnn-dense": cifar10_cnn_dense,
+        "cifar10-fast": cifar10_fast,
+        "cifar10-fast-dense": cifar10_fast_dense,
         "cifar10-resnet18s": cifar10_resnet18s,
         "cifar10-resnet34s": cifar10_resnet34s,
         "cifar10-resnets": cifar10_resnets,
         "cifar10-resnets-article": cifar10_resnets_article,
         "cifar10-resnets-dense": cifar10_resnets_dense,
         "cifar10-resnets-stem": cifar10_resnets_stem,
+        "cifar10-rotate": cifar10_rotate,
+        "cifar10-rotate-dense": cifar10_rotate_dense,
+        "cifar10-vit": cifar10_vit,
+        "cifar10-vit-dense": cifar10_vit_dense,
         "digits": digits,
         "digits-dense": digits_dense,
         "python-lm": python_lm,
@@ -73,12 +81,18 @@ __all__ = [
     "RECIPES",
     "cifar10_cnn",
     "cifar10_cnn_dense",
+    "cifar10_fast",
+    "cifar10_fast_dense",
     "cifar10_resnet18s",
     "cifar10_resnet34s",
     "cifar10_resnets",
     "cifar10_resnets_article",
     "cifar10_resnets_dense",
     "cifar10_resnets_stem",
+    "cifar10_rotate",
+    "cifar10_rotate_dense",
+    "cifar10_vit",
+    "cifar10_vit_dense",
     "digits",
     "digits_dense",
     "python_lm",

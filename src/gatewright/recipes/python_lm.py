@@ -22,8 +22,16 @@ def python_lm() -> RunConfig:
         task="language_model",
         model=TransformerConfig(num_experts=8, top_k=2, router_options={"score_after_top_k": True}),
         data=TextConfig(name="python", context=128, batch_size=32, epoch_batches=100),
-        optim=OptimConfig(lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), warmup_epochs=0.5, clip_norm=1.0),
-        epochs=12,
+        optim=OptimConfig(
+            name="muon",
+            lr=0.03,
+            adam_lr=4e-3,
+            weight_decay=0.1,
+            betas=(0.9, 0.95),
+            warmup_epochs=0.5,
+            clip_norm=1.0,
+        ),
+        epochs=8,
         channels_last=False,
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Int, Real
 from torch import Tensor
 
@@ -91,6 +92,18 @@ def expert_facts(
         by_class = class_by_expert / tokens_per_class[:, None].clamp(min=1)
         favourites = [_favourites(column, class_names) for column in by_class.T.tolist()]
     return [ExpertFacts(index=index, share=share, favourites=favourites[index]) for index, share in enumerate(shares)]
+
+
+def experts_of(layer: Mapping[str, Any], class_names: Sequence[str]) -> list[ExpertFacts]:
+    """Say of each expert of a layer in a `result.json` what `expert_facts` does."""
+    tokens, by_class = counts_by_class(layer)
+    return expert_facts(torch.tensor(layer["tokens_per_expert"]), by_class, tokens, class_names)
+
+
+def counts_by_class(layer: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+    """Return a layer's tokens of each class, and the assignments of each class to each expert, where they are known."""
+    counts = layer["class_by_expert"]
+    return (torch.tensor(layer["tokens_per_class"]), torch.tensor(counts)) if counts else (None, None)
 
 
 def _favourites(shares: Sequence[float], class_names: Sequence[str]) -> tuple[tuple[str, float], ...]:

@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from gatewright.extras import require
 from gatewright.report.curves import Curves, draw_load, draw_panel, load_curves, panels, read_metrics
 from gatewright.report.facts import (
@@ -16,7 +14,8 @@ from gatewright.report.facts import (
     class_names_of,
     class_word,
     count,
-    expert_facts,
+    counts_by_class,
+    experts_of,
     favourites_heading,
     health,
     item_of,
@@ -93,16 +92,19 @@ def _summary(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _layer(name: str, layer: Mapping[str, Any], result: Mapping[str, Any], curves: Curves) -> dict[str, Any]:
-    counts = layer["class_by_expert"]
-    tokens, by_class = (torch.tensor(layer["tokens_per_class"]), torch.tensor(counts)) if counts else (None, None)
+    tokens, by_class = counts_by_class(layer)
     shares = [] if by_class is None or tokens is None else (by_class / tokens[:, None]).tolist()
     return {
         "name": name,
         "kind": layer_kind(layer),
         "routing": routing_summary(layer, _num_items(result), item_of(result)),
         "summary": layer_summary(layer),
-        "experts": expert_facts(torch.tensor(layer["tokens_per_expert"]), by_class, tokens, class_names_of(result)),
+        "experts": experts_of(layer, class_names_of(result)),
         "spans": layer.get("spans"),
+        "own": layer if "profiles" in layer else None,
+        "numbers": [str(index) for index in range(len(layer["tokens_per_expert"]))],
+        "alike_shares": [[max(cosine, 0.0) for cosine in row] for row in layer.get("alike") or []],
+        "alike_texts": [[f"{100 * cosine:.0f}" for cosine in row] for row in layer.get("alike") or []],
         "shares": shares,
         "texts": [[f"{100 * share:.0f}" for share in row] for row in shares],
         **_load_in_training(name, curves),

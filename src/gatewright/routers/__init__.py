@@ -8,7 +8,7 @@ from gatewright.routers.biased import Biased
 from gatewright.routers.expert_choice import ExpertChoice
 from gatewright.routers.expert_dropout import ExpertDropout
 from gatewright.routers.group_limited import GroupLimited
-from gatewright.routers.hashed import Hashed
+from gatewright.routers.hashed import Hashed, TokenGate
 from gatewright.routers.hierarchical import Hierarchical
 from gatewright.routers.noisy_top_k import NoisyTopK
 from gatewright.routers.product_key import ProductKey
@@ -44,6 +44,7 @@ __all__ = [
     "Router",
     "Sinkhorn",
     "Soft",
+    "TokenGate",
     "TopK",
     "load_probability",
 ]

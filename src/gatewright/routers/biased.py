@@ -3,7 +3,7 @@
 import warnings
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from gatewright.routers.base import (
     TASK_GRADIENT_HINT,
@@ -69,7 +69,7 @@ class Biased(Router):
         if normalize and top_k == 1 < num_experts:
             warnings.warn(TASK_GRADIENT_HINT.format(router="Biased"), stacklevel=2)
         self.score, self.normalize, self.scale = score, normalize, scale
-        self.gate = EvenGate(dim, num_experts, bias=gate_bias)
+        self.gate: nn.Module = EvenGate(dim, num_experts, bias=gate_bias)
         self.expert_bias = ExpertBias(num_experts, bias_rate)
 
     def forward(

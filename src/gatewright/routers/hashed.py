@@ -1,8 +1,9 @@
-"""Hash routing: a token's experts are a fixed function of an integer key, and at most their weights are learned."""
+"""Hash routing: a token's experts are a fixed function of an integer key; and a gate that may begin as such."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int, Num
-from torch import Tensor
+from torch import Tensor, nn
 
 from gatewright.routers.base import Router, Score, check_score, score_logits, selected_weight
 from gatewright.routers.gate import EvenGate, gate_logits
@@ -90,3 +91,54 @@ class Hashed(Router):
         """Show the sizes when a model is printed."""
         gated = f", gate_dim={self.gate_dim}, score={self.score}" if self.gate_dim else ""
         return f"{super().extra_repr()}, seed={self.seed}{gated}"
+
+
+class TokenGate(nn.Module):
+    """Add to a gate's logits those of a learned table of tokens: ``h(x) = W x + T[token]``.
+
+    It takes the place of a router's gate: ``router = TopK(1 + dim, num_experts, top_k)``, then ``router.gate =
+    TokenGate(dim, num_experts, num_tokens)``. Features are the token's number and then those that the gate sees:
+    ``moe(x, features=torch.cat([tokens[..., None], x], dim=-1))``. This is a linear gate that sees the token as a
+    one-hot vector beside its features.
+
+    The table can begin as hash routing (https://arxiv.org/abs/2106.04426): a token's own experts, those that `Hashed`
+    would send it to, then begin ahead of the others, and training moves the choice where another one is better.
+
+    Args:
+        dim: Size of the features behind the token's number.
+        num_experts: Number of experts.
+        num_tokens: Number of different tokens; below 2**24, above which float32 has gaps.
+        top_k: Number of experts that begin ahead of the others.
+        hash_start: Logit that they begin with; at 0 the table begins at zero and favours none.
+        seed: Seed of the hash.
+    """
+
+    def __init__(
+        self, dim: int, num_experts: int, num_tokens: int, *, top_k: int = 1, hash_start: float = 0.0, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.top_k, self.hash_start, self.seed = top_k, hash_start, seed
+        self.gate = EvenGate(dim, num_experts, bias=False)
+        self.table = nn.Parameter(torch.empty(num_tokens, num_experts))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Begin with the table of hash routing, or one of zeros."""
+        self.gate.reset_parameters()
+        nn.init.zeros_(self.table)
+        if self.hash_start and self.table.device.type != "meta":
+            num_tokens, num_experts = self.table.shape
+            keys = torch.arange(num_tokens, device=self.table.device)[:, None]
+            chosen = Hashed(1, num_experts, self.top_k, seed=self.seed)(keys)  # all first choices, then all second ones
+            with torch.no_grad():
+                self.table[chosen.token_index, chosen.expert_index] = self.hash_start
+
+    def forward(self, features: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens experts"]:
+        """Return the logits."""
+        logits: Tensor = self.gate(features[..., 1:])
+        return logits + F.embedding(features[..., 0].to(torch.int64), self.table)
+
+    def extra_repr(self) -> str:
+        """Show the sizes when a model is printed."""
+        num_tokens, num_experts = self.table.shape
+        return f"num_tokens={num_tokens}, num_experts={num_experts}, hash_start={self.hash_start}"

@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from gatewright.routers.base import TASK_GRADIENT_HINT, Router, Score, check_score, normalized, score_logits
 from gatewright.routers.gate import EvenGate, gate_logits
@@ -57,7 +57,7 @@ class TopK(Router):
         if top_k == 1 < num_experts and (normalize or (score == "softmax" and score_after_top_k)):
             warnings.warn(TASK_GRADIENT_HINT.format(router="TopK"), stacklevel=2)
         self.score, self.score_after_top_k, self.normalize, self.jitter = score, score_after_top_k, normalize, jitter
-        self.gate = EvenGate(dim, num_experts, bias=gate_bias)
+        self.gate: nn.Module = EvenGate(dim, num_experts, bias=gate_bias)
 
     def forward(
         self, features: Float[Tensor, "tokens dim"], scope: BatchScope = ONE_PROCESS, mask: Mask = None

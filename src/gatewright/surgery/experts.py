@@ -20,6 +20,9 @@ from gatewright.surgery.split import noise_like
 ROW_PER_EXPERT = (TopK, NoisyTopK, Biased, Sinkhorn)
 """The routers every tensor of which has one row per expert."""
 
+Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
+"""The optimizer of a model, or several that share its parameters."""
+
 Successors = dict[nn.Parameter, list[tuple[nn.Parameter, list[int] | None]]]
 """What takes the place of each parameter, and which of its rows that holds where it does not hold all."""
 
@@ -28,7 +31,7 @@ def select(
     model: nn.Module,
     experts: Sequence[int] | Mapping[str, Sequence[int]],
     *,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Optimizers = None,
 ) -> nn.Module:
     """Keep some experts of every mixture, in the order given, and leave the others out.
 
@@ -36,7 +39,8 @@ def select(
         model: A model with mixtures. It is changed in place, and returned.
         experts: Indices of the experts to keep; or these by the name of the layer, as `gatewright.moe_layers` gives it,
             where the layers without a name stay as they are.
-        optimizer: The model's optimizer. It goes on with the parameters that are kept, and their rows of its state.
+        optimizer: The model's optimizer, or several. They go on with the parameters that are kept, and their rows of
+            the state.
 
     Raises:
         ValueError: If an index is no expert's or comes twice, fewer experts are kept than a token goes to, or a layer
@@ -61,7 +65,7 @@ def prune(
     num_experts: int,
     scores: Mapping[str, Tensor],
     *,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Optimizers = None,
 ) -> dict[str, list[int]]:
     """Leave out the experts of the lowest scores, and return which these were, by the name of the layer.
 
@@ -98,7 +102,7 @@ def grow(
     top_k: int | None = None,
     noise: float = 0.0,
     generator: torch.Generator | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Optimizers = None,
 ) -> nn.Module:
     """Give every mixture more experts, copies of those that it has in turn, with copies of their rows of the router.
 
@@ -194,7 +198,7 @@ def router_rows(router: nn.Module, expert: int) -> Iterator[Tensor]:
     yield from (tensor[expert] for tensor in router.state_dict().values() if tensor.is_floating_point())
 
 
-def take(experts: Mapping[str, tuple[MoE, list[int]]], optimizer: torch.optim.Optimizer | None) -> None:
+def take(experts: Mapping[str, tuple[MoE, list[int]]], optimizer: Optimizers) -> None:
     """Give each layer the experts of some indices, copies where an index comes again, and carry the optimizer over."""
     successors: Successors = {}
     for layer, index in experts.values():
@@ -209,8 +213,8 @@ def take(experts: Mapping[str, tuple[MoE, list[int]]], optimizer: torch.optim.Op
         layer.experts.num_experts = layer.router.num_experts = len(index)
         layer.routing = None  # It speaks of the experts that were.
         layer.watch()
-    if optimizer is not None:
-        _carry(optimizer, successors)
+    for each in (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else optimizer or ():
+        _carry(each, successors)
 
 
 def _take_modules(experts: ModuleExperts, index: list[int], successors: Successors) -> None:

@@ -12,14 +12,12 @@ from gatewright.experts import Experts, GroupedFeedForward, ModuleExperts
 from gatewright.extras import require
 from gatewright.kernels.plain import activate
 from gatewright.layers import MoE, ResidualMixture
-from gatewright.surgery.experts import check_top_k, expert_tensors, mixtures_of, router_rows, take
+from gatewright.surgery.experts import Optimizers, check_top_k, expert_tensors, mixtures_of, router_rows, take
 from gatewright.surgery.feed_forward import FeedForward, hidden_units_of
 
 
 @torch.no_grad()
-def merge(
-    model: nn.Module, num_experts: int, *, optimizer: torch.optim.Optimizer | None = None
-) -> dict[str, list[list[int]]]:
+def merge(model: nn.Module, num_experts: int, *, optimizer: Optimizers = None) -> dict[str, list[list[int]]]:
     """Merge the experts of every mixture that are most alike, and return which ones each expert is made of.
 
     Hidden units have no order of their own. Those of two experts are therefore matched first, so that the sum of their
@@ -175,6 +173,11 @@ def _check_mergeable(name: str, experts: Experts) -> None:
 def _check_dense(model: nn.Module, name: str, layer: MoE, weights: Tensor) -> None:
     """Refuse a layer in whose place no dense module can stand."""
     _check_mergeable(name, layer.experts)
+    if isinstance(layer.experts, GroupedFeedForward) and type(layer.experts) is not GroupedFeedForward:
+        raise ValueError(
+            f"A dense block has an activation of GroupedFeedForward; {name or 'the layer'} has a "
+            f"{type(layer.experts).__name__}. Call merge or prune."
+        )
     fits = weights.shape == (layer.router.num_experts,) and bool((weights >= 0).all())
     if not fits or not 0 < weights.sum() < float("inf"):
         raise ValueError(

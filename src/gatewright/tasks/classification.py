@@ -29,10 +29,19 @@ from gatewright.data import (
     training_batches,
     write_examples,
 )
-from gatewright.models import CnnConfig, DigitsConfig, ImageClassifier, ModelConfig, ResNetsConfig
+from gatewright.models import (
+    CnnConfig,
+    ConvNetConfig,
+    DigitsConfig,
+    ImageClassifier,
+    ModelConfig,
+    ResNetsConfig,
+    VitConfig,
+)
 from gatewright.tasks.base import Batch, Task
 from gatewright.tasks.decision import EXACT, FROM_HERE, refused
 from gatewright.tasks.evaluation import Evaluation, LayerUse, Table
+from gatewright.tasks.profiles import expert_profiles
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ class Classification(Task):
     """Images of one size, each of one class."""
 
     item: ClassVar[str] = "image"
-    models = (CnnConfig, DigitsConfig, ResNetsConfig)
+    models = (CnnConfig, ConvNetConfig, DigitsConfig, ResNetsConfig, VitConfig)
     data = DataConfig
     views = MappingProxyType({"flip": mirrored_too})
     decisions = MappingProxyType(
@@ -118,7 +127,10 @@ class Classification(Task):
             "data.image_size": refused("it decides what the images look like"),
             "data.holdout": refused("images that were trained on would be held out, or held-out ones trained on"),
             "data.cache": EXACT,
+            "data.rotate": refused("it decides what the images look like"),
             "data.augment.flip": FROM_HERE,
+            "data.augment.alternate_flip": FROM_HERE,
+            "data.augment.rotate": FROM_HERE,
             "data.augment.translate": FROM_HERE,
             "data.augment.crop": FROM_HERE,
         }
@@ -238,6 +250,10 @@ class Classification(Task):
     def classes(self, batch: Batch) -> Int[Tensor, " images"]:
         """Return the labels."""
         return batch[1]
+
+    def inspect(self, model: nn.Module, part: ImageSet) -> dict[str, dict[str, Any]]:
+        """Find each expert's own images, its mistakes, and what is lost without it."""
+        return expert_profiles(model, part)
 
     def write_examples(self, data: DataConfig, part: ImageSet, folder: Path) -> Sequence[Path]:
         """Write an image of each of the first classes, where there are no image files to try the model on yet."""

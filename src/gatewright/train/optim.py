@@ -143,9 +143,9 @@ def clip_gradients(model: nn.Module, max_norm: float | None, norm: Tensor | None
 
 
 def named_state(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """Return what an optimizer keeps of each parameter, as ``"name of the parameter|what"``."""
+    """Return what an optimizer keeps of each parameter of a model, as ``"name of the parameter|what"``."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    kept = ((names[parameter], values) for parameter, values in optimizer.state.items())
+    kept = ((names[parameter], values) for parameter, values in optimizer.state.items() if parameter in names)
     return {
         f"{name}|{what}": value for name, values in kept for what, value in values.items() if isinstance(value, Tensor)
     }

@@ -76,3 +76,13 @@ def test_augment_does_what_is_asked_and_nothing_else():
     expected = random_flip(random_translate(expected, together, 2), together)
     config = AugmentConfig(flip=True, translate=2, crop=0.7)
     assert torch.equal(augment(original, config, generator()), expected)
+
+
+def test_a_turn_is_a_quarter_and_chosen_for_each_image():
+    original = images(batch=400, width=9)
+    turns = [original.rot90(number, (-2, -1)) for number in range(4)]
+    changed = augment(original, AugmentConfig(rotate=True), generator())
+    counts = matches(changed, turns).bincount()
+    assert ((counts > 60) & (counts < 140)).all()  # 4.6 standard deviations
+    with pytest.raises(ValueError, match=r"Quarter turns are for square images; got 9 x 7. Set data.image_size"):
+        augment(images(), AugmentConfig(rotate=True), generator())

@@ -86,3 +86,17 @@ def test_wrong_requests():
             training_batches(noise(), AUGMENTED, seed=0, epoch=0, start=start)
     with pytest.raises(ValueError, match="batch_size must be 1 or more; got 0"):
         next(evaluation_batches(noise(), 0))
+
+
+def test_every_other_epoch_mirrors_the_other_images():
+    images = ImageSet(torch.arange(6 * 5).view(6, 1, 1, 5).to(torch.uint8), torch.arange(6), ("",) * 6)
+    config = DataConfig(batch_size=6, augment=AugmentConfig(alternate_flip=True))
+
+    def mirrored(seed, epoch):
+        ((batch, labels),) = training_batches(images, config, seed=seed, epoch=epoch)
+        return {int(label): bool(image[0, 0, 0] > image[0, 0, 1]) for image, label in zip(batch, labels, strict=True)}
+
+    first = mirrored(0, 0)
+    assert mirrored(0, 2) == first
+    assert mirrored(0, 1) == {label: not flipped for label, flipped in first.items()}
+    assert any(mirrored(seed, 0) != first for seed in range(1, 5))

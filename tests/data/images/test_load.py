@@ -86,3 +86,18 @@ def test_cifar10_is_decoded(tmp_path):
     mean, deviation = channel_statistics(splits.test)
     torch.testing.assert_close(mean, torch.tensor([0.4942, 0.4851, 0.4504]), atol=0.01, rtol=0)
     torch.testing.assert_close(deviation, torch.tensor([0.2467, 0.2429, 0.2616]), atol=0.01, rtol=0)
+
+
+def test_a_turned_data_set_has_each_image_turned_by_its_own_quarter_turns_always(tmp_path):
+    write_hub_folder(tmp_path / "data")
+    upright, turned, again = (
+        load_images(hub_config(tmp_path, image_size=4, rotate=rotate)) for rotate in (False, True, True)
+    )
+    assert len(cache_files(tmp_path)) == 1
+    for part in ("train", "holdout", "test"):
+        before, after = getattr(upright, part), getattr(turned, part)
+        assert torch.equal(before.labels, after.labels)
+        assert torch.equal(after.images, getattr(again, part).images)
+        for one, other in zip(before.images, after.images, strict=True):
+            assert any(torch.equal(one.rot90(turns, (-2, -1)), other) for turns in range(4))
+    assert not torch.equal(upright.train.images, turned.train.images)

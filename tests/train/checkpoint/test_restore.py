@@ -44,7 +44,7 @@ def test_averaged_weights_are_chosen_where_there_are_any_and_the_data_set_is_not
 
 
 def test_what_is_no_run_is_refused(finished, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"No run at .*: it has no config.yaml. Name a folder that train wrote"):
+    with pytest.raises(FileNotFoundError, match=r"No run at .*: it has no config.yaml, and no model.safetensors as a"):
         load_run(tmp_path)
     copied = Path(shutil.copytree(finished[1], tmp_path / "elsewhere"))
     config = load_config(copied / "config.yaml")

@@ -19,12 +19,15 @@ def augment(
             state.
 
     Raises:
-        ValueError: If the translation is as large as the images.
+        ValueError: If the translation is as large as the images, or images that are to be turned are not square.
     """
     if config.crop < 1.0:
         images = random_crop(images, generator, config.crop)
     if config.translate:
         images = random_translate(images, generator, config.translate)
+    if config.rotate:
+        turns = torch.randint(4, (len(images),), generator=generator)
+        images = turned(images, turns.to(images.device, non_blocking=True))
     if config.flip:
         images = random_flip(images, generator)
     return images
@@ -36,6 +39,23 @@ def random_flip(
     """Mirror each image left to right with probability one half."""
     flipped = (torch.rand(len(images), generator=generator) < 0.5).to(images.device, non_blocking=True)
     return torch.where(flipped[:, None, None, None], images.flip(-1), images)
+
+
+def turned(
+    images: UInt8[Tensor, "batch channels height width"], turns: Int[Tensor, " batch"]
+) -> UInt8[Tensor, "batch channels height width"]:
+    """Turn each image by a number of quarter turns, counterclockwise.
+
+    Raises:
+        ValueError: If the images are not square.
+    """
+    height, width = images.shape[-2:]
+    if height != width:
+        raise ValueError(f"Quarter turns are for square images; got {height} x {width}. Set data.image_size.")
+    for number in (1, 2):  # A turn of 3 is one of 1 and one of 2.
+        chosen = (turns & number > 0)[:, None, None, None]
+        images = torch.where(chosen, images.rot90(number, (-2, -1)), images)
+    return images
 
 
 def random_translate(

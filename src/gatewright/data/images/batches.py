@@ -67,7 +67,13 @@ def evaluation_batches(images: ImageSet, batch_size: int) -> Iterator[Batch]:
 
 def _training_batches(images: ImageSet, config: DataConfig, seed: int, epoch: int, batches: range) -> Iterator[Batch]:
     order = torch.randperm(len(images), generator=generator_for("order", seed, epoch)).to(images.labels.device)
+    mirrored = None
+    if config.augment.alternate_flip:
+        first = torch.rand(len(images), generator=generator_for("flip", seed)) < 0.5
+        mirrored = (first ^ (epoch % 2 == 1)).to(images.labels.device)
     for batch in batches:
         rows = order[batch * config.batch_size :][: config.batch_size]
         changed = augment(images.images[rows], config.augment, generator_for("augment", seed, epoch, batch))
+        if mirrored is not None:
+            changed = torch.where(mirrored[rows][:, None, None, None], changed.flip(-1), changed)
         yield as_floats(changed), images.labels[rows]

@@ -19,6 +19,9 @@ class AugmentConfig:
 
     Args:
         flip: Mirror each image left to right with probability one half.
+        alternate_flip: Mirror each image in every other epoch, in the even or the odd ones by chance
+            (https://arxiv.org/abs/2404.00498 section 3.6); not with `flip`.
+        rotate: Turn each image by a quarter turn, a half, three quarters or not at all.
         translate: Largest shift in pixels, either way, along each side; the rim is filled by reflection.
         crop: Smallest share of each side that a random crop keeps, in (0, 1]; the crop is resized back.
 
@@ -27,6 +30,8 @@ class AugmentConfig:
     """
 
     flip: bool = False
+    alternate_flip: bool = False
+    rotate: bool = False
     translate: NonNegativeInt = 0
     crop: Annotated[float, Field(gt=0, le=1)] = 1.0
 
@@ -43,6 +48,7 @@ class DataConfig(BatchConfig):
         holdout: Share of the training images held out for choosing, in [0, 1), where the data set has no validation
             split beside its test split; the test set is for the final figure.
         cache: Folder for decoded images; by default `$GATEWRIGHT_CACHE`, or else `~/.cache/gatewright`.
+        rotate: Whether every image of the data set is turned by 0, 90, 180 or 270 degrees, always by the same.
         augment: Random changes made to training images.
 
     Raises:
@@ -54,6 +60,7 @@ class DataConfig(BatchConfig):
     image_size: PositiveInt | None = None
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     cache: str | None = None
+    rotate: bool = False
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:

@@ -5,17 +5,21 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from gatewright.data.cache import cache_folder, cache_name, cached
 from gatewright.data.hub import download_parquet
+from gatewright.data.images.augment import turned
 from gatewright.data.images.config import DataConfig
 from gatewright.data.images.decode import Shape, decode_source
 from gatewright.data.images.digits import load_digits
 from gatewright.data.images.folder import read_folder
-from gatewright.data.images.image_set import ImageSplits
+from gatewright.data.images.image_set import ImageSet, ImageSplits
 from gatewright.data.images.parquet import read_parquet
 from gatewright.data.images.sources import ImageSource
 from gatewright.data.images.split import stratified_split
 from gatewright.data.parquet import find_parquet_files
+from gatewright.data.seeding import generator_for
 
 # A constant, not the seed of the run: runs are compared on the same held-out images.
 HOLDOUT_SEED = 1
@@ -42,7 +46,17 @@ def load_images(config: DataConfig, *, check: Callable[[Shape], None] = lambda s
             to train on.
     """
     splits = load_digits() if config.name == "digits" else _load_cached(config, check)
-    return splits if len(splits.holdout) else _hold_out(splits, config.holdout)
+    splits = splits if len(splits.holdout) else _hold_out(splits, config.holdout)
+    return _turned(splits) if config.rotate else splits
+
+
+def _turned(splits: ImageSplits) -> ImageSplits:
+    """Turn every image by a number of quarter turns of its own."""
+    parts = []
+    for number, part in enumerate((splits.train, splits.holdout, splits.test)):
+        turns = torch.randint(4, (len(part),), generator=generator_for("rotate", number))
+        parts.append(ImageSet(turned(part.images, turns), part.labels, part.class_names))
+    return ImageSplits(*parts)
 
 
 def local_files(config: DataConfig) -> list[Path] | None:

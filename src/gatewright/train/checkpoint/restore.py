@@ -1,23 +1,26 @@
-"""A trained model from a run's folder or an exported file, ready to evaluate or predict; the data set is not needed."""
+"""A trained model from a run's folder or an export of it, ready to evaluate or predict; the data set is not needed."""
 
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from gatewright.extras import require
 from gatewright.parallel import whole_state
 from gatewright.tasks import Task, task_named
+from gatewright.train.checkpoint.export import read_export
 from gatewright.train.checkpoint.resume import saved_fingerprint
 from gatewright.train.config import RunConfig
-from gatewright.train.config_file import load_config, read_config
-from gatewright.train.folder import newest_intact
+from gatewright.train.config_file import load_config
+from gatewright.train.folder import CONFIG, newest_intact
 from gatewright.train.phases import dense_phase
 from gatewright.train.state import load_weights
+
+PRETRAINED = "model.safetensors"
+"""The file in the folder of a pretrained model, an export, by the name that Hugging Face's hub gives to weights."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,13 @@ class Trained:
         config: The run; of one that has only trained its dense network so far, with that as its model.
         model: The trained model in evaluation mode, with averaged weights where the run kept them.
         fingerprint: Fingerprint, by its task, of the data that it was trained on.
+        result: What ``result.json`` beside it says of it; empty where there is none, or it is of an earlier end.
     """
 
     config: RunConfig
     model: nn.Module
     fingerprint: Mapping[str, Any]
+    result: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def task(self) -> Task:
@@ -41,48 +46,45 @@ class Trained:
 
 
 def load_run(path: str | Path) -> Trained:
-    """Load the newest checkpoint in a run's folder, or a file that ``gatewright export`` wrote.
+    """Load a run by its folder, a file that ``gatewright export`` wrote, or the folder of a pretrained model.
+
+    Of a run, the newest checkpoint is loaded. A pretrained model is what `gatewright.integrations.hub` saves.
 
     Raises:
-        FileNotFoundError: If the folder holds no run, or no checkpoint yet.
+        FileNotFoundError: If the folder holds neither, or a run that has no checkpoint yet.
         ValueError: If config, checkpoint or file are broken, or do not belong together.
     """
     path = Path(path)
-    return _load_export(path) if path.is_file() else _load_folder(path)
+    exported = path / PRETRAINED if path.is_dir() else path
+    if (path / CONFIG).is_file():
+        config, weights, fingerprint = _read_run(path)
+    elif exported.is_file():
+        config, weights, fingerprint = read_export(exported)
+    else:
+        raise FileNotFoundError(
+            f"No run at {path}: it has no {CONFIG}, and no {PRETRAINED} as a pretrained model has. Name a folder that "
+            "train or save_pretrained wrote, or a file that gatewright export wrote."
+        )
+    return Trained(config, _model(path, config, weights, fingerprint), fingerprint, _result(path, config))
 
 
-def _load_folder(output: Path) -> Trained:
-    config = load_config(output / "config.yaml")
+def _read_run(output: Path) -> tuple[RunConfig, dict[str, Tensor], Mapping[str, Any]]:
+    """Read the settings, the weights that were evaluated and the fingerprint of the data of a run."""
+    config = load_config(output / CONFIG)
     state, damaged = newest_intact(output)
     if state is None:
         raise FileNotFoundError(f"The run at {output} has no checkpoint yet. Train it on with `resume=True`.")
     for path in damaged:
         step = state["engine"]["step_count"]
         print(f"warning: {path} is damaged; this is the model of step {step}.", file=sys.stderr)
-    weights = whole_state(state["engine"]["average"] or state["engine"]["model"])
     if state["position"].get("dense", False):
         config = dense_phase(config)
-    return _trained(output, config, weights, saved_fingerprint(state))
+    weights = whole_state(state["engine"]["average"] or state["engine"]["model"])
+    return config, weights, saved_fingerprint(state)
 
 
-def _load_export(file: Path) -> Trained:
-    safetensors = require("safetensors", "train")
-    try:
-        with safetensors.safe_open(file, "pt") as opened:
-            header = opened.metadata() or {}
-            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 it is no dictionary
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{file} is truncated or not a safetensors file: {error}. Export the run again.") from error
-    if "config" not in header:
-        raise ValueError(
-            f"{file} is no export of a run: its header has no config. Name one that gatewright export wrote."
-        )
-    config = read_config(header.pop("config"), file)
-    fingerprint = {name: json.loads(value) for name, value in header.items() if name != "format"}
-    return _trained(file, config, weights, fingerprint)
-
-
-def _trained(path: Path, config: RunConfig, weights: dict[str, Tensor], fingerprint: Mapping[str, Any]) -> Trained:
+def _model(path: Path, config: RunConfig, weights: dict[str, Tensor], fingerprint: Mapping[str, Any]) -> nn.Module:
+    """Build the model for its data, in evaluation mode, and load its weights."""
     try:
         model = task_named(config.task).build(config.model, fingerprint)
     except KeyError as missing:
@@ -93,4 +95,11 @@ def _trained(path: Path, config: RunConfig, weights: dict[str, Tensor], fingerpr
         load_weights(model, weights)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return Trained(config, model.eval(), fingerprint)
+    return model.eval()
+
+
+def _result(folder: Path, config: RunConfig) -> Mapping[str, Any]:
+    """Read the result in a folder, unless the run has gone on since then."""
+    file = folder / "result.json"
+    result: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return result if result.get("epochs") == config.epochs else {}

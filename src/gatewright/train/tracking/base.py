@@ -12,7 +12,11 @@ from gatewright.tasks import DataSplit
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
-TRACKERS: Mapping[str, str] = {"mlflow": "gatewright.integrations.mlflow.tracker:open_tracker"}
+TRACKERS: Mapping[str, str] = {
+    "mlflow": "gatewright.integrations.mlflow.tracker:open_tracker",
+    "tensorboard": "gatewright.integrations.tensorboard:open_tracker",
+    "wandb": "gatewright.integrations.wandb:open_tracker",
+}
 """The place of the function that opens each tracker, as ``"module:function"``: imported when a run asks for it.
 
 It is called as ``open_tracker(config, output=..., run_name=..., resume_id=...)`` and returns a `Tracker`.
@@ -23,14 +27,16 @@ It is called as ``open_tracker(config, output=..., run_name=..., resume_id=...)`
 class TrackingConfig:
     """Settings of the tracker.
 
-    Any URI that MLflow understands will do. Azure ML is `azureml://...` with the `azureml-mlflow` package installed.
-
     Args:
         enabled: Whether to log to a tracker. `metrics.jsonl` is written either way.
-        name: The tracker: ``"mlflow"``, or one of your own as ``"module:function"``.
-        uri: The tracker's store or server. MLflow's default is `$MLFLOW_TRACKING_URI`, or else a SQLite store beside
-            the run's folder, with its files in `mlartifacts` beside the database.
-        experiment: The name under which the tracker groups runs. It is created when it does not exist.
+        name: The tracker: ``"mlflow"``, ``"tensorboard"``, ``"wandb"`` (Weights & Biases), or one of your own as
+            ``"module:function"``.
+        uri: The tracker's store, folder or server. For MLflow it is any URI that MLflow understands, Azure ML's
+            `azureml://...` with the `azureml-mlflow` package too. MLflow's default is `$MLFLOW_TRACKING_URI`, or else a
+            SQLite store beside the run's folder, with its files in `mlartifacts` beside the database. TensorBoard's
+            default is a folder in the run's folder.
+        experiment: The name under which the tracker groups runs; a project of Weights & Biases. It is created when it
+            does not exist.
         log_interval: Optimizer steps between two logged training points.
     """
 
