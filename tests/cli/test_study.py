@@ -103,7 +103,7 @@ def test_studies_are_listed(gatewright):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_arm_and_every_tier_can_be_trained(name):
-    """All arms with the flags of the tier for a GPU, which leaves none out, and one arm of a recipe with the others'."""
+    """All arms with the flags of the tier for a GPU, and one arm of each recipe with those of every other tier."""
     study = STUDIES[name]
     one_of = {arm.recipe: arm.name for arm in reversed(study.arms)}
     assert len(study.arms_of(study.tiers["gpu"])) == len(study.arms)

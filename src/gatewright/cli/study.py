@@ -11,6 +11,7 @@ from rich.console import Console
 
 from gatewright.cli.flags import flags_of, parse, refuse_unknown_flags
 from gatewright.cli.train import parse_train
+from gatewright.data import BatchConfig
 from gatewright.names import known
 from gatewright.recipes import recipe_named
 from gatewright.report import plain_table
@@ -20,9 +21,11 @@ from gatewright.studies.grid import Grid
 from gatewright.studies.kept import changes
 from gatewright.studies.page import write_page
 from gatewright.studies.plan import PlannedRun
+from gatewright.tasks import task_named
 from gatewright.train import RunConfig
 from gatewright.train.device import expected_device
-from gatewright.train.validate import check_start, validate
+from gatewright.train.folder import check_output
+from gatewright.train.validate import check_upcycling, validate
 
 HUB = "Hugging Face hub"
 
@@ -118,6 +121,7 @@ def planned_runs(study: Study, tier: Tier, arguments: StudyArguments) -> list[Pl
     arms = {arm.name: arm for arm in study.arms_of(tier)}
     wanted = [arms[known(name, arms, f"arm of the tier {arguments.budget}")] for name in arguments.arms or arms]
     settings = [(arm, *settings_of(study, arm, tier, arguments)) for arm in wanted]
+    _check_data([config for *_, config in settings])
     seeds = arguments.seeds or tier.seeds
     return [planned_run(study, *each, seed, arguments) for seed in seeds for each in settings]
 
@@ -136,19 +140,29 @@ def settings_of(study: Study, arm: Arm, tier: Tier, arguments: StudyArguments) -
             words += ["--data.path", arguments.data_path]
         config = parse_train(recipe, words).run
         validate(config, config.processes, expected_device(config.device, config.processes))
+        check_upcycling(config, 0)
     except ValueError as error:
         raise ValueError(f"The arm {arm.name} of the study {study.name}: {error}") from error
     return words, config
 
 
+def _check_data(configs: list[RunConfig]) -> None:
+    """Refuse folders of data that are not what they have to be; those that several arms share are looked at once."""
+    checked: list[BatchConfig] = []
+    for config in configs:
+        if config.data not in checked:
+            task_named(config.task).check_data(config.data)
+            checked.append(config.data)
+
+
 def planned_run(
     study: Study, arm: Arm, words: list[str], config: RunConfig, seed: int, arguments: StudyArguments
 ) -> PlannedRun:
-    """Return the run of an arm and a seed, whose folder and data are there."""
+    """Return the run of an arm and a seed, in a folder that no other run is in."""
     place, name = Path(study.name) / arguments.budget, f"{arm.name}-{seed}"
     output = str(arguments.output / place / name)
     config = replace(config, seed=seed, output=output)
-    check_start(config, resume=(Path(output) / "config.yaml").is_file())
+    check_output(config, resume=(Path(output) / "config.yaml").is_file())
     return PlannedRun(
         study=study.name,
         tier=arguments.budget,
