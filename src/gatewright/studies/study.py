@@ -33,6 +33,7 @@ class Tier:
     Args:
         about: The machine and the time that it takes there.
         flags: What every arm of a recipe changes of it, by the recipe's name; an arm's own flags come after these.
+        tuned: What single arms change further, such as a learning rate that suits each, by the arm's name.
         seeds: The seeds of every arm.
         arms: Names of the arms that are run; None runs all.
         alone: Whether its runs are run one at a time, since their seconds are what is asked for.
@@ -40,6 +41,7 @@ class Tier:
 
     about: str
     flags: Mapping[str, str] = field(default_factory=dict)
+    tuned: Mapping[str, str] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     arms: tuple[str, ...] | None = None
     alone: bool = False
@@ -75,7 +77,7 @@ class Study:
         for arm in self.arms:
             known(self.twin_of(arm), names, f"arm of the study {self.name}")
         for tier in self.tiers.values():
-            for name in tier.arms or ():
+            for name in (*(tier.arms or ()), *tier.tuned):
                 known(name, names, f"arm of the study {self.name}")
             for recipe in tier.flags:
                 known(recipe, [arm.recipe for arm in self.arms], f"recipe of the study {self.name}")
@@ -90,4 +92,5 @@ class Study:
 
     def flags(self, arm: Arm, tier: Tier) -> list[str]:
         """Return the words behind ``gatewright train RECIPE`` that make a run of an arm in a tier, but for its seed."""
-        return [*shlex.split(tier.flags.get(arm.recipe, "")), *shlex.split(arm.flags)]
+        said = (tier.flags.get(arm.recipe, ""), arm.flags, tier.tuned.get(arm.name, ""))
+        return [word for flags in said for word in shlex.split(flags)]
