@@ -47,7 +47,9 @@ def completion_command(words: list[str]) -> None:
 
     studies = Literal[tuple(STUDIES)]  # type: ignore[valid-type]
     kind = Annotated[tyro.conf.Positional[studies], tyro.conf.arg(metavar="STUDY")]  # type: ignore[valid-type]
-    study = make_dataclass("StudyArguments", [("study", kind)], bases=(StudyArguments,), frozen=True)
+    study = make_dataclass(
+        "StudyArguments", [("study", kind, next(iter(STUDIES)))], bases=(StudyArguments,), frozen=True
+    )
 
     tyro.extras.subcommand_cli_from_dict(
         {

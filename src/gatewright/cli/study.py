@@ -2,7 +2,7 @@
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,17 +11,21 @@ from rich.console import Console
 
 from gatewright.cli.flags import flags_of, parse, refuse_unknown_flags
 from gatewright.cli.train import parse_train
+from gatewright.data import BatchConfig
 from gatewright.names import known
 from gatewright.recipes import recipe_named
 from gatewright.report import plain_table
+from gatewright.report.facts import count
 from gatewright.studies import STUDIES, Arm, Study, Tier, study_named
 from gatewright.studies.grid import Grid
-from gatewright.studies.kept import check_kept
+from gatewright.studies.kept import changes
 from gatewright.studies.page import write_page
 from gatewright.studies.plan import PlannedRun
+from gatewright.tasks import task_named
 from gatewright.train import RunConfig
 from gatewright.train.device import expected_device
-from gatewright.train.validate import check_start, validate
+from gatewright.train.folder import check_output
+from gatewright.train.validate import check_upcycling, validate
 
 HUB = "Hugging Face hub"
 
@@ -88,7 +92,7 @@ def _run(study: Study, arguments: StudyArguments) -> list[PlannedRun]:
     tier = study.tiers[known(arguments.budget, study.tiers, f"tier of the study {study.name}")]
     _check(tier, arguments)
     runs = planned_runs(study, tier, arguments)
-    _check_kept(runs)
+    _check_changes(runs)
     todo = [run for run in runs if not run.file.is_file()]
     print(
         f"{study.name}: {len(runs)} runs, of which {len(runs) - len(todo)} are kept in {arguments.results}", flush=True
@@ -111,50 +115,70 @@ def planned_runs(study: Study, tier: Tier, arguments: StudyArguments) -> list[Pl
     """Return the runs that are asked for, seed by seed, each with settings that can be trained.
 
     Raises:
+        OSError: If the folder of a run is not what it has to be.
         ValueError: If an arm's flags are wrong; the sentence names the arm.
     """
     arms = {arm.name: arm for arm in study.arms_of(tier)}
     wanted = [arms[known(name, arms, f"arm of the tier {arguments.budget}")] for name in arguments.arms or arms]
-    return [planned_run(study, arm, seed, tier, arguments) for seed in arguments.seeds or tier.seeds for arm in wanted]
+    settings = [(arm, *settings_of(study, arm, tier, arguments)) for arm in wanted]
+    _check_data([config for *_, config in settings])
+    seeds = arguments.seeds or tier.seeds
+    return [planned_run(study, *each, seed, arguments) for seed in seeds for each in settings]
 
 
-def planned_run(study: Study, arm: Arm, seed: int, tier: Tier, arguments: StudyArguments) -> PlannedRun:
-    """Return the run of an arm and a seed.
+def settings_of(study: Study, arm: Arm, tier: Tier, arguments: StudyArguments) -> tuple[list[str], RunConfig]:
+    """Return the flags of an arm's runs, and the settings that they make.
 
     Raises:
         ValueError: If its flags are wrong; the sentence names the arm.
     """
-    place, name = Path(study.name) / arguments.budget, f"{arm.name}-{seed}"
-    output = arguments.output / place / name
-    words = [*study.flags(arm, tier), "--seed", str(seed), "--output", str(output), "--tracking.no-enabled"]
+    words = [*study.flags(arm, tier), "--tracking.no-enabled"]
     words += ["--device", arguments.device] if arguments.device else []
     try:
         recipe = recipe_named(arm.recipe)
         if arguments.data_path and getattr(recipe.data, "source", None) == HUB:
             words += ["--data.path", arguments.data_path]
         config = parse_train(recipe, words).run
-        _check_run(config)
+        validate(config, config.processes, expected_device(config.device, config.processes))
+        check_upcycling(config, 0)
     except ValueError as error:
         raise ValueError(f"The arm {arm.name} of the study {study.name}: {error}") from error
-    file = arguments.results / place / f"{name}.json"
+    return words, config
+
+
+def _check_data(configs: list[RunConfig]) -> None:
+    """Refuse folders of data that are not what they have to be; those that several arms share are looked at once."""
+    checked: list[BatchConfig] = []
+    for config in configs:
+        if config.data not in checked:
+            task_named(config.task).check_data(config.data)
+            checked.append(config.data)
+
+
+def planned_run(
+    study: Study, arm: Arm, words: list[str], config: RunConfig, seed: int, arguments: StudyArguments
+) -> PlannedRun:
+    """Return the run of an arm and a seed, in a folder that no other run is in."""
+    place, name = Path(study.name) / arguments.budget, f"{arm.name}-{seed}"
+    output = str(arguments.output / place / name)
+    config = replace(config, seed=seed, output=output)
+    check_output(config, resume=(Path(output) / "config.yaml").is_file())
     return PlannedRun(
-        study=study.name, tier=arguments.budget, arm=arm, config=config, words=(arm.recipe, *words), file=file
+        study=study.name,
+        tier=arguments.budget,
+        arm=arm,
+        config=config,
+        words=(arm.recipe, *words, "--seed", str(seed), "--output", output),
+        file=arguments.results / place / f"{name}.json",
     )
 
 
-def _check_run(config: RunConfig) -> None:
-    """Refuse what the run would refuse before it loads its data."""
-    check_start(config, resume=(Path(str(config.output)) / "config.yaml").is_file())
-    validate(config, config.processes, expected_device(config.device, config.processes))
-
-
-def _check_kept(runs: list[PlannedRun]) -> None:
-    """Refuse to mix runs of an arm as it is with kept ones of the arm as it was."""
-    said = {run.file: check_kept(run) for run in runs if run.file.is_file()}
-    changed = [f"{file}: {differences}" for file, differences in said.items() if differences]
+def _check_changes(runs: list[PlannedRun]) -> None:
+    """Refuse to mix runs of an arm as it is with earlier ones of the arm as it was."""
+    changed = [*filter(None, map(changes, runs))]
     if changed:
         lines = "\n  ".join(changed)
         raise ValueError(
-            f"What is kept of {len(changed)} runs was trained with other settings than their arms have now. Delete the "
-            f"files to run them again, or name the arms anew.\n  {lines}"
+            f"{count(len(changed), 'run')} of {len(runs)} began with other settings than their arms have now. Delete "
+            f"what is kept of them to run them again, or name the arms anew:\n  {lines}"
         )

@@ -9,7 +9,7 @@ STRENGTHS = ("0.01", "0.1", "1.0")
 BALANCE = Study(
     name="balance",
     question=(
-        "Shazeer et al. 2017 (https://arxiv.org/abs/1701.06538, Table 6) trained a language model with their noisy "
+        "Shazeer et al. 2017 (arXiv 1701.06538, Table 6) trained a language model with their noisy "
         "top-k gate and several coefficients of the importance and the load loss. Without a loss the load was uneven "
         "and the model worse; with any of them the quality was about the same. Does that hold here, and where does the "
         "bias without a loss stand?"

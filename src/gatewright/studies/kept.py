@@ -2,13 +2,13 @@
 
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gatewright.report import MeasuredRun
 from gatewright.studies.plan import PlannedRun
-from gatewright.train import RunConfig
+from gatewright.train import RunConfig, load_config
 from gatewright.train.config_file import settings_of
 from gatewright.train.result import write_json
 
@@ -39,10 +39,17 @@ def settings(config: RunConfig) -> dict[str, Any]:
     return found
 
 
-def check_kept(run: PlannedRun) -> str:
-    """Say which settings the kept run of an arm has had that the arm has no more; empty where they are the same."""
-    kept = json.loads(run.file.read_text(encoding="utf-8"))["settings"]
-    return ", ".join(differences(kept, settings(run.config)))
+def changes(run: PlannedRun) -> str:
+    """Say which settings of an arm are not those that its kept or unfinished run has had; empty where all are."""
+    saved = run.folder / "config.yaml"
+    if run.file.is_file():
+        before = json.loads(run.file.read_text(encoding="utf-8"))["settings"]
+        return _said(run.file, differences(before, settings(run.config)))
+    return _said(run.folder, differences(settings(load_config(saved)), settings(run.config))) if saved.is_file() else ""
+
+
+def _said(place: Path, found: Sequence[str]) -> str:
+    return f"{place}: {', '.join(found)}" if found else ""
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -36,7 +36,7 @@ def check_start(config: RunConfig, resume: bool) -> None:
     check_output(config, resume)
     task_named(config.task).check_data(config.data)
     if not resume:
-        _check_upcycling(config, 0)
+        check_upcycling(config, 0)
 
 
 def _check_task(config: RunConfig) -> None:
@@ -128,7 +128,7 @@ def _check_shards(config: RunConfig) -> None:
         )
 
 
-def _check_upcycling(config: RunConfig, epoch: int) -> None:
+def check_upcycling(config: RunConfig, epoch: int) -> None:
     """Refuse to train, from an epoch on, a dense network that would never become the mixture that is asked for."""
     first = config.model.upcycle_epoch
     if config.model.num_experts > 1 and epoch < config.epochs <= first:
@@ -141,7 +141,7 @@ def _check_upcycling(config: RunConfig, epoch: int) -> None:
 
 def tell_changes(config: RunConfig, saved: Mapping[str, Any], *, quiet: bool = False) -> list[str]:
     """Say which settings are not those that a run was trained with so far, unless it is quiet, and return that."""
-    _check_upcycling(config, saved["position"]["epoch"])
+    check_upcycling(config, saved["position"]["epoch"])
     said = check_changes(config, saved)
     for sentence in () if quiet else said:
         print(f"resumed: {sentence}", file=sys.stderr)
