@@ -131,7 +131,7 @@ LANGUAGE = Study(
     tiers={
         "try": Tier(
             about="a minute of a CPU, to see it work",
-            flags={RECIPE: "--epochs 2 --data.epoch-batches 5 --model.num-layers 1 --data.holdout 0.001"},
+            flags={RECIPE: "--epochs 2 --data.epoch-batches 5 --data.holdout 0.001"},
             arms=("dense", "learned", "gated-hash"),
         ),
         "cpu": Tier(
