@@ -76,7 +76,7 @@ docs-check: install
 PAGES := README.md CHANGELOG.md CONTRIBUTING.md LICENSE deploy docs examples notebooks src studies tests
 docs: install
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[docs]'
-	@mkdir -p build/pages && ln -sfn $(addprefix $(CURDIR)/,$(PAGES)) build/pages
+	@rm -rf build/pages && mkdir -p build/pages && cp -R $(PAGES) build/pages
 	@$(BIN)/python -m mkdocs build --strict --quiet
 
 # On the digits, or on CIFAR-10: make notebooks GATEWRIGHT_CIFAR10=FOLDER; GATEWRIGHT_EPOCHS=1 is a short look.

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 
 import pytest
 import torch
@@ -82,6 +83,16 @@ def test_every_router_has_a_page_and_the_index_has_every_page():
     assert {f"{name}.md" for name in ROUTERS} <= pages
     index = (ROOT / "docs/routers/README.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"\]\(([a-z-]+\.md)\)", index)) == sorted(pages)
+
+
+def test_links_of_the_readme_are_absolute_on_a_package_index():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for each in project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(each["pattern"], each["replacement"], text)
+    home = project["project"]["urls"]["Homepage"]
+    assert f"]({home}/raw/main/docs/report.png)" in text
+    assert all(link.startswith(f"{home}/") for link in re.findall(r"\]\(([^)]+)\)", text))
 
 
 @pytest.mark.parametrize("name", PAGES)

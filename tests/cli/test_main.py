@@ -50,7 +50,7 @@ def test_help_of_the_commands(gatewright):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("lst", "No command is called 'lst'; did you mean 'list'? Known: compare, completion, evaluate"),
+        ("lst", "No command is called 'lst'; did you mean 'list'? Known: compare, completion, densify"),
         ("train digit", "No recipe is called 'digit'; did you mean 'digits'? Known: cifar10-cnn,"),
         ("train --epochs 3", "train needs a recipe: gatewright train RECIPE. Known: cifar10-cnn,"),
         (

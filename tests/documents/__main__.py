@@ -26,7 +26,7 @@ SKIPPED = {
     r"^sbatch": "it needs a Slurm cluster; tests/test_deploy.py runs the script",
     r"^az ": "it needs an Azure subscription",
     r"^gatewright study \w": "it trains for an hour or more; tests/cli/test_study.py runs a small one",
-    r"--tracking.name wandb": "it needs wandb, which is large; tests/integrations/test_wandb.py runs it where it is",
+    r"--tracking.name wandb": "it needs wandb, which is large; tests/integrations/test_wandb.py logs to it",
     r"^(mlflow (ui|server)|tensorboard)": "it serves until it is stopped",
 }
 FRAGMENTS = {"docs/architecture.md": "lines out of a method"}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from gatewright.cli.change import CHANGES, change_command
+from gatewright.cli.change import change_command
 from gatewright.cli.compare import compare_command
 from gatewright.cli.completion import completion_command
 from gatewright.cli.evaluate import evaluate_command
@@ -18,15 +18,18 @@ from gatewright.cli.study import study_command
 from gatewright.cli.train import train_command
 
 COMMANDS: Mapping[str, Callable[[list[str]], int | None]] = {
-    **{name: partial(change_command, name) for name in CHANGES},
     "compare": compare_command,
     "completion": completion_command,
+    "densify": partial(change_command, "densify"),
     "evaluate": evaluate_command,
     "export": export_command,
     "generate": generate_command,
+    "grow": partial(change_command, "grow"),
     "list": list_command,
+    "merge": partial(change_command, "merge"),
     "plan": plan_command,
     "predict": predict_command,
+    "prune": partial(change_command, "prune"),
     "report": report_command,
     "serve": serve_command,
     "study": study_command,

@@ -22,7 +22,10 @@ gatewright {__version__}: train mixtures of experts, and see what the experts do
   gatewright report RUN                                                make the run's pictures and page anew
   gatewright compare RUN ... --to RUN ...                              a mixture beside its dense twin, and how surely
   gatewright study [NAME] [--budget TIER] [--jobs N] ...               train the runs of a study, and write its page
-  gatewright prune|merge|grow|densify RUN [--num-experts N] ...        other experts in a finished run, as a new run
+  gatewright prune RUN [--num-experts N] [--keep N N ...] ...          a finished run with fewer experts, as a new run
+  gatewright merge RUN --num-experts N ...                             the same, with the most alike experts merged
+  gatewright grow RUN --num-experts N [--top-k N] [--noise N] ...      the same, with more experts: copies
+  gatewright densify RUN ...                                           the same, with the mean of the experts, dense
   gatewright export RUN FILE.safetensors                               the evaluated model's weights, as one file
   gatewright plan [RECIPE] [--processes N] [--parallel.ep-size N] ...  predict memory, bytes and time per process
   gatewright completion SHELL                                          have bash, zsh or fish complete all of this

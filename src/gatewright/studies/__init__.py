@@ -7,13 +7,14 @@ from types import MappingProxyType
 from gatewright.names import known
 from gatewright.studies.balance import BALANCE
 from gatewright.studies.experts import EXPERTS
+from gatewright.studies.images import IMAGES
 from gatewright.studies.language import LANGUAGE
 from gatewright.studies.repair import REPAIR
 from gatewright.studies.routers import ROUTERS
 from gatewright.studies.study import Arm, Study, Tier
 
 STUDIES: Mapping[str, Study] = MappingProxyType(
-    {study.name: study for study in (BALANCE, EXPERTS, LANGUAGE, REPAIR, ROUTERS)}
+    {study.name: study for study in (BALANCE, EXPERTS, IMAGES, LANGUAGE, REPAIR, ROUTERS)}
 )
 """Every study by name."""
 
@@ -37,4 +38,16 @@ def study_named(name: str) -> Study:
     return study
 
 
-__all__ = ["BALANCE", "EXPERTS", "LANGUAGE", "REPAIR", "ROUTERS", "STUDIES", "Arm", "Study", "Tier", "study_named"]
+__all__ = [
+    "BALANCE",
+    "EXPERTS",
+    "IMAGES",
+    "LANGUAGE",
+    "REPAIR",
+    "ROUTERS",
+    "STUDIES",
+    "Arm",
+    "Study",
+    "Tier",
+    "study_named",
+]
