@@ -38,6 +38,7 @@ def mine(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_study_is_stopped_taken_up_again_and_says_what_failed(gatewright, mine):
     words = ("study", "mine:study", "--output", mine / "elsewhere")
     process = start(*words, folder=mine)
