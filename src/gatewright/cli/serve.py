@@ -1,5 +1,6 @@
 """What ``gatewright serve`` does: a local page to try a trained model on."""
 
+import signal
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,9 +49,11 @@ def serve_command(words: list[str]) -> None:
         return answered(trained, upload)
 
     host, port = arguments.host, arguments.port
+    for stop in (signal.SIGINT, signal.SIGTERM):  # A shell has programs in the background ignore the first one.
+        signal.signal(stop, signal.default_int_handler)
     with Server(answer, title=title, item=trained.task.item, host=host, port=port) as server:
-        print(f"Serving {arguments.run} at {server.address} until Ctrl-C.", flush=True)
         try:
+            print(f"Serving {arguments.run} at {server.address} until Ctrl-C.", flush=True)
             server.serve_forever()
         except KeyboardInterrupt:
             print("Stopped.")
