@@ -22,6 +22,8 @@ figure is 5 % below the dense twin's, and its held-out figure reaches the twin's
 dense network whose feed-forward layers do twice the operations stays between them. Three seeds are few: the test
 figures of one arm spread by 2 %, and no difference of test figures has a p-value below 0.05.
 
+On the CPU, after 8 epochs and with one rate for both, the recipe is 3.6 % below its twin with each of two seeds.
+
 No choice of experts beats a hash of the byte whose experts a learned gate weighs: in the seeds that both have, the
 learned router is 2 % above it in the test figure, and 0.5 % in the held-out one. Keys of two bytes help with AdamW, and
 with Muon they are worse than keys of one.
@@ -37,7 +39,7 @@ Held-out bits per byte of each trial with seed 0, by the rate of Muon:
 | `gated-hash-2` | 1.376 | 1.385 | |
 | `fine-gated-hash-2` | 1.340 | 1.347 | |
 
-With AdamW, for all of the same length, `dense` reached 1.702, 1.601, 1.570 and 1.680 at the rates 0.001, 0.002, 0.004
+With AdamW in float32, for all of the same length, `dense` reached 1.702, 1.601, 1.570 and 1.680 at the rates 0.001, 0.002, 0.004
 and 0.008, `learned` 1.533, 1.552 and 1.697 from 0.002 on, `gated-hash` 1.546 and 1.515, and `gated-hash-2` 1.469 at
 0.004. So Muon is worth more than any of these mixtures."""
 
