@@ -39,9 +39,9 @@ Held-out bits per byte of each trial with seed 0, by the rate of Muon:
 | `gated-hash-2` | 1.376 | 1.385 | |
 | `fine-gated-hash-2` | 1.340 | 1.347 | |
 
-With AdamW in float32, for all of the same length, `dense` reached 1.702, 1.601, 1.570 and 1.680 at the rates 0.001, 0.002, 0.004
-and 0.008, `learned` 1.533, 1.552 and 1.697 from 0.002 on, `gated-hash` 1.546 and 1.515, and `gated-hash-2` 1.469 at
-0.004. So Muon is worth more than any of these mixtures."""
+With AdamW in float32, for all of the same length, `dense` reached 1.702, 1.601, 1.570 and 1.680 at the rates 0.001,
+0.002, 0.004 and 0.008, `learned` 1.533, 1.552 and 1.697 from 0.002 on, `gated-hash` 1.546 and 1.515, and `gated-hash-2`
+1.469 at 0.004. So Muon is worth more than any of these mixtures."""
 
 LANGUAGE = Study(
     name="language",
