@@ -48,3 +48,7 @@ def test_a_dense_network_has_the_names_of_the_mixture_that_it_becomes():
 def test_more_blocks_than_there_are_are_refused():
     with pytest.raises(ValueError, match=r"`model.mixture_blocks` is at most 3; got 4"):
         replace(SMALL, mixture_blocks=4)
+    with pytest.raises(ValueError, match=r"greater than 0"):
+        replace(SMALL, mixture_blocks=0)
+    with pytest.raises(ValueError, match=r"images of more than 8 x 8 pixels; got 8 x 32. Set data.image_size"):
+        SMALL.build((3, 8, 32), 5)

@@ -39,6 +39,11 @@ def test_an_image_is_classified_alone_as_in_a_batch():
         assert_close(model(images[1:2])[0], model(images)[1], rtol=1e-4, atol=1e-5)
 
 
+def test_a_layer_is_left_for_a_mixture():
+    with pytest.raises(ValueError, match=r"`model.dense_layers` is below `model.num_layers`.*; got 3 and 3"):
+        replace(SMALL, dense_layers=3)
+
+
 def test_images_are_cut_into_whole_patches():
     with pytest.raises(ValueError, match=r"patches of 4 x 4 pixels; got images of 30 x 32"):
         SMALL.build((3, 30, 32), 5)

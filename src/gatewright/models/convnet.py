@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 from jaxtyping import Float
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from gatewright.models.mixture import MixtureConfig
@@ -13,6 +13,8 @@ from gatewright.models.resnets import gate_features
 from gatewright.settings import settings
 
 BLOCKS = 3
+SMALLEST = 2**BLOCKS
+"""Side of the images that are one pixel too small: a side loses one pixel, and is halved in every block."""
 
 
 @settings("model")
@@ -29,7 +31,7 @@ class ConvNetConfig(MixtureConfig):
     """
 
     widths: tuple[PositiveInt, PositiveInt, PositiveInt] = (32, 128, 128)
-    mixture_blocks: NonNegativeInt = 2
+    mixture_blocks: PositiveInt = 2
     gate_size: PositiveInt = 64
 
     def __post_init__(self) -> None:
@@ -48,11 +50,19 @@ class ConvNet(nn.Module):
         config: Widths and mixtures; one expert makes the dense twin.
         image_shape: ``(channels, height, width)``.
         num_classes: Number of classes.
+
+    Raises:
+        ValueError: If images are too small to be pooled three times.
     """
 
     def __init__(self, config: ConvNetConfig, image_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
         channels, height, width = image_shape
+        if min(height, width) <= SMALLEST:
+            raise ValueError(
+                f"The convolutional network takes images of more than {SMALLEST} x {SMALLEST} pixels; got {height} x "
+                f"{width}. Set data.image_size."
+            )
         self.stem = PatchStem(channels)
         channels, height, width = self.stem.out_channels, height - 1, width - 1
         blocks: list[nn.Module] = []

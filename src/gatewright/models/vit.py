@@ -27,6 +27,14 @@ class VitConfig(BlocksConfig):
     dense_layers: NonNegativeInt = 0
     stem: PositiveInt = 48
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dense_layers >= self.num_layers:
+            raise ValueError(
+                "`model.dense_layers` is below `model.num_layers`, so that a mixture is left; got "
+                f"{self.dense_layers} and {self.num_layers}. For the dense twin use num_experts=1."
+            )
+
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
         """Make the network for images of a shape ``(channels, height, width)``."""
         return Vit(self, image_shape, num_classes)

@@ -20,7 +20,7 @@ class AugmentConfig:
     Args:
         flip: Mirror each image left to right with probability one half.
         alternate_flip: Mirror each image in every other epoch, in the even or the odd ones by chance
-            (https://arxiv.org/abs/2404.00498 section 3.6); not with `flip`.
+            (https://arxiv.org/abs/2404.00498 section 3.6); with `flip` too it is by chance in every epoch.
         rotate: Turn each image by a quarter turn, a half, three quarters or not at all.
         translate: Largest shift in pixels, either way, along each side; the rim is filled by reflection.
         crop: Smallest share of each side that a random crop keeps, in (0, 1]; the crop is resized back.
