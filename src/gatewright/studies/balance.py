@@ -36,7 +36,11 @@ BALANCE = Study(
             flags={RECIPE: "--epochs 2 --data.epoch-batches 5 --model.num-layers 1 --data.holdout 0.001"},
             arms=("no-loss", "both-0.1"),
         ),
-        "cpu": Tier(about="two hours of two CPU cores", flags={RECIPE: "--epochs 3"}, seeds=(0, 1, 2)),
+        "cpu": Tier(
+            about="half an hour of two CPU cores",
+            flags={RECIPE: "--epochs 3 --model.num-layers 2 --model.dim 96 --model.num-heads 3"},
+            seeds=(0, 1, 2),
+        ),
         "gpu": Tier(
             about="eight minutes of one H200",
             flags={RECIPE: "--epochs 8 --data.context 256 --data.batch-size 64 --precision bfloat16"},

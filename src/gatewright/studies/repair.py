@@ -37,14 +37,19 @@ REPAIR = Study(
             PLAIN_IMAGES,
         ),
         Arm("augmented", "images are flipped, and moved by a pixel", RECIPE, "--model.upcycle-epoch 0"),
-        Arm("upcycled", "experts begin as copies of a trained one: the recipe", RECIPE),
+        Arm(
+            "upcycled",
+            "experts begin as copies of one that was trained for an epoch: the recipe's way",
+            RECIPE,
+            "--model.upcycle-epoch 1",
+        ),
         Arm("dense", "the dense twin of the recipe", RECIPE, "--model.num-experts 1"),
     ),
     tiers={
         "try": Tier(
             about="some minutes of a CPU, to see it work", flags={RECIPE: "--epochs 1"}, arms=("batches", "dense")
         ),
-        "cpu": Tier(about="two hours of two CPU cores", flags={RECIPE: "--epochs 6"}, seeds=(0, 1, 2)),
+        "cpu": Tier(about="half an hour of two CPU cores", flags={RECIPE: "--epochs 4"}, seeds=(0, 1, 2)),
         "gpu": Tier(about="eight minutes of one H200", flags={RECIPE: "--epochs 10"}, seeds=(0, 1, 2)),
     },
 )

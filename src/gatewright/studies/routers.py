@@ -52,9 +52,9 @@ ROUTERS = Study(
             arms=("text-dense", "text-hashed"),
         ),
         "cpu": Tier(
-            about="two hours of two CPU cores",
+            about="three quarters of an hour of two CPU cores",
             flags={
-                TEXT: "--epochs 3 --model.dim 96 --model.num-heads 3",
+                TEXT: "--epochs 3 --model.num-layers 2 --model.dim 96 --model.num-heads 3",
                 IMAGES: "--epochs 4 --model.upcycle-epoch 0",
             },
             seeds=(0, 1, 2),
