@@ -173,7 +173,7 @@ sys.exit(main(sys.argv[2:]))
 def test_a_missing_extra_is_the_line_that_installs_it(tmp_path):
     words = "sklearn train digits --output run --tracking.no-enabled"
     message = refused(call(*words.split(), folder=tmp_path, program=("-c", BLOCKED)))
-    assert message.startswith("error: sklearn.datasets is not installed")
+    assert message.startswith("error: sklearn is not installed")
     assert message.endswith("pip install 'gatewright[train]'")
     assert not (tmp_path / "run" / "config.yaml").exists()
 
