@@ -83,18 +83,12 @@ class Muon(Optimizer):
 
 
 def all_orthogonal(stacks: Sequence[Tensor]) -> list[Tensor]:
-    """Make the matrices of several stacks orthogonal.
-
-    On a GPU all of one shape are taken at once, since a few large products are fast there; on a CPU each stack is
-    taken by itself, and stays in the caches.
-    """
-    alike: dict[object, list[int]] = {}
-    for place, stack in enumerate(stacks):
-        together = place if stack.is_cpu else (stack.shape[1:], stack.dtype, stack.device)
-        alike.setdefault(together, []).append(place)
+    """Make the matrices of several stacks orthogonal, all of one shape at once: few large products are fast."""
     found: list[Tensor] = list(stacks)
-    for places in alike.values():
-        updates = orthogonal(torch.cat([stacks[place].to(_computed_in(stacks[place].dtype)) for place in places]))
+    shapes = [(stack.shape[1:], _computed_in(stack.dtype), stack.device) for stack in stacks]
+    for shape in dict.fromkeys(shapes):
+        places = [place for place, other in enumerate(shapes) if other == shape]
+        updates = orthogonal(torch.cat([stacks[place].to(shape[1]) for place in places]))
         for place, update in zip(places, updates.split([len(stacks[place]) for place in places]), strict=True):
             found[place] = update
     return found
