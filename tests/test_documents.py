@@ -44,8 +44,6 @@ def test_the_router_of_the_contributing_guide_routes_by_angle_alone():
 
 @pytest.mark.parametrize("name", sorted(PROGRAMS.keys() - {"README.md", "CONTRIBUTING.md", EXPORT} - FRAGMENTS.keys()))
 def test_the_examples_of_the_pages_run(name, tmp_path, monkeypatch):
-    if name == "docs/transformers.md":
-        pytest.importorskip("peft", reason="peft is missing: pip install 'gatewright[transformers]'")
     monkeypatch.chdir(tmp_path)
     run_program(name)
 

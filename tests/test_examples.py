@@ -56,12 +56,10 @@ def test_upcycling(run):
 
 @pytest.mark.filterwarnings("ignore")  # Lightning warns of its own use of torch, and of data without workers
 def test_lightning_module(run):
-    pytest.importorskip("pytorch_lightning", reason="it is missing: pip install pytorch-lightning")
     assert run("lightning_module") > 0.9
 
 
 def test_transformers_trainer(run):
-    pytest.importorskip("accelerate", reason="it is missing: pip install 'transformers[torch]'")
     assert run("transformers_trainer") < 2  # of log 16 = 2.77, in the mean over training
 
 

@@ -10,10 +10,11 @@ from gatewright.studies.images import IMAGES
 from gatewright.studies.language import LANGUAGE
 from gatewright.studies.repair import REPAIR
 from gatewright.studies.routers import ROUTERS
+from gatewright.studies.speedrun import SPEEDRUN
 from gatewright.studies.study import Arm, Study, Tier
 
 STUDIES: Mapping[str, Study] = MappingProxyType(
-    {study.name: study for study in (BALANCE, EXPERTS, IMAGES, LANGUAGE, REPAIR, ROUTERS)}
+    {study.name: study for study in (BALANCE, EXPERTS, IMAGES, LANGUAGE, REPAIR, ROUTERS, SPEEDRUN)}
 )
 """Every study by name."""
 
@@ -39,6 +40,7 @@ __all__ = [
     "LANGUAGE",
     "REPAIR",
     "ROUTERS",
+    "SPEEDRUN",
     "STUDIES",
     "Arm",
     "Study",
