@@ -72,14 +72,14 @@ promises: install
 
 # Every command and every example of the documents, on a small budget; each with its exit status and its time.
 docs-check: install
-	@$(BIN)/python -m tests.documents
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.documents
 
 # The documentation site, in build/site. Its pages lie where they lie in the repository, so that their links hold in both.
 PAGES := README.md CHANGELOG.md CONTRIBUTING.md LICENSE deploy docs examples notebooks src studies tests
 docs: install
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[docs]'
 	@rm -rf build/pages && mkdir -p build/pages && cp -R $(PAGES) build/pages
-	@$(BIN)/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # On the digits, or on CIFAR-10: make notebooks GATEWRIGHT_CIFAR10=FOLDER; GATEWRIGHT_EPOCHS=1 is a short look.
 notebooks: install

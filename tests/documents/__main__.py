@@ -1,5 +1,6 @@
-"""Run what the documents say, on a small budget: ``python -m tests.documents [PAGE ...]``."""
+"""Run what the documents say, on a small budget and page beside page: ``python -m tests.documents [PAGE ...]``."""
 
+import os
 import re
 import shlex
 import shutil
@@ -7,11 +8,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
 
 from tests.data.samples import write_class_folders, write_hub_folder
+from tests.documents import fork
 from tests.documents.examples import PAGES, ROOT, Example, examples
 from tests.train.runs import environment
 
@@ -19,7 +22,7 @@ from tests.train.runs import environment
 SKIPPED = {
     r"^make install": "it installs packages, and ran before this check",
     r"^make clean": "it removes the environment that this check runs in",
-    r"^make (test|test-all|coverage|promises|notebooks|docs|docs-check)\b": "it takes minutes, and is a check itself",
+    r"^make (check|test|test-all|coverage|promises|notebooks|docs|docs-check)\b": "it is a check itself",
     r"^make bench\b": "it installs packages, and times what runs alone",
     r"^(\S+/)?pip install|^git clone|--data.name OWNER/NAME$": "it needs a network",
     r"--hostfile": "it needs a second machine",
@@ -41,27 +44,31 @@ PLACEHOLDERS = {
 
 def main(pages):
     """Run the examples of all pages, or of those named; return the exit status."""
-    failures = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(min(4, os.cpu_count())) as pages_at_once:
         images = write_hub_folder(Path(folder) / "images", num_train=400, num_test=40, height=32, width=32)
         Image.new("RGB", (32, 32), "orange").save(images / "cat.png")
-        for page in pages or PAGES:
-            if found := examples(page):
-                clone = fresh_clone(Path(folder) / page.replace("/", "-"))
-                found = [*runs_at_hand(page, found), *found]
-                failures += [example for example in found if not passes(example, clone, images)]
-    print(f"{len(failures)} failed", *(f"{example.page}:{example.line}" for example in failures))
-    return 1 if failures else 0
+        found = {page: examples(page) for page in pages or PAGES}
+        longest_first = sorted(filter(found.get, found), key=lambda page: len(found[page]), reverse=True)
+        failed = pages_at_once.map(lambda page: failures(page, found[page], Path(folder), images), longest_first)
+        failed = [example for of_page in failed for example in of_page]
+    print(f"{len(failed)} failed", *(f"{example.page}:{example.line}" for example in failed))
+    return 1 if failed else 0
+
+
+def failures(page, found, folder, images):
+    """Run the examples of a page one after another in a clone of its own; return those that failed."""
+    clone = fresh_clone(folder / page.replace("/", "-"))
+    return [example for example in [*runs_at_hand(page, found), *found] if not passes(example, clone, images)]
 
 
 def runs_at_hand(page, found):
-    """Return the trainings of runs that a page goes on with, or evaluates, and never begins."""
-    begun, needed = set(), []
-    for text in (example.text for example in found if not example.python):
-        runs = set(re.findall(r"runs/[\w-]+", with_placeholders(text)))
-        if " train " not in text or "--resume" in text:
-            needed += sorted(runs - begun)
-        begun |= runs
+    """Return the trainings of runs that a page goes on with, or evaluates, and never makes."""
+    made, needed = set(), []
+    for text in (with_placeholders(example.text) for example in found if not example.python):
+        runs = set(re.findall(r"runs/[\w-]+", text))
+        makes = set() if "--resume" in text else set(re.findall(r"--output (runs/[\w-]+)", text))
+        needed += sorted(runs - makes - made)
+        made |= runs
     return [Example(page, 0, False, f"gatewright train cifar10-cnn --output {run}") for run in needed]
 
 
@@ -72,14 +79,16 @@ def passes(example, clone, images):
     if reason := reason_to_skip(example):
         print(f"skipped           {shown}  ({reason})", flush=True)
         return True
-    words = ["python", "-c", command] if example.python else ["bash", "-c", command]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    start = time.monotonic()
-    run = subprocess.run(words, cwd=clone, env=variables(clone), **streams)
-    print(f"exit {run.returncode:<3}  {time.monotonic() - start:6.1f} s  {shown}", flush=True)
-    if run.returncode:
-        print("\n".join(f"    {line}" for line in run.stdout.splitlines()[-30:]), flush=True)
-    return run.returncode == 0
+    start, log = time.monotonic(), clone.with_suffix(".log")
+    if example.python or fork.PLAIN.match(command):
+        status = fork.run(command, example.python, clone, variables(clone), log)
+    else:
+        with log.open("wb") as file:
+            run = subprocess.run(["bash", "-c", command], cwd=clone, env=variables(clone), stdout=file, stderr=file)
+        status = run.returncode
+    printed = "".join(f"\n    {line}" for line in log.read_text().splitlines()[-30:]) if status else ""
+    print(f"exit {status:<3}  {time.monotonic() - start:6.1f} s  {shown}{printed}", flush=True)
+    return status == 0
 
 
 def reason_to_skip(example):
@@ -111,9 +120,11 @@ def budget(words, images):
     epochs = "2" if "--resume" in flags else "1"
     data = ["--data.path", str(images)] if recipe.startswith("cifar10") and "--data.name" not in flags else []
     if recipe.startswith("python-lm"):
-        return ["--epochs", epochs, "--data.epoch-batches", "2", "--data.holdout", "0", "--model.num-layers", "1"]
-    large = recipe == "cifar10-resnets-article" and "40" in flags
-    experts = ["--model.num-experts", "4"] if large else []  # of 13 million parameters each
+        text = [] if "--data.name" in flags else ["--data.name", "text", "--data.path", "docs"]
+        small = ["--model.dim", "48", "--model.num-heads", "2"]
+        return ["--epochs", epochs, "--data.epoch-batches", "2", *small, *text]
+    large = recipe.startswith("cifar10-resnets") and "40" in flags
+    experts = ["--model.num-experts", "4"] if large else []  # of up to 13 million parameters each
     return ["--epochs", epochs, "--model.upcycle-epoch", "0", *data, *experts]
 
 
@@ -127,7 +138,7 @@ def fresh_clone(folder):
     (folder / ".venv").symlink_to(ROOT / ".venv")
     shutil.copy(folder / "deploy/article.json", folder / "settings.json")
     write_class_folders(folder / "pets", per_class=20)
-    (folder / "setup.py").write_text("def main():\n    pass\n")
+    (folder / "setup.py").write_text('"""Do nothing."""\n\n\ndef main() -> None:\n    """Do nothing."""\n')
     for name in ("cat.png", "cat.jpg"):
         Image.new("RGB", (32, 32), "orange").save(folder / name)
     return folder

@@ -29,7 +29,7 @@ SPEEDRUN = Study(
             flags={RECIPE: "--epochs 1", f"{RECIPE}-dense": "--epochs 1"},
             arms=("dense",),
         ),
-        "cpu-time": Tier(about="two hours of two CPU cores", alone=True, arms=("record", "dense", "routed")),
-        "gpu-time": Tier(about="eight minutes of one H200", alone=True, seeds=(0, 1, 2)),
+        "cpu": Tier(about="two hours of two CPU cores", alone=True, arms=("record", "dense", "routed")),
+        "gpu": Tier(about="eight minutes of one H200", alone=True, seeds=(0, 1, 2)),
     },
 )
