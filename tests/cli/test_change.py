@@ -38,8 +38,10 @@ def test_a_pruned_run_is_a_run_of_its_own(gatewright, trained, tmp_path):
     assert gatewright("export", "new", "new.safetensors")[0] == 0
     status, _, errors = gatewright("report", "new")
     assert (status, errors.strip().endswith("train digits --output new --resume")) == (2, True)
-    status, printed, errors = gatewright("train", "digits", "--output", "new", "--resume", "--epochs", 3)
+    status, printed, errors = gatewright("train", "digits", "--output", "new", "--resume", "--epochs", 3, "--no-report")
     assert (status, errors.startswith("resumed: epochs was 2")) == (0, True)
+    assert "\nThe run is in new, without a report\n" in printed
+    assert not [*(tmp_path / "new").glob("*.png"), *(tmp_path / "new").glob("report.html")]
     assert gatewright("report", "new")[0] == 0
     assert (
         f"Prune of {trained}: network.mixture: left out "

@@ -76,7 +76,7 @@ def test_evaluating_on_data_at_another_place_and_on_data_that_do_not_fit(gatewri
     assert errors.startswith("resumed: epochs was 1 until the end of epoch 1, and is 2 from there on.\n")
 
 
-def test_a_soft_mixture_is_trained_evaluated_and_asked_like_any_other(gatewright, tmp_path):
+def test_a_soft_mixture_is_trained_evaluated_and_asked_like_any_other(gatewright):
     """Every image goes to every expert: counts become sums of weights, and predictions name the shares."""
     flags = "--epochs 1 --output soft --tracking.no-enabled --model.router soft --model.router-options group_size 1"
     status, printed, errors = gatewright("train", "digits", *flags.split())

@@ -80,7 +80,7 @@ def check(config):
     validate(config, 1, torch.device("cpu"))
 
 
-def test_a_task_that_does_not_fit_is_refused(tmp_path):
+def test_a_task_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"takes a model of RegressorConfig and data of TableConfig; got Regr.*DataC"):
         check(replace(weighted(), data=DataConfig()))
     with pytest.raises(
