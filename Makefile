@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # On a machine that others use too, threads that spin while they wait cost more than they gain: see the README.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Tests start many processes, and each would compile the package anew where an environment keeps bytecode from the disk.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Tests share the cores out among themselves, one thread each. One at a time: make test PYTEST_WORKERS=0
 PYTEST_WORKERS ?= logical

@@ -28,7 +28,7 @@ for number in 0 1; do
 done
 for task in "${tasks[@]}"; do wait "$task" || exit $?; done
 """
-QUIET = ("--tracking.no-enabled", "--tracking.log-interval", "1")
+QUIET = ("--tracking.no-enabled", "--tracking.log-interval", "1", "--no-report")
 GATEWRIGHT = f'#!/usr/bin/env bash\nexec {shlex.quote(sys.executable)} -m gatewright "$@"\n'
 
 

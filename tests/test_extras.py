@@ -1,6 +1,6 @@
 import pytest
 
-from gatewright.extras import require
+from gatewright.extras import folder_of, require
 
 
 def test_require_imports_a_module_by_its_dotted_name():
@@ -13,6 +13,15 @@ def test_require_imports_a_module_by_its_dotted_name():
 def test_require_names_the_install_line(module):
     with pytest.raises(ImportError, match=rf"{module} is not installed .* pip install 'gatewright\[train\]'"):
         require(module, "train")
+
+
+def test_the_folder_of_a_package_is_found_without_importing_it(tmp_path, monkeypatch):
+    (tmp_path / "there_but_broken").mkdir()
+    (tmp_path / "there_but_broken" / "__init__.py").write_text("import not_a_module")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert folder_of("there_but_broken", "train") == tmp_path / "there_but_broken"
+    with pytest.raises(ImportError, match=r"not_a_module is not installed .* pip install 'gatewright\[train\]'"):
+        folder_of("not_a_module", "train")
 
 
 def test_require_does_not_blame_a_module_for_what_it_imports(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ LEVELS = [
     {"experts", "dispatch", "losses", "metrics"},
     {"routers"},
     {"layers", "reference"},
-    {"parallel", "settings", "surgery"},
+    {"atomic", "parallel", "settings", "surgery"},
     {"data", "models", "planner"},
     {"tasks"},
     {"train", "report"},

@@ -1,6 +1,6 @@
 import pytest
 
-from gatewright.names import known
+from gatewright.names import imported, known
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
@@ -16,3 +16,13 @@ def test_where_nothing_is_known_nothing_is_offered():
 def test_what_is_like_no_name_gets_no_offer():
     with pytest.raises(ValueError, match="No recipe is called 'xyz'\\. Known: digits, top\\."):
         known("xyz", ["digits", "top"], "recipe")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("nowhere:f", "No module named 'nowhere'"), ("json:f", "no attribute 'f'")]
+)
+def test_what_cannot_be_imported_is_said_with_what_to_do(name, reason):
+    with pytest.raises(
+        ValueError, match=rf"The task {name} cannot be imported: .*{reason}.*Put the folder .* on PYTHONPATH"
+    ):
+        imported(name, "task")

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from gatewright.cli import main
+from gatewright.train import train
+from tests.train.runs import text_config, write_text
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +25,17 @@ def trained(tmp_path_factory):
     flags = "--epochs 2 --tracking.no-enabled --tracking.log-interval 1"
     assert main(["train", "digits", "--output", str(folder), *flags.split()]) == 0
     return folder
+
+
+@pytest.fixture(scope="package")
+def text_run(tmp_path_factory):
+    """The result and the folder of a language model's run."""
+    folder = tmp_path_factory.mktemp("text")
+    for split in ("train", "test"):
+        (folder / "data" / split).mkdir(parents=True)
+        write_text(folder / "data" / split)
+    (folder / "data" / "test" / "text.txt").write_bytes(b"line 1 is 11\nline 2 is 13\n" * 9)
+    return train(text_config(folder / "run", folder / "data"))
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ SETTINGS = {
     "data": {"batch_size": 16, "augment": AugmentConfig(flip=True, translate=1, crop=0.8)},
 }
 FLAGS = """
---epochs 2 --tracking.no-enabled --tracking.log-interval 1 --optim.name sgd --optim.lr 0.02 --optim.ema-decay 0.9
+--epochs 1 --no-report --tracking.no-enabled --tracking.log-interval 1 --optim.name sgd --optim.lr 0.02
+--optim.ema-decay 0.9
 --data.batch-size 16 --data.augment.flip --data.augment.translate 1 --data.augment.crop 0.8
 """
 
@@ -41,19 +42,21 @@ def resume(sentence, folder):
 def test_stopped_by_sigterm_then_by_ctrl_c_and_resumed_as_told(tmp_path):
     output = tmp_path / "a run"
     process = start("train", "digits", "--output", "a run", *FLAGS.split(), folder=tmp_path)
-    sentence = stop(process, output, 30, signal.SIGTERM)
+    sentence = stop(process, output, 15, signal.SIGTERM)
     assert sentence.count("\n") == 1
     first = steps_of(output)[-1]
     assert f"Stopped in epoch 1 after {first} of its steps, and saved." in sentence
     assert load_checkpoint(newest_checkpoint(output / "checkpoints"))["position"]["step"] == first
 
-    sentence = stop(resume(sentence, tmp_path), output, first + 50, signal.SIGINT)
+    sentence = stop(resume(sentence, tmp_path), output, first + 15, signal.SIGINT)
     assert steps_of(output)[-1] > first
 
     status, printed, errors = finish(resume(sentence, tmp_path))
     assert (status, errors) == (0, "")
     assert "test accuracy" in printed
+    assert "The run is in a run, without a report\n" in printed
+    assert not list(output.glob("*.png"))
     assert steps_of(output) == list(range(1, len(steps_of(output)) + 1))  # each step made, and made once
 
-    _, whole = train(digits_config(tmp_path / "whole", epochs=2, **SETTINGS))
+    _, whole = train(digits_config(tmp_path / "whole", **SETTINGS))
     assert differences(final_state(output), final_state(whole)) == []

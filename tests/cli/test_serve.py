@@ -10,8 +10,8 @@ import pytest
 
 from gatewright.cli.serve import answered
 from gatewright.report.server import LARGEST, Server
-from gatewright.train import load_run, train
-from tests.train.runs import finish, start, text_config, write_text
+from gatewright.train import load_run
+from tests.train.runs import finish, start
 
 
 @contextmanager
@@ -58,10 +58,8 @@ def test_an_image_is_answered_as_predict_answers_it_and_what_is_none_by_a_senten
         assert ask(server, "POST", "/ask", image.read_bytes())[0] == 200  # It goes on after all of these.
 
 
-def test_a_text_is_gone_on_with(tmp_path):
-    (tmp_path / "data").mkdir()
-    _, run = train(text_config(tmp_path / "run", write_text(tmp_path / "data"), epochs=1))
-    with serving(run) as server:
+def test_a_text_is_gone_on_with(text_run):
+    with serving(text_run[1]) as server:
         assert "the model writes on" in ask(server, "GET", "/")[1]
         status, found = ask(server, "POST", "/ask", "line 1ü".encode())
         assert status == 200

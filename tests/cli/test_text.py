@@ -5,18 +5,7 @@ import shutil
 
 import pytest
 
-from gatewright.train import train
-from tests.train.runs import text_config, write_text
-
-
-@pytest.fixture(scope="module")
-def text_run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    for split in ("train", "test"):
-        (folder / "data" / split).mkdir(parents=True)
-        write_text(folder / "data" / split)
-    (folder / "data" / "test" / "text.txt").write_bytes(b"line 1 is 11\nline 2 is 13\n" * 9)
-    return train(text_config(folder / "run", folder / "data"))
+from tests.train.runs import write_text
 
 
 def test_predict_says_how_well_files_are_predicted(gatewright, text_run, tmp_path):

@@ -83,7 +83,8 @@ def test_figures_are_those_of_the_kept_runs(tmp_path):
     assert "6 runs with the seeds 0, 1, 2, on 2 cores of A, 1 thread; with torch 2, Python 3; 1 min 30 s" in page
     assert "commit abc." in page
     assert (tmp_path / "pages" / "width-cpu.png").stat().st_size > 10_000
-    assert "- [width](width.md): Does it pay?\n" in (tmp_path / "pages" / "README.md").read_text()
+    index = (tmp_path / "pages" / "README.md").read_text()
+    assert "## [width](width.md)\n\nDoes it pay?\n" in index
 
 
 def test_pairs_are_of_common_seeds_and_seconds_of_runs_side_by_side_are_left_out(tmp_path):

@@ -15,7 +15,7 @@ from tests.train.runs import environment, logged, wait_until
 
 FLAGS = (
     *("--processes", "2", "--parallel.ep-size", "2", "--checkpoint-every-steps", "5"),
-    *("--tracking.no-enabled", "--tracking.log-interval", "1"),
+    *("--tracking.no-enabled", "--tracking.log-interval", "1", "--no-report"),
 )
 GRACE = 1.5  # seconds after a kill in which the other process may still log its step
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in Linux's /proc")

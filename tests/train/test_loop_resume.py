@@ -1,5 +1,6 @@
 """A run in parts ends where the whole ends."""
 
+import shutil
 import signal
 from dataclasses import replace
 
@@ -40,12 +41,11 @@ def train_in_parts(config, *stops):
 
 
 def test_a_finished_run_that_is_resumed_only_concludes_again(finished, tmp_path):
-    config = digits_config(tmp_path / "run", data=FIVE_STEPS)
-    result, output = train(config)
-    before = final_state(output)
+    config, folder, result = finished
+    output = shutil.copytree(folder, tmp_path / "run")
     (output / "result.json").unlink()  # as if it had been stopped while it was evaluated
-    again, _ = train(config, resume=True)
-    assert differences(final_state(output), before) == []
+    again, _ = train(replace(config, output=str(output)), resume=True)
+    assert differences(final_state(output), final_state(folder)) == []
     assert again["confusion"] == result["confusion"]
 
 

@@ -46,3 +46,18 @@ def test_the_layout_of_memory_changes_nothing():
         assert filters.is_contiguous(memory_format=layout)
         found.append(filters.detach())
     assert_close(*found)
+
+
+def test_nothing_changes_where_a_gradient_was_not_finite():
+    """Neither the weights nor what is kept for the steps after it; so `GradScaler` may skip a step and go on."""
+    start = torch.randn(4, 5, 9)
+    weights, (first, after) = nn.Parameter(start.clone()), gradients((4, 5, 9), 2)
+    optimizer = Muon([{"params": [weights], "form": "stacked matrix"}], **SETTINGS)
+    optimizer.found_inf = torch.tensor(1.0)
+    take_steps(optimizer, [weights], [[torch.full_like(first, torch.inf)]])
+    assert torch.equal(weights, start)
+    optimizer.found_inf = torch.tensor(0.0)
+    take_steps(optimizer, [weights], [[after]])
+    undisturbed = nn.Parameter(start.clone())
+    take_steps(Muon([{"params": [undisturbed], "form": "stacked matrix"}], **SETTINGS), [undisturbed], [[after]])
+    assert torch.equal(weights, undisturbed)

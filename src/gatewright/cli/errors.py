@@ -1,7 +1,6 @@
 """The library's errors in the words of the command line: the fields that they name become flags."""
 
 import re
-from collections.abc import Collection
 
 from gatewright.cli.change import CHANGES, change_flags
 from gatewright.cli.flags import flags_of, turn_off
@@ -12,9 +11,9 @@ FIELD = re.compile(r"`([a-z_]+(?:\.[a-z_]+)*)(?:=([^`]*))?`")
 """A field, or a field with a value to give it, as the library writes them: `optim.lr`, `model.layer="gatewright"`."""
 
 
-def in_flags(sentence: str, flags: Collection[str] | None = None) -> str:
-    """Write the fields that a sentence names in backquotes as flags, by default as those of all commands."""
-    known = every_flag() if flags is None else flags
+def in_flags(sentence: str) -> str:
+    """Write the fields that a sentence names in backquotes as flags."""
+    known = every_flag()
 
     def flag(found: re.Match[str]) -> str:
         name, value = f"--{found[1].replace('_', '-')}", (found[2] or "").strip("\"'")

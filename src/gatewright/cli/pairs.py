@@ -27,7 +27,7 @@ def mapping_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | Non
     )
 
 
-def read_mapping(words: list[str], annotation: Any, *, optional: bool = False) -> dict[str, Any] | None:
+def read_mapping(words: list[str], annotation: Any, *, optional: bool) -> dict[str, Any] | None:
     """Read names and values that alternate."""
     if optional and [WORDS.get(word.lower(), word) for word in words] == [None]:
         return None

@@ -2,19 +2,18 @@
 
 import os
 import sys
+import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from gatewright.cli.flags import flags_of, parse, refuse_unknown_flags
 from gatewright.cli.train import parse_train
 from gatewright.data import BatchConfig
 from gatewright.names import known
 from gatewright.recipes import recipe_named
-from gatewright.report import plain_table
 from gatewright.report.facts import count
 from gatewright.studies import STUDIES, Arm, Study, Tier, study_named
 from gatewright.studies.grid import Grid
@@ -28,6 +27,7 @@ from gatewright.train.folder import check_output
 from gatewright.train.validate import check_upcycling, validate
 
 HUB = "Hugging Face hub"
+LINE = 100
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,12 @@ def study_command(words: list[str]) -> int:
 
 def list_studies() -> None:
     """Print every study with its question, and how long its tiers take."""
-    rows = [
-        (name, study.question, "\n".join(f"{tier}: {each.about}" for tier, each in study.tiers.items()))
-        for name, study in STUDIES.items()
-    ]
-    Console(markup=False).print(plain_table("", ["gatewright study NAME", "question", "--budget"], rows))
+    for name, study in STUDIES.items():
+        print(f"gatewright study {name}")
+        print(textwrap.fill(study.question, LINE, initial_indent="    ", subsequent_indent="    "))
+        for tier, each in study.tiers.items():
+            print(f"    --budget {tier:<9} {each.about}")
+        print()
 
 
 def _run(study: Study, arguments: StudyArguments) -> list[PlannedRun]:

@@ -18,7 +18,7 @@ from gatewright.report import result_table, write_all
 from gatewright.report.facts import class_names_of, item_of
 from gatewright.train import RunConfig, launch, load_config, needs_launch, preview, program, train, was_restarted
 
-SWITCHES = ("--resume", "--no-resume", "--dry-run", "--no-dry-run")
+SWITCHES = ("--resume", "--no-resume", "--dry-run", "--no-dry-run", "--report", "--no-report")
 USAGE = """\
 usage: gatewright train RECIPE [FLAG VALUE ...]
 
@@ -29,6 +29,7 @@ Every setting of a recipe is a flag, and gatewright train RECIPE --help lists th
   --optim.lr 1e-3 --data.batch-size 64       the training
   --resume --output runs/mine                go on with a run that was stopped
   --dry-run                                  check everything, and print what would be trained
+  --no-report                                leave out the pictures and the page; gatewright report makes them later
 
 recipes: {}
 gatewright list says what each of them is, and what the flags can choose.
@@ -57,11 +58,13 @@ class TrainArguments:
         run: The run's settings.
         resume: Go on with the run in --output from its newest checkpoint, with the settings that it has.
         dry_run: Check everything, print the settings and what would be trained, and train nothing.
+        report: Draw the pictures and write the page when the run ends; gatewright report makes them at any later time.
     """
 
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
     resume: bool = False
     dry_run: bool = False
+    report: bool = True
 
 
 def train_command(words: list[str]) -> None:
@@ -80,14 +83,16 @@ def train_command(words: list[str]) -> None:
         launch(arguments.run, words, resume=arguments.resume)
         return
     resume = arguments.resume or was_restarted(Path(arguments.run.output or ""))
-    result, output = train(arguments.run, resume=resume, recipe=recipe, report=write_all)
+    report = write_all if arguments.report else None
+    result, output = train(arguments.run, resume=resume, recipe=recipe, report=report)
     if int(os.environ.get("RANK", 0)) > 0:
         return
     console = Console(markup=False)  # A name may hold brackets.
     print_experts(console, result["layers"], class_names_of(result), item_of(result))
     console.print(result_table(result))
     pictures = ", ".join(path.name for path in sorted(output.glob("*.png")))
-    console.print(f"\nThe run is in {output}: report.html, {pictures}", highlight=False, soft_wrap=True)
+    written = f": report.html, {pictures}" if report else ", without a report"
+    console.print(f"\nThe run is in {output}{written}", highlight=False, soft_wrap=True)
     print(f"{result['tracking']}\n{_next_commands(arguments.run, output)}")
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar, runtime_checkable
-from uuid import uuid4
 
 from torch import Tensor
 
+from gatewright.atomic import atomic_write
 from gatewright.extras import require
 
 FORMAT = 2  # raise it when the content of the files changes
@@ -95,15 +95,10 @@ def _read(kind: type[T], file: Path) -> T | None:
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor], strings: Mapping[str, str]) -> None:
-    # Written whole under another name first: no process ever sees half a file, even where locks do not work.
-    partial = file.with_name(f"{file.name}.{uuid4().hex}.partial")
-    try:
-        with _writing_to(file.parent):
-            save_file: Any = require("safetensors.torch", "train").save_file
-            save_file(dict(tensors), partial, metadata=dict(strings))
-            os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+    save_file: Any = require("safetensors.torch", "train").save_file
+    # No process ever sees half a file, even where locks do not work.
+    with _writing_to(file.parent), atomic_write(file) as partial:
+        save_file(dict(tensors), partial, metadata=dict(strings))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from gatewright.internals import (
     outside_transforms,
     without_transforms,
 )
-from gatewright.layers.checks import check_items, check_router
+from gatewright.layers.checks import NO_WEIGHT, check_items, check_router
 from gatewright.layers.untaken import REENTRANT, Mark, Untaken, refuse_untaken
 from gatewright.losses import Coefficients, by_name
 from gatewright.reset import reset_parts
@@ -28,11 +28,6 @@ from gatewright.routers import Router, Soft
 from gatewright.routing import Routing, real_only
 from gatewright.routing_sums import RoutingSums
 from gatewright.scope import BatchScope, Mask, noise_key
-
-NO_WEIGHT = (
-    "{name} has no {attribute}: every expert has its own. If torch.nn.TransformerEncoderLayer asks, whose fast path "
-    "reads it in evaluation, call torch.backends.mha.set_fastpath_enabled(False) first."
-)
 
 
 class RoutedLayer(nn.Module):

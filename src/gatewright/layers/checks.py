@@ -9,6 +9,10 @@ TRACED = (
     "torch.jit.trace would keep the routes of its example for ever, and give other inputs wrong outputs. Use "
     "torch.export.export, or torch.onnx.export(..., dynamo=True)."
 )
+NO_WEIGHT = (
+    "{name} has no {attribute}: every expert has its own. If torch.nn.TransformerEncoderLayer asks, whose fast path "
+    "reads it in evaluation, call torch.backends.mha.set_fastpath_enabled(False) first."
+)
 
 
 def check_items(x: Tensor, mask: Tensor | None, item_shape: Shape, layer: str) -> None:

@@ -3,12 +3,11 @@
 A variant is `dataclasses.replace`, and one of another length `with_epochs`.
 """
 
-import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from gatewright.names import known
+from gatewright.names import imported, known
 from gatewright.recipes.cifar10_cnn import cifar10_cnn, cifar10_cnn_dense
 from gatewright.recipes.cifar10_fast import cifar10_fast, cifar10_fast_dense, cifar10_rotate, cifar10_rotate_dense
 from gatewright.recipes.cifar10_resnets import (
@@ -57,12 +56,7 @@ def recipe_named(name: str) -> RunConfig:
     """
     if ":" not in name:
         return RECIPES[known(name, RECIPES, "recipe")]()
-    try:
-        config = pkgutil.resolve_name(name)()
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"The recipe {name} cannot be imported: {error}. Put the folder of its module on PYTHONPATH."
-        ) from error
+    config = imported(name, "recipe")()
     if not isinstance(config, RunConfig):
         raise ValueError(f"A recipe is a function that returns a RunConfig; {name} returned {type(config).__name__}.")
     return replace(config, recipe=name)  # by which a run is told how to go on

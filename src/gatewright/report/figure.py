@@ -4,7 +4,6 @@ Figures are made without pyplot: nothing global is touched, so they can be drawn
 """
 
 import io
-import os
 import re
 from collections.abc import Sequence
 from html import escape
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from gatewright.atomic import atomic_write
 from gatewright.extras import require
 
 if TYPE_CHECKING:
@@ -144,7 +144,6 @@ def _themed(colour: str) -> str:
 def save(figure: "Figure", path: Path) -> Path:
     """Write a PNG that is either complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    with atomic_write(path) as partial:
+        figure.savefig(partial, format="png")
     return path

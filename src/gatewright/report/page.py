@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gatewright.atomic import atomic_write
 from gatewright.extras import require
 from gatewright.report.curves import Curves, draw_load, draw_panel, load_curves, panels, read_metrics
 from gatewright.report.facts import (
@@ -42,9 +43,9 @@ def write_report(output: Path) -> Path:
     result = json.loads((output / "result.json").read_text(encoding="utf-8"))
     metrics = output / "metrics.jsonl"
     page = _render(result, read_metrics(metrics) if metrics.is_file() else {})
-    path, partial_path = output / "report.html", output / ".report.html"
-    partial_path.write_text(page, encoding="utf-8")
-    partial_path.replace(path)
+    path = output / "report.html"
+    with atomic_write(path) as partial_page:
+        partial_page.write_text(page, encoding="utf-8")
     return path
 
 

@@ -1,20 +1,20 @@
 """Studies: questions about mixtures of experts, and the runs that answer them, each in a file that says both."""
 
-import pkgutil
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from gatewright.names import known
+from gatewright.names import imported, known
 from gatewright.studies.balance import BALANCE
 from gatewright.studies.experts import EXPERTS
 from gatewright.studies.images import IMAGES
 from gatewright.studies.language import LANGUAGE
 from gatewright.studies.repair import REPAIR
 from gatewright.studies.routers import ROUTERS
+from gatewright.studies.speedrun import SPEEDRUN
 from gatewright.studies.study import Arm, Study, Tier
 
 STUDIES: Mapping[str, Study] = MappingProxyType(
-    {study.name: study for study in (BALANCE, EXPERTS, IMAGES, LANGUAGE, REPAIR, ROUTERS)}
+    {study.name: study for study in (BALANCE, EXPERTS, IMAGES, LANGUAGE, REPAIR, ROUTERS, SPEEDRUN)}
 )
 """Every study by name."""
 
@@ -27,12 +27,7 @@ def study_named(name: str) -> Study:
     """
     if ":" not in name:
         return STUDIES[known(name, STUDIES, "study")]
-    try:
-        study = pkgutil.resolve_name(name)()
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"The study {name} cannot be imported: {error}. Put the folder of its module on PYTHONPATH."
-        ) from error
+    study = imported(name, "study")()
     if not isinstance(study, Study):
         raise ValueError(f"A study is a function that returns a Study; {name} returned {type(study).__name__}.")
     return study
@@ -45,6 +40,7 @@ __all__ = [
     "LANGUAGE",
     "REPAIR",
     "ROUTERS",
+    "SPEEDRUN",
     "STUDIES",
     "Arm",
     "Study",

@@ -5,8 +5,19 @@ from gatewright.studies.study import Arm, Study, Tier
 RECIPE = "python-lm"
 NUMBERS = (4, 8, 16, 32, 64, 128, 256)
 
+ANSWER = """\
+At equal operations more experts are better up to 128 of them: the test figure falls from 2.25 bits per byte to 2.01, by
+10.6 %, and the held-out figure by more than 11 %. With 256 the gates and their operations cost more than the experts
+bring. Even two experts that both work on every byte, weighed by the gate, are 1.3 % better than one of their size
+together.
+
+Load is less even the more experts there are: with 32 the busiest has 4 times the mean, with 256 up to 30 times, and the
+balance loss of 0.01 is too weak for so many. One seed was run, of a small model (two layers, 96 wide) for three epochs;
+seconds were not compared."""
+
 EXPERTS = Study(
     name="experts",
+    answer=ANSWER,
     question=(
         "What do more experts bring, and what do they cost, where the operations for a byte stay the same? Two experts "
         "work on a byte in each layer, each half as wide as the feed-forward of the dense twin."

@@ -12,7 +12,7 @@ from gatewright.train import RunConfig, load_config
 from gatewright.train.config_file import settings_of
 from gatewright.train.result import write_json
 
-BULKY = ("class_by_expert", "tokens_per_class", "spans")
+BULKY = ("class_by_expert", "tokens_per_class", "spans", "profiles", "alike")
 """What a result says of a layer and no page of a study does: pages of numbers."""
 
 

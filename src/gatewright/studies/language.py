@@ -144,6 +144,11 @@ LANGUAGE = Study(
             seeds=(0, 1, 2),
             arms=("dense", "learned"),
         ),
+        "cpu-time": Tier(
+            about="half an hour of two CPU cores",
+            arms=("dense", "learned", "gated-hash"),
+            alone=True,
+        ),
         "gpu": Tier(
             about="eight minutes of one H200, with --jobs 15",
             flags={RECIPE: LONG},

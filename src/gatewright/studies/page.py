@@ -13,6 +13,7 @@ from gatewright.report.facts import count, duration, item_of
 from gatewright.studies.study import Study
 
 Table = list[tuple[str, ...]]
+ANSWER = "**Answer.**"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def write_page(study: Study, results: Path, pages: Path) -> Path:
         raise FileNotFoundError(f"No run of {study.name} is kept in {results}. Run: gatewright study {study.name}.")
     pages.mkdir(parents=True, exist_ok=True)
     parts = [f"# {study.name}", study.question]
-    parts += [f"**Answer.** {study.answer}"] if study.answer else []
+    parts += [f"{ANSWER} {study.answer}"] if study.answer else []
     parts += [part for tier in tiers for part in _section(tier, pages)]
     path = pages / f"{study.name}.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -84,13 +85,14 @@ def write_page(study: Study, results: Path, pages: Path) -> Path:
 
 
 def _write_index(pages: Path) -> None:
-    """Link every page, with what it asks."""
-    lines = ["# What the studies found", ""]
+    """Link every page, with what it asks and the first paragraph of its answer."""
+    parts = ["# What the studies found"]
     for page in sorted(pages.glob("*.md")):
         if page.name != "README.md":
-            title, _, question, *_ = page.read_text(encoding="utf-8").splitlines()
-            lines.append(f"- [{title.removeprefix('# ')}]({page.name}): {question}")
-    (pages / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            title, question, after, *_ = page.read_text(encoding="utf-8").split("\n\n")
+            parts += [f"## [{title.removeprefix('# ')}]({page.name})", question]
+            parts += [after] if after.startswith(ANSWER) else []
+    (pages / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def _section(results: TierResults, pages: Path) -> Iterator[str]:

@@ -1,8 +1,6 @@
 """What a model is trained for: a task builds the model for its data, and makes a loss and an evaluation of batches."""
 
-import pkgutil
-
-from gatewright.names import known
+from gatewright.names import imported, known
 from gatewright.tasks.base import Batch, DataSplit, Forward, Splits, Task
 from gatewright.tasks.classification import Classification, ClassificationEvaluation, mirrored_too
 from gatewright.tasks.decision import EXACT, FROM_HERE, ROUNDING, Change, Decision, Rule, refused
@@ -22,12 +20,7 @@ def task_named(name: str) -> Task:
     """
     if ":" not in name:
         return TASKS[known(name, TASKS, "task")]
-    try:
-        found = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"The task {name} cannot be imported: {error}. Put the folder of its module on PYTHONPATH."
-        ) from error
+    found = imported(name, "task")
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise ValueError(f"A task is named as module:Class, of a class that is a gatewright.tasks.Task; got {name!r}.")
     return found()

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gatewright.models import MixtureConfig
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -32,12 +34,14 @@ class Change:
         now: The setting's value from here on.
         epoch: Epochs that are complete.
         step: Optimizer steps made in the next one.
+        model: The settings of the model from here on.
     """
 
     before: Any
     now: Any
     epoch: int
     step: int
+    model: MixtureConfig
 
 
 Rule = Decision | Callable[[Change], Decision]

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -30,7 +29,6 @@ from gatewright.data import (
 from gatewright.layers.base import moe_layers
 from gatewright.models import TransformerConfig
 from gatewright.tasks.base import Batch, Task
-from gatewright.tasks.decision import refused
 from gatewright.tasks.evaluation import Evaluation, LayerUse
 from gatewright.tasks.spans import expert_spans
 
@@ -71,13 +69,6 @@ class LanguageModel(Task):
     item: ClassVar[str] = "byte"
     models = (TransformerConfig,)
     data = TextConfig
-    decisions = MappingProxyType(
-        {
-            "model.top_k": refused(
-                "an expert's hidden layer is `model.ffn` / `model.top_k` wide, which decides its weights"
-            )
-        }
-    )
 
     def check_data(self, data: TextConfig) -> None:
         """Refuse a file or folder that is not there."""

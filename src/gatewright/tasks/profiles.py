@@ -16,7 +16,7 @@ from gatewright.layers import MoE
 from gatewright.layers.base import RoutedLayer, moe_layers
 from gatewright.routing import Routing
 
-NUM_IMAGES = 1000
+NUM_IMAGES, BATCH_SIZE = 1000, 250
 """Images that experts are looked at with: the first of the test set."""
 NUM_EXAMPLES, NUM_MISTAKES, NUM_ALIKE = 6, 3, 128
 FAR_BELOW = -1e4
@@ -24,7 +24,7 @@ FAR_BELOW = -1e4
 
 
 @torch.inference_mode()
-def expert_profiles(model: nn.Module, images: ImageSet, batch_size: int = 250) -> dict[str, dict[str, Any]]:
+def expert_profiles(model: nn.Module, images: ImageSet) -> dict[str, dict[str, Any]]:
     """Look at the experts of every layer on the first images of a set, in evaluation mode.
 
     An image is an expert's own where it has the largest weight of all experts, summed over the image's tokens.
@@ -44,14 +44,14 @@ def expert_profiles(model: nn.Module, images: ImageSet, batch_size: int = 250) -
     model.eval()
     inputs, hooks = _see_inputs(layers)
     try:
-        predicted, weights = _run(model, part, batch_size)
+        predicted, weights = _run(model, part)
     finally:
         for hook in hooks:
             hook.remove()
     found = {}
     for name, weight in weights.items():
         experts = range(weight.shape[1])
-        without = [_accuracy_without(model, layers[name], expert, part, batch_size) for expert in experts]
+        without = [_accuracy_without(model, layers[name], expert, part) for expert in experts]
         found[name] = {
             "of": len(part),
             "confidence": float(weight.amax(1).mean()),
@@ -78,13 +78,11 @@ def _see_inputs(layers: dict[str, RoutedLayer]) -> tuple[dict[str, Tensor], list
     return inputs, [layer.register_forward_pre_hook(keep(name)) for name, layer in layers.items()]
 
 
-def _run(
-    model: nn.Module, part: ImageSet, batch_size: int
-) -> tuple[Int[Tensor, " images"], dict[str, Float[Tensor, "images experts"]]]:
+def _run(model: nn.Module, part: ImageSet) -> tuple[Int[Tensor, " images"], dict[str, Float[Tensor, "images experts"]]]:
     """Return the class that each image is taken for, and by layer the weight of each expert for each image."""
     device, predicted = next(model.parameters()).device, []
     weights: dict[str, list[Tensor]] = {}
-    for images, _ in evaluation_batches(part, batch_size):
+    for images, _ in evaluation_batches(part, BATCH_SIZE):
         predicted.append(model(images.to(device)).argmax(-1).cpu())
         for name, layer in moe_layers(model):
             if layer.routing is not None:
@@ -122,16 +120,14 @@ def _profile(part: ImageSet, predicted: Tensor, weight: Tensor, own: Tensor) -> 
     }
 
 
-def _accuracy_without(
-    model: nn.Module, layer: RoutedLayer, expert: int, part: ImageSet, batch_size: int
-) -> float | None:
+def _accuracy_without(model: nn.Module, layer: RoutedLayer, expert: int, part: ImageSet) -> float | None:
     """Return the accuracy where no token chooses an expert; None where the router has no logit for each expert."""
     router: Any = layer.router
     gate = getattr(router, "gate", None)
     if not isinstance(gate, nn.Linear) or gate.out_features != router.num_experts:
         return None
     with _switched_off(gate, expert):
-        predicted, _ = _run(model, part, batch_size)
+        predicted, _ = _run(model, part)
     return float((predicted == part.labels).float().mean())
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from gatewright.atomic import atomic_write
 from gatewright.extras import require
 from gatewright.models import MixtureConfig
 from gatewright.names import hint
@@ -18,9 +19,8 @@ TAG = "network"  # the key that names a model's class
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Write a config as YAML, into a file that is either complete or as it was."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(config_text(config), encoding="utf-8")
-    partial.replace(path)
+    with atomic_write(path) as partial:
+        partial.write_text(config_text(config), encoding="utf-8")
 
 
 def config_text(config: RunConfig) -> str:

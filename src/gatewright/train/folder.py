@@ -75,7 +75,7 @@ def own_folder(config: RunConfig, resume: bool, strategy: Strategy = ALONE) -> I
         yield output
 
 
-def new_folder(config: RunConfig, strategy: Strategy = ALONE) -> Path:
+def new_folder(config: RunConfig, strategy: Strategy) -> Path:
     """Make a folder of the run's own, named after the moment by the latest of its processes' clocks."""
     now = str(largest(strategy, int(f"{datetime.now():%Y%m%d%H%M%S}")))
     name = f"{RUNS}/{config.recipe.replace(':', '-')}-{now[:8]}-{now[8:]}"
@@ -124,7 +124,7 @@ def resume_command(config: RunConfig, output: Path) -> str:
     return f"{program()} train {config.recipe} --output {shlex.quote(str(output))} --resume"
 
 
-def agreed_state(output: Path, strategy: Strategy = ALONE) -> dict[str, Any] | None:
+def agreed_state(output: Path, strategy: Strategy) -> dict[str, Any] | None:
     """Read the newest checkpoint that is intact; None where the run stopped before its first one, and so begins again.
 
     Newer ones that are damaged are named, and set aside under another name.

@@ -50,22 +50,28 @@ class Muon(Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Change every parameter that has a gradient; none where `found_inf` is set, as in torch's fused optimizers."""
+        failed = getattr(self, "found_inf", None)
+        if failed is not None and failed.is_cpu:  # It can be read; of another device nobody waits to hear.
+            if failed.item():
+                return
+            failed = None
         for group in self.param_groups:
             if parameters := [parameter for parameter in group["params"] if parameter.grad is not None]:
-                self._update(parameters, group)
+                self._update(parameters, group, failed)
 
-    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def _update(self, parameters: list[Tensor], group: dict[str, Any], failed: Tensor | None) -> None:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         momentum, rate, form = group["momentum"], group["lr"], group["form"]
         averages = [self._average(parameter) for parameter in parameters]
         torch._foreach_lerp_(averages, gradients, 1 - momentum)
         matrices = [FORMS[form](each) for each in torch._foreach_lerp(gradients, averages, momentum)]
-        torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+        decay = rate * group["weight_decay"]
+        torch._foreach_mul_(parameters, 1 - (decay if failed is None else decay * (failed == 0)))
         for parameter, update in zip(parameters, all_orthogonal(matrices), strict=True):
             outputs, inputs = update.shape[1:]
             update = update.mT if form == "stacked matrix" else update
-            if (found_inf := getattr(self, "found_inf", None)) is not None:
-                update = update.masked_fill(found_inf > 0, 0.0)
+            if failed is not None:
+                update = update.masked_fill(failed > 0, 0.0)
             parameter.add_(update.reshape(parameter.shape), alpha=-rate * math.sqrt(max(1, outputs / inputs)))
 
     def _average(self, parameter: Tensor) -> Tensor:
@@ -79,10 +85,10 @@ class Muon(Optimizer):
 def all_orthogonal(stacks: Sequence[Tensor]) -> list[Tensor]:
     """Make the matrices of several stacks orthogonal, all of one shape at once: few large products are fast."""
     found: list[Tensor] = list(stacks)
-    shapes = [(stack.shape[1:], stack.dtype, stack.device) for stack in stacks]
+    shapes = [(stack.shape[1:], _computed_in(stack.dtype), stack.device) for stack in stacks]
     for shape in dict.fromkeys(shapes):
         places = [place for place, other in enumerate(shapes) if other == shape]
-        updates = orthogonal(torch.cat([stacks[place] for place in places]))
+        updates = orthogonal(torch.cat([stacks[place].to(shape[1]) for place in places]))
         for place, update in zip(places, updates.split([len(stacks[place]) for place in places]), strict=True):
             found[place] = update
     return found
@@ -95,9 +101,13 @@ def orthogonal(matrices: Float[Tensor, "stack rows columns"]) -> Float[Tensor, "
     """
     tall = matrices.shape[1] > matrices.shape[2]
     wide = matrices.mT if tall else matrices
-    wide = wide if wide.dtype == torch.float64 else wide.bfloat16()
+    wide = wide.to(_computed_in(wide.dtype))
     wide = wide / torch.linalg.matrix_norm(wide, keepdim=True).clamp(min=EPSILON)  # no singular value is above 1
     for _ in range(ITERATIONS):
         gram = wide @ wide.mT
         wide = torch.baddbmm(wide, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), wide, beta=A)
     return wide.mT if tall else wide
+
+
+def _computed_in(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.float64 else torch.bfloat16

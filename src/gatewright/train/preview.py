@@ -19,7 +19,7 @@ from gatewright.train.validate import check_start, tell_changes, validate
 
 
 def announcement(
-    config: RunConfig, splits: Splits, output: Path, *, device: torch.device, steps_per_epoch: int, done: int = 0
+    config: RunConfig, splits: Splits, output: Path, *, device: torch.device, steps_per_epoch: int, done: int
 ) -> str:
     """Say in two lines what is trained, on what and where to; `done` steps were made before this began."""
     task = task_named(config.task)

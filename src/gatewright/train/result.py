@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gatewright import metrics
+from gatewright.atomic import atomic_write
 from gatewright.experts import GroupedFeedForward
 from gatewright.layers.base import RoutedLayer, moe_layers
 from gatewright.planner.measure import flop_counter
@@ -162,9 +163,9 @@ def hardware(device: torch.device) -> dict[str, str | int]:
 
 def write_json(content: Mapping[str, Any], path: Path) -> None:
     """Write a file that is either complete or absent."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    text = json.dumps(content, indent=2) + "\n"
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _processor() -> str:

@@ -139,7 +139,7 @@ def check_upcycling(config: RunConfig, epoch: int) -> None:
         )
 
 
-def tell_changes(config: RunConfig, saved: Mapping[str, Any], *, quiet: bool = False) -> list[str]:
+def tell_changes(config: RunConfig, saved: Mapping[str, Any], *, quiet: bool) -> list[str]:
     """Say which settings are not those that a run was trained with so far, unless it is quiet, and return that."""
     check_upcycling(config, saved["position"]["epoch"])
     said = check_changes(config, saved)

@@ -232,7 +232,7 @@ def test_what_cannot_go_on_says_why(ranks, tmp_path, refused):
 @pytest.mark.slow
 def test_deepspeeds_launcher_trains_and_one_process_goes_on(tmp_path):
     """Two processes by the launcher, which appends --local_rank, from another folder; then one more epoch by one."""
-    flags = "--tracking.no-enabled --engine deepspeed --device cpu --output run"
+    flags = "--no-report --tracking.no-enabled --engine deepspeed --device cpu --output run"
     settings = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     launcher = Path(sys.executable).with_name("deepspeed")
     words = f"--num_gpus 2 --module gatewright train digits --epochs 1 --parallel.ep-size 2 {flags}"

@@ -91,6 +91,18 @@ def test_what_changes_the_rest_of_it_is_said(changes, sentences):
     assert all(re.search(pattern, sentence) for pattern, sentence in found)
 
 
+def test_another_number_of_experts_per_token_is_refused_where_it_decides_how_wide_they_are():
+    """And not where they are copies of a dense layer, whose width they have."""
+    vit = RECIPES["cifar10-vit"]()
+    other = replace(vit, model=replace(vit.model, top_k=4))
+    with pytest.raises(ValueError, match=r"model.top_k was 2 and is 4, but an expert's hidden layer is `model.ffn` / "):
+        check_changes(other, saved(vit))
+    copies = {"experts": "modules", "upcycle_epoch": 1}
+    vit, other = (replace(config, model=replace(config.model, **copies)) for config in (vit, other))
+    (sentence,) = check_changes(other, saved(vit))
+    assert sentence.startswith("model.top_k was 2 until")
+
+
 def test_nothing_is_said_of_an_int_for_a_float_or_of_a_setting_that_is_new():
     older = saved(replace(DIGITS, optim=replace(DIGITS.optim, warmup_epochs=1)))
     del older["config"]["compile"]

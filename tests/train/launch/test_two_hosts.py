@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 TIMEOUT = 20
 FLAGS = ("--epochs", 2, "--parallel.ep-size", 2, "--parallel.timeout", TIMEOUT, "--checkpoint-every-steps", 5)
 LOST = "lost the others after step"
-QUIET = ("--tracking.no-enabled", "--tracking.log-interval", 1)
+QUIET = ("--tracking.no-enabled", "--tracking.log-interval", 1, "--no-report")
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_host_that_is_cut_off_is_reported_on_both_sides_and_the_run_goes_on_wh
     saved = int(newest_checkpoint(output / "checkpoints").stem.removeprefix("step-"))
     assert len(made) - saved < 5
     hosts.mend()
-    resumed = start_both(hosts, tmp_path, 29401, "--resume")
+    resumed = start_both(hosts, tmp_path, 29401, "--resume", "--no-report")
     assert [process.wait(300) for process, _ in resumed] == [0, 0], resumed[0][1].read_text()
     assert steps_of(output) == [*made, *range(saved + 1, 43)]
     assert (output / "result.json").is_file()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from gatewright.atomic import atomic_write
 from gatewright.extras import require
 from gatewright.train.config import RunConfig
 from gatewright.train.config_file import config_text, read_config
@@ -26,12 +27,8 @@ def save_export(trained: "Trained", path: Path) -> None:
     }
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in trained.model.state_dict().items()}
     content = require("safetensors.torch", "train").save(tensors, header)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
+    with atomic_write(path) as partial:
         partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def public_config(config: RunConfig) -> RunConfig:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gatewright.atomic import atomic_write
 from gatewright.extras import require
 from gatewright.parallel import Rows, merge_states
 
@@ -144,20 +145,13 @@ def _write(state: dict[str, Any], path: Path, checksums: Sequence[str] = ()) -> 
     tensors: dict[str, Tensor] = {}
     text, parts = json.dumps(_pack(state, "", tensors)), json.dumps(checksums) if checksums else ""
     header = {"format": FORMAT, "state": text, "checksum": "0" * 8} | ({"parts": parts} if parts else {})
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(_head(header, tensors))
-            header["checksum"] = _checksum(parts + text, tensors, file.write)
-            file.seek(0)
-            file.write(_head(header, tensors))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as partial, partial.open("wb") as file:
+        file.write(_head(header, tensors))
+        header["checksum"] = _checksum(parts + text, tensors, file.write)
+        file.seek(0)
+        file.write(_head(header, tensors))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _head(header: dict[str, str], tensors: dict[str, Tensor]) -> bytes:

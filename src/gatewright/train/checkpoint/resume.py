@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gatewright.models.blocks import BlocksConfig
 from gatewright.tasks import EXACT, FROM_HERE, ROUNDING, Change, Decision, Rule, Task, refused, task_named
 from gatewright.train.config import OptimConfig, RunConfig
 from gatewright.train.config_file import settings_of
@@ -13,6 +14,12 @@ from gatewright.train.optim import rate_factor
 def _epochs(change: Change) -> Decision:
     begun = change.epoch + (change.step > 0)
     return FROM_HERE if change.now >= begun else refused(f"it has begun {begun} epochs, which cannot be taken back")
+
+
+def _top_k(change: Change) -> Decision:
+    if isinstance(change.model, BlocksConfig) and not change.model.upcycle_epoch:
+        return refused("an expert's hidden layer is `model.ffn` / `model.top_k` wide, which decides its weights")
+    return FROM_HERE
 
 
 def _upcycle_epoch(change: Change) -> Decision:
@@ -41,7 +48,7 @@ DECISIONS: Mapping[str, Rule] = {
     "task": refused("it decides what is learned"),
     "seed": refused("weights, order, augmentation and noise come of it, and the result bears it"),
     "epochs": _epochs,
-    "model.top_k": FROM_HERE,
+    "model.top_k": _top_k,
     "model.router_options": FROM_HERE,
     "model.expert_dropout": _on_or_off("a router that drops experts is another module than one that does not"),
     "model.backend": ROUNDING,
@@ -129,7 +136,7 @@ def changes_since(config: RunConfig, saved: Mapping[str, Any]) -> dict[str, Chan
     before, now = flat(saved["config"]), flat(settings_of(config))
     position = saved["position"]
     return {
-        name: Change(before[name], value, position["epoch"], position["step"])
+        name: Change(before[name], value, position["epoch"], position["step"], config.model)
         for name, value in now.items()
         if name in before and before[name] != value
     }

@@ -111,9 +111,9 @@ def how_to_go_on(config: RunConfig) -> str:
     return f"Stopped, and {saved}. Go on with: {resume_command(config, output)}"
 
 
-def was_restarted(output: Path, environment: Mapping[str, str] = os.environ) -> bool:
+def was_restarted(output: Path) -> bool:
     """Whether the launcher started this process again, with a run to go on with."""
-    return int(environment.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and (output / CONFIG).is_file()
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and (output / CONFIG).is_file()
 
 
 def first_failure(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:

@@ -120,7 +120,7 @@ class DDPStrategy(Strategy):
         run = expert_runs(count, self.world_size)[self.rank]
         return slice(run.start, run.stop)
 
-    def no_backward_sync(self, network: nn.Module, enabled: bool = True) -> contextlib.AbstractContextManager[object]:
+    def no_backward_sync(self, network: nn.Module, *, enabled: bool) -> contextlib.AbstractContextManager[object]:
         """Leave out DDP's all-reduce."""
         assert isinstance(network, DistributedDataParallel)
         return network.no_sync() if enabled else contextlib.nullcontext()

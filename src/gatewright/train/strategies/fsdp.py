@@ -38,7 +38,7 @@ class FSDPStrategy(DDPStrategy):
         return network
 
     @contextlib.contextmanager
-    def no_backward_sync(self, network: nn.Module, enabled: bool = True) -> Iterator[None]:
+    def no_backward_sync(self, network: nn.Module, *, enabled: bool) -> Iterator[None]:
         """Leave out FSDP's reduce-scatter."""
         model = network.network
         assert isinstance(model, FSDPModule)

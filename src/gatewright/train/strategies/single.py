@@ -56,7 +56,7 @@ class Strategy:
         """Return which items of a global batch are this process's."""
         return slice(0, count)
 
-    def no_backward_sync(self, network: nn.Module, enabled: bool = True) -> contextlib.AbstractContextManager[object]:
+    def no_backward_sync(self, network: nn.Module, *, enabled: bool) -> contextlib.AbstractContextManager[object]:
         """Leave out the all-reduce of gradients in what `setup` returned, for all micro-batches but a step's last."""
         return contextlib.nullcontext()
 

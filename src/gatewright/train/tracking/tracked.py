@@ -3,8 +3,8 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from pkgutil import resolve_name
 
+from gatewright.names import imported
 from gatewright.train.config import RunConfig
 from gatewright.train.config_file import settings_of
 from gatewright.train.launch.signals import Interrupted
@@ -23,7 +23,7 @@ def start_tracking(config: TrackingConfig, *, output: Path, run_name: str, resum
     path = output / "metrics.jsonl"
     if not config.enabled:
         return JsonlTracker(path)
-    open_tracker = resolve_name(TRACKERS.get(config.name, config.name))
+    open_tracker = imported(TRACKERS.get(config.name, config.name), "tracker")
     tracker = open_tracker(config, output=output, run_name=run_name, resume_id=resume_id)
     return Trackers(JsonlTracker(path), tracker)
 
