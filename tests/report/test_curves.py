@@ -44,6 +44,11 @@ def test_losses_of_training_and_of_held_out_images_share_a_panel():
     assert axes.get_legend_handles_labels()[1] == ["training", "held out"]
 
 
+def test_steps_are_whole_where_there_are_few():
+    axes = drawn(draw_panel, "loss", {"train/task_loss": {20: 2.0}})
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
+
+
 def test_the_load_in_training_is_not_that_of_other_images():
     curves = {
         f"{split}/layers/moe/load/{index:02d}": {5: share}

@@ -33,7 +33,7 @@ class Page(HTMLParser):
         assert self.open_tags.pop() == tag
 
     def handle_data(self, data):
-        if self.open_tags[-1:] != ["style"]:
+        if self.open_tags[-1:] not in (["style"], ["script"]):
             self.texts.append(data.replace("\N{NO-BREAK SPACE}", " "))
 
 
@@ -106,6 +106,19 @@ def test_each_expert_has_its_images_and_what_is_known_of_it(run_folder, result):
     assert re.findall(r'src="([^"]*)"', source) == [picture]
     assert '<td style="--share: 0%">-20</td>' in source
     assert '<td style="--share: 30%">30</td>' in source
+
+
+def test_one_of_several_layers_is_chosen_by_a_script_without_which_all_are_there(run_folder, result):
+    layer = result["layers"]["net/moe & co"]
+    result["layers"] |= {"second": layer}
+    (run_folder / "result.json").write_text(json.dumps(result))
+    page = Page(write_report(run_folder).read_text())
+    assert "hidden" not in re.findall(r'<section class="layer"([^>]*)>', page.source)
+    assert page.source.count('<section class="layer">') == 2
+    assert '<label class="chooser" hidden>' in page.source  # until the script shows it
+    said = [text for text in page.texts if text.strip()]
+    place = said.index("Layer ")
+    assert said[place + 1 : place + 4] == ["net/moe & co", "second", "all 2 layers"]
 
 
 def test_of_many_classes_the_mistakes_are_listed(run_folder, result):

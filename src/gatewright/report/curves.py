@@ -103,6 +103,7 @@ def _draw_line(
     axes: "Axes", steps: Sequence[int], values: Sequence[float], colour: str, text: str, smoothed: bool
 ) -> None:
     """Draw a line under a name; of a noisy one also a smoothed line, over the raw one."""
+    axes.locator_params(axis="x", integer=True)  # There is no half of an optimizer step.
     if smoothed and len(steps) >= MIN_SMOOTHED:
         axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.35)
         axes.plot(steps, smooth(values), color=colour, linewidth=1.8, label=text or None)
