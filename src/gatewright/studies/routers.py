@@ -33,8 +33,20 @@ def _arms(what: str, recipe: str, routers: dict[str, str]) -> tuple[Arm, ...]:
     )
 
 
+ANSWER = """\
+On text every router beats the dense twin, by 2 to 6 %, and the order is that of the choice: fixed by a hash of the byte
+(2.12 and 2.13 bits per byte), plain top-k (2.13), product keys (2.15), the bias (2.16), noise (2.17), groups (2.18 and
+2.21). A hash is the least even of them, with 1.8 times the mean load for the busiest expert. Hierarchical has four
+experts of half the size for each byte, and so half the parameters.
+
+On these images no router beats the dense twin's 60.0 %: Shazeer's noisy top-k (59.8 %), Soft MoE (59.6 %) and product
+keys (59.6 %) come near it. Expert choice and Sinkhorn, which compare the images of a batch with each other in training
+and choose image by image in evaluation, are 5 points below. One seed was run for three and four epochs, so differences
+of 1 % on text, and of a point on images, say nothing."""
+
 ROUTERS = Study(
     name="routers",
+    answer=ANSWER,
     question=(
         "How do all routers do with the same eight experts and the same budget: quality, balance, drops, and the time "
         "of a step? On text are those that do not look at later bytes. Images have a mixture from the first step on, "
