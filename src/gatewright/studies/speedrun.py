@@ -1,4 +1,7 @@
-"""Accuracy against seconds on CIFAR-10: a mixture, its dense twin, and the network of the dense record."""
+"""Accuracy against seconds on CIFAR-10: a mixture, its dense twin, and the network of the dense record.
+
+The record is https://github.com/KellerJordan/cifar10-airbench.
+"""
 
 from gatewright.studies.study import Arm, Study, Tier
 
@@ -12,9 +15,9 @@ RECORD = "--model.widths 64 256 256"
 SPEEDRUN = Study(
     name="speedrun",
     question=(
-        "How many seconds does CIFAR-10 take to an accuracy? The dense record is airbench94 "
-        "(https://github.com/KellerJordan/cifar10-airbench); `record` has its widths, and the recipe cifar10-fast a "
-        "quarter to a half of them, in training of the same kind. Runs are made one at a time."
+        "How many seconds does CIFAR-10 take to an accuracy? The dense record is airbench94 by Keller Jordan; `record` "
+        "has its widths, and the recipe cifar10-fast a quarter to a half of them, in training of the same kind. Runs "
+        "are made one at a time."
     ),
     twin="dense",
     arms=(
