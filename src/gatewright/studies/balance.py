@@ -1,5 +1,6 @@
 """Shazeer's Table 6 on text of ours: what the balance losses do to the load, and to the quality."""
 
+from gatewright.studies.language import GLANCE, SMALL
 from gatewright.studies.study import Arm, Study, Tier
 
 RECIPE = "python-lm"
@@ -9,7 +10,7 @@ STRENGTHS = ("0.01", "0.1", "1.0")
 ANSWER = """\
 The paper's ordering comes out. Without a loss the busiest expert has 1.8 and 3.2 times the mean load in the two layers,
 and the model is worse than with any loss of 0.01 or 0.1, by up to 2 %. Which of these it is matters little, as in
-the paper. The load loss balances better than the importance loss of the same coefficient, and both together hardly
+the paper. With these coefficients the load loss balances better than the importance loss, and both together hardly
 better than it alone.
 
 Two things the paper does not say: with a coefficient of 1.0 the losses are 5 to 9 % worse than no loss at all, and
@@ -44,12 +45,12 @@ BALANCE = Study(
     tiers={
         "try": Tier(
             about="a minute of a CPU, to see it work",
-            flags={RECIPE: "--epochs 2 --data.epoch-batches 5 --model.num-layers 1 --data.holdout 0.001"},
+            flags={RECIPE: GLANCE},
             arms=("no-loss", "both-0.1"),
         ),
         "cpu": Tier(
             about="half an hour of two CPU cores",
-            flags={RECIPE: "--epochs 3 --model.num-layers 2 --model.dim 96 --model.num-heads 3"},
+            flags={RECIPE: SMALL},
             seeds=(0, 1, 2),
         ),
         "gpu": Tier(

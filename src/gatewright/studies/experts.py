@@ -1,5 +1,6 @@
 """1 to 256 experts, of which each byte has two."""
 
+from gatewright.studies.language import GLANCE, SMALL
 from gatewright.studies.study import Arm, Study, Tier
 
 RECIPE = "python-lm"
@@ -30,12 +31,12 @@ EXPERTS = Study(
     tiers={
         "try": Tier(
             about="a minute of a CPU, to see it work",
-            flags={RECIPE: "--epochs 2 --data.epoch-batches 5 --model.num-layers 1 --data.holdout 0.001"},
+            flags={RECIPE: GLANCE},
             arms=("1", "8"),
         ),
         "cpu": Tier(
             about="three quarters of an hour of two CPU cores",
-            flags={RECIPE: "--epochs 3 --model.num-layers 2 --model.dim 96 --model.num-heads 3"},
+            flags={RECIPE: SMALL},
             seeds=(0, 1, 2),
         ),
         "gpu": Tier(

@@ -3,6 +3,10 @@
 from gatewright.studies.study import Arm, Study, Tier
 
 RECIPE = "python-lm"
+GLANCE = "--epochs 2 --data.epoch-batches 5 --model.num-layers 1 --data.holdout 0.001"
+"""What makes runs of the recipe so short that one sees it work."""
+SMALL = "--epochs 3 --model.num-layers 2 --model.dim 96 --model.num-heads 3"
+"""What makes runs of the recipe so short that a CPU makes many."""
 LONG = "--epochs 12 --precision bfloat16"
 SLOW, QUICK = "--optim.lr 0.02", "--optim.lr 0.04"
 TUNED = {

@@ -1,5 +1,6 @@
 """Every router with the same experts and the same budget, on text and on images."""
 
+from gatewright.studies.language import GLANCE, SMALL
 from gatewright.studies.study import Arm, Study, Tier
 
 TEXT, IMAGES = "python-lm", "cifar10-cnn"
@@ -37,7 +38,7 @@ ANSWER = """\
 On text every router beats the dense twin, by 2 to 6 %, and the order is that of the choice: fixed by a hash of the byte
 (2.12 and 2.13 bits per byte), plain top-k (2.13), product keys (2.15), the bias (2.16), noise (2.17), groups (2.18 and
 2.21). A hash is the least even of them, with 1.8 times the mean load for the busiest expert. Hierarchical has four
-experts of half the size for each byte, and so half the parameters.
+experts of half the size for each byte, and so half the experts' parameters.
 
 On these images no router beats the dense twin's 60.0 %: Shazeer's noisy top-k (59.8 %), Soft MoE (59.6 %) and product
 keys (59.6 %) come near it. Expert choice and Sinkhorn, which compare the images of a batch with each other in training
@@ -58,7 +59,7 @@ ROUTERS = Study(
         "try": Tier(
             about="some minutes of a CPU, to see it work",
             flags={
-                TEXT: "--epochs 2 --data.epoch-batches 5 --model.num-layers 1 --data.holdout 0.001",
+                TEXT: GLANCE,
                 IMAGES: "--epochs 1 --model.upcycle-epoch 0",
             },
             arms=("text-dense", "text-hashed"),
@@ -66,7 +67,7 @@ ROUTERS = Study(
         "cpu": Tier(
             about="three quarters of an hour of two CPU cores",
             flags={
-                TEXT: "--epochs 3 --model.num-layers 2 --model.dim 96 --model.num-heads 3",
+                TEXT: SMALL,
                 IMAGES: "--epochs 4 --model.upcycle-epoch 0",
             },
             seeds=(0, 1, 2),
